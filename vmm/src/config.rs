@@ -1,0 +1,56 @@
+//! What a user asks for when they launch a VM.
+
+use std::path::PathBuf;
+
+/// A VM to launch: `vmm run`'s options.
+#[derive(Clone, Debug)]
+pub struct VmConfig {
+    /// A name for people; shown in status and logs.
+    pub name: String,
+    /// An ELF kernel with a PVH note.
+    pub kernel: PathBuf,
+    /// An initial RAM file system, given to the kernel as PVH module 0.
+    pub initramfs: Option<PathBuf>,
+    /// The kernel's command line.
+    pub cmdline: String,
+    /// RAM in bytes: a multiple of 2 MiB.
+    pub memory_bytes: u64,
+    /// Virtual CPUs.
+    pub cpus: u8,
+    /// Files put into RAM before the VM starts.
+    pub loads: Vec<Load>,
+    /// Where the serial port goes.
+    pub serial: Serial,
+    /// Which CPUID the guest sees.
+    pub cpu_template: CpuTemplate,
+}
+
+/// A file put into RAM as it is, as QEMU's loader device does it (`-device loader,file=,addr=,force-raw=on`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Load {
+    /// The file.
+    pub file: PathBuf,
+    /// The guest-physical address of its first byte.
+    pub addr: u64,
+}
+
+/// Where the 16550 serial port's output goes, and whence its input comes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Serial {
+    /// Standard input and output; a terminal is put into raw mode and restored.
+    Stdio,
+    /// Output appended to a file; no input.
+    File(PathBuf),
+    /// Neither.
+    Off,
+}
+
+/// A named CPUID filter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CpuTemplate {
+    /// All that this host's KVM supports.
+    Host,
+    /// The x86-64-v2 level and no more, so that a VM can move to any host of the last decade.
+    V2,
+}

@@ -1,0 +1,109 @@
+//! What a migration tells its operator: progress while it runs, a report at its end.
+
+use serde::{Deserialize, Serialize};
+
+/// Pages and bytes that one rung of the ladder gave.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rung {
+    /// Pages installed from it.
+    pub pages: u64,
+    /// Bytes of guest memory that it gave (pages × 4096).
+    pub bytes: u64,
+}
+
+/// Pages and bytes by rung, cheapest first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rungs {
+    /// All-zero pages: never sent.
+    pub zero: Rung,
+    /// Another frame of this VM held the same.
+    pub duplicate: Rung,
+    /// Already there from an earlier round.
+    pub in_place: Rung,
+    /// Memory and files on the destination's host.
+    pub host: Rung,
+    /// Other hosts of the destination's site.
+    pub site: Rung,
+    /// Literals from the source.
+    pub source: Rung,
+}
+
+/// How a migration ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The VM runs at the destination.
+    Completed,
+    /// The VM runs on at the source.
+    Aborted,
+    /// Commit was sent and not answered: the VM is paused at the source and may run at the destination.
+    InDoubt,
+}
+
+/// A migration's phase, as the source sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Connecting and agreeing on the machine.
+    Offering,
+    /// Rounds of names while the VM runs.
+    Precopy,
+    /// The VM is paused; the last dirty pages and the device state travel.
+    StopAndCopy,
+    /// Everything has been sent; waiting for the destination to say that it is ready.
+    Handover,
+    /// Commit has been sent; waiting for the destination to say that it runs.
+    Committing,
+    /// Ended.
+    Ended,
+}
+
+/// Progress of a running migration.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Where it is.
+    pub phase: Phase,
+    /// The current round; 0 walks all of RAM.
+    pub round: u32,
+    /// Pages of this round.
+    pub round_pages: u64,
+    /// Pages whose names have been sent in this round.
+    pub named_pages: u64,
+    /// What the destination has said about its pages so far.
+    pub rungs: Rungs,
+    /// Bytes sent and received on the WAN, all overhead from IP up included.
+    pub wan_tx_bytes: u64,
+    /// See `wan_tx_bytes`.
+    pub wan_rx_bytes: u64,
+    /// Since the start, milliseconds.
+    pub elapsed_ms: u64,
+}
+
+/// The report at the end.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Why, where it did not complete.
+    pub reason: Option<String>,
+    /// Both ends agreed on one root over all of RAM.
+    pub verified: bool,
+    /// Rounds, the last one included.
+    pub rounds: u32,
+    /// From the call to the destination's word that it runs, milliseconds.
+    pub total_ms: u64,
+    /// From the virtual CPUs' stop at the source to the destination's word that they run, as the source timed it, milliseconds.
+    pub downtime_ms: f64,
+    /// Pages and bytes by rung.
+    pub rungs: Rungs,
+    /// Bytes sent on the WAN by the source, IP and UDP headers included.
+    pub wan_tx_bytes: u64,
+    /// Bytes received on the WAN by the source, IP and UDP headers included.
+    pub wan_rx_bytes: u64,
+    /// What a plain migration with zero-page detection would have sent over the same rounds: 9 bytes a zero page, 4104 any other.
+    pub plain_bytes: u64,
+    /// Pages from the site whose bytes did not match the name asked for: dropped, never installed.
+    pub wrong_pages: u64,
+    /// Times that the site did not answer before its deadline and the source was asked instead.
+    pub site_timeouts: u64,
+}

@@ -1,0 +1,33 @@
+//! What a migration needs of the site that a host stands in.
+
+use page::{Domain, Page, ShortId};
+use tokio::sync::mpsc;
+
+/// Pages of the site. `dht`'s local client satisfies it; without a peer there is none and the ladder has fewer rungs.
+pub trait SitePages: Send + Sync + std::fmt::Debug {
+    /// The dedup domain of the site.
+    fn domain(&self) -> &Domain;
+    /// Asks for the pages of `ids`. The channel yields what is found, in any order, as it is found, unverified; it closes when
+    /// the site has nothing more. Dropping the receiver cancels.
+    fn resolve(&self, ids: Vec<ShortId>) -> mpsc::Receiver<SitePage>;
+}
+
+/// A page that the site says it has. Whoever installs it hashes it first.
+#[derive(Debug)]
+pub struct SitePage {
+    /// The id that was asked for.
+    pub id: ShortId,
+    /// Whether it came from this host's own memory and files, or from another host of the site.
+    pub rung: SiteRung,
+    /// What came: not yet hashed by this process.
+    pub bytes: Box<Page>,
+}
+
+/// Where in the site a page came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SiteRung {
+    /// This host.
+    Host,
+    /// Another host of the site.
+    Site,
+}
