@@ -41,10 +41,11 @@ pub enum Outcome {
 }
 
 /// A migration's phase, as the source sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
     /// Connecting and agreeing on the machine.
+    #[default]
     Offering,
     /// Rounds of names while the VM runs.
     Precopy,
@@ -54,12 +55,14 @@ pub enum Phase {
     Handover,
     /// Commit has been sent; waiting for the destination to say that it runs.
     Committing,
+    /// Commit was sent and the connection was lost: paused here, asking again until answered or resolved by the operator.
+    InDoubt,
     /// Ended.
     Ended,
 }
 
 /// Progress of a running migration.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
     /// Where it is.
     pub phase: Phase,
@@ -106,4 +109,45 @@ pub struct Report {
     pub wrong_pages: u64,
     /// Times that the site did not answer before its deadline and the source was asked instead.
     pub site_timeouts: u64,
+}
+
+/// What happens at an endpoint where a VM can arrive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IncomingPhase {
+    /// Nobody is sending.
+    #[default]
+    Listening,
+    /// A VM is arriving.
+    Receiving,
+    /// The VM is complete here and its source was lost before Commit: it stands still until the source comes back or the
+    /// operator resolves it.
+    Held,
+    /// The VM runs here.
+    Running,
+    /// The endpoint has been closed or has failed.
+    Closed,
+}
+
+/// The state of an endpoint where a VM can arrive.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct IncomingStatus {
+    /// Where it is.
+    pub phase: IncomingPhase,
+    /// The arriving VM's name.
+    pub name: Option<String>,
+    /// The source's address and key.
+    pub source: Option<String>,
+    /// The round that it is in.
+    pub round: u32,
+    /// Pages installed so far, by rung.
+    pub rungs: Rungs,
+    /// Bytes sent on the WAN by this end, IP and UDP headers included.
+    pub wan_tx_bytes: u64,
+    /// Bytes received on the WAN by this end.
+    pub wan_rx_bytes: u64,
+    /// Why the last attempt failed, if one did.
+    pub last_failure: Option<String>,
+    /// From the guest's last heartbeat at the source to its first here, milliseconds, by the two hosts' wall clocks.
+    pub guest_downtime_ms: Option<f64>,
 }
