@@ -1,0 +1,105 @@
+//! What a peer says about itself: `dht status`.
+
+use serde::{Deserialize, Serialize};
+
+/// A peer's state at one moment.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct SiteStatus {
+    /// The peer's libp2p identity.
+    pub peer_id: String,
+    /// Where it listens, in the form that `--join` takes.
+    pub listen: Vec<String>,
+    /// The public fingerprint of the dedup domain, in hex.
+    pub domain: String,
+    /// Whether all content of this peer is indexed and every owner of its names, as far as this peer knows the
+    /// site now, has acknowledged it.
+    pub ready: bool,
+    /// Other peers of the site.
+    pub peers: Vec<PeerStatus>,
+    /// Memories and files that this peer serves.
+    pub contents: Vec<ContentStatus>,
+    /// The index.
+    pub index: IndexStatus,
+    /// What has happened since the start.
+    pub counters: Counters,
+}
+
+/// Another peer, as seen from this one.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Its libp2p identity.
+    pub peer_id: String,
+    /// The address of the connection.
+    pub address: String,
+    /// Whether it takes part in the index now (connected and not skipped after a timeout).
+    pub answering: bool,
+    /// Whether it is avoided as a holder because it served wrong bytes.
+    pub avoided: bool,
+    /// Wrong pages that came from it.
+    pub wrong_pages: u64,
+}
+
+/// A registered memory or an added file.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ContentStatus {
+    /// The memory's name, or the file's path.
+    pub name: String,
+    /// `memory` or `file`.
+    pub kind: String,
+    /// Its pages, zero pages included.
+    pub pages: u64,
+    /// Pages that are in the index (zero pages and repetitions are not).
+    pub indexed_pages: u64,
+    /// Whether it has been read through once.
+    pub scanned: bool,
+    /// Whether every owner of its names has acknowledged them.
+    pub announced: bool,
+}
+
+/// The index, as this peer holds it.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct IndexStatus {
+    /// Distinct names that this host can serve.
+    pub host_names: u64,
+    /// Shards that this peer owns now.
+    pub shards_owned: u64,
+    /// Entries that it keeps for the shards it owns.
+    pub owner_entries: u64,
+    /// Bytes that those entries take.
+    pub owner_bytes: u64,
+}
+
+/// Counts since the start of the peer.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Counters {
+    /// Names that local processes asked for.
+    pub resolve_ids: u64,
+    /// Of those, found on this host.
+    pub host_hits: u64,
+    /// Of those, fetched from other hosts.
+    pub site_hits: u64,
+    /// Lookup requests sent to owners.
+    pub lookups_sent: u64,
+    /// Names in them.
+    pub lookup_ids_sent: u64,
+    /// Lookup requests answered as an owner.
+    pub lookups_answered: u64,
+    /// Names in them.
+    pub lookup_ids_answered: u64,
+    /// Names announced to owners.
+    pub announced_ids: u64,
+    /// Page requests sent to holders.
+    pub fetches_sent: u64,
+    /// Bytes of pages fetched from other hosts and verified.
+    pub bytes_fetched: u64,
+    /// Bytes of pages served to other hosts.
+    pub bytes_served: u64,
+    /// Pages asked of this host that it no longer held.
+    pub stale_misses: u64,
+    /// Pages that did not hash to the name they were asked by.
+    pub wrong_pages: u64,
+    /// Requests to other peers that ended in a timeout or an error.
+    pub failed_requests: u64,
+    /// Connections that failed before a peer was authenticated (a wrong site key, for one).
+    pub refused_connections: u64,
+}
