@@ -1,0 +1,319 @@
+//! A user-space WAN link: a UDP relay of finite rate, delay and queue, with a count of what passed each way.
+//!
+//! The source of a migration is told the relay's address in place of the destination's. Each of its sockets becomes a flow
+//! with a socket of its own towards the destination, so that answers find their way back; all flows share the one link. One
+//! thread does it all: it waits in `ppoll` until a datagram comes or the next one is due, by absolute deadlines, so a late
+//! wake-up delays one burst and does not add up.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::net::sockopt;
+
+use crate::demo::link::{Link, LinkConfig, LinkCounts};
+use crate::limits;
+
+/// What passed the link, both ways.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct WanCounts {
+    /// From the source to the destination.
+    pub(crate) to_destination: LinkCounts,
+    /// From the destination to the source.
+    pub(crate) to_source: LinkCounts,
+}
+
+impl WanCounts {
+    /// Bytes both ways, headers included, drops not.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.to_destination.bytes + self.to_source.bytes
+    }
+}
+
+/// A running relay. Dropping it ends it.
+#[derive(Debug)]
+pub(crate) struct Shaper {
+    address: SocketAddr,
+    counts: Arc<Mutex<WanCounts>>,
+    wake: Arc<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Shaper {
+    /// Starts a relay on a free loopback port towards `destination`, with a link like `link` each way.
+    ///
+    /// # Errors
+    /// If the sockets or the thread cannot be had.
+    pub(crate) fn start(destination: SocketAddr, link: LinkConfig) -> io::Result<Self> {
+        let listener = open_socket()?;
+        let address = listener.local_addr()?;
+        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
+        let counts = Arc::new(Mutex::new(WanCounts::default()));
+        let relay = Relay {
+            listener,
+            destination,
+            flows: Vec::new(),
+            to_destination: Link::new(link),
+            to_source: Link::new(link),
+            started: Instant::now(),
+            buffer: vec![0; limits::DATAGRAM_BYTES].into_boxed_slice(),
+        };
+        let (thread_wake, thread_counts) = (Arc::clone(&wake), Arc::clone(&counts));
+        let thread = std::thread::Builder::new()
+            .name("wan-link".into())
+            .spawn(move || relay.run(&thread_wake, &thread_counts))?;
+        Ok(Self { address, counts, wake, thread: Some(thread) })
+    }
+
+    /// Where the source must send to.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What passed so far.
+    pub(crate) fn counts(&self) -> WanCounts {
+        *self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Shaper {
+    fn drop(&mut self) {
+        if let Err(error) = rustix::io::write(&*self.wake, &1u64.to_ne_bytes()) {
+            tracing::warn!(%error, "the WAN link's thread cannot be told to end");
+            return;
+        }
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::warn!("the WAN link's thread had panicked");
+        }
+    }
+}
+
+fn open_socket() -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    socket.set_nonblocking(true)?;
+    // The kernel caps these at its own limits, which is fine: they only cover for the thread's being scheduled late.
+    sockopt::set_socket_recv_buffer_size(&socket, limits::SOCKET_BUFFER_BYTES)?;
+    sockopt::set_socket_send_buffer_size(&socket, limits::SOCKET_BUFFER_BYTES)?;
+    Ok(socket)
+}
+
+/// A socket of the source, and the one that stands for it towards the destination.
+#[derive(Debug)]
+struct Flow {
+    source: SocketAddr,
+    socket: UdpSocket,
+}
+
+/// A datagram on the link, and the flow (by index) that it belongs to.
+#[derive(Debug)]
+struct Datagram {
+    flow: usize,
+    payload: Box<[u8]>,
+}
+
+/// What the thread owns.
+struct Relay {
+    listener: UdpSocket,
+    destination: SocketAddr,
+    flows: Vec<Flow>,
+    to_destination: Link<Datagram>,
+    to_source: Link<Datagram>,
+    started: Instant,
+    buffer: Box<[u8]>,
+}
+
+impl Relay {
+    fn run(mut self, wake: &OwnedFd, counts: &Mutex<WanCounts>) {
+        loop {
+            match self.wait(wake) {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    tracing::error!(%error, "the WAN link cannot wait for datagrams and ends");
+                    return;
+                }
+            }
+            self.deliver();
+            self.accept();
+            self.collect();
+            *counts.lock().unwrap_or_else(PoisonError::into_inner) = WanCounts {
+                to_destination: self.to_destination.counts(),
+                to_source: self.to_source.counts(),
+            };
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Waits until a datagram has come or one is due; false when the owner wants the thread to end.
+    fn wait(&self, wake: &OwnedFd) -> io::Result<bool> {
+        let due =
+            [self.to_destination.next_arrival(), self.to_source.next_arrival()].into_iter().flatten().min();
+        let timeout = due.map(|at| {
+            let left = at.saturating_sub(self.now());
+            Timespec {
+                tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
+                tv_nsec: left.subsec_nanos().into(),
+            }
+        });
+        let sockets = std::iter::once(&self.listener).chain(self.flows.iter().map(|flow| &flow.socket));
+        let mut fds: Vec<_> = std::iter::once(wake.as_fd())
+            .chain(sockets.map(AsFd::as_fd))
+            .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
+            .collect();
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) => Ok(!fds[0].revents().contains(PollFlags::IN)),
+            Err(rustix::io::Errno::INTR) => Ok(true),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Sends on what has arrived at either end of the link.
+    fn deliver(&mut self) {
+        let now = self.now();
+        while let Some(datagram) = self.to_destination.take_arrived(now) {
+            note_loss(self.flows[datagram.flow].socket.send(&datagram.payload));
+        }
+        while let Some(datagram) = self.to_source.take_arrived(now) {
+            note_loss(self.listener.send_to(&datagram.payload, self.flows[datagram.flow].source));
+        }
+    }
+
+    /// Puts what the source sent onto the link.
+    fn accept(&mut self) {
+        for _ in 0..limits::DATAGRAMS_PER_TURN {
+            let (length, source) = match self.listener.recv_from(&mut self.buffer) {
+                Ok(got) => got,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => return note_loss(Err(error)),
+            };
+            match self.flow_of(source) {
+                Ok(flow) => {
+                    let datagram = Datagram { flow, payload: self.buffer[..length].into() };
+                    self.to_destination.offer(self.started.elapsed(), length as u64, datagram);
+                }
+                Err(error) => note_loss(Err(error)),
+            }
+        }
+    }
+
+    /// Puts what the destination sent onto the link.
+    fn collect(&mut self) {
+        for (flow, socket) in self.flows.iter().map(|flow| &flow.socket).enumerate() {
+            for _ in 0..limits::DATAGRAMS_PER_TURN {
+                match socket.recv(&mut self.buffer) {
+                    Ok(length) => {
+                        let datagram = Datagram { flow, payload: self.buffer[..length].into() };
+                        self.to_source.offer(self.started.elapsed(), length as u64, datagram);
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) => {
+                        note_loss(Err(error));
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The flow of the source's socket `source`, made when it is new.
+    fn flow_of(&mut self, source: SocketAddr) -> io::Result<usize> {
+        if let Some(known) = self.flows.iter().position(|flow| flow.source == source) {
+            return Ok(known);
+        }
+        if self.flows.len() >= limits::FLOWS {
+            return Err(io::Error::other("more sockets of the source than the WAN link takes"));
+        }
+        let socket = open_socket()?;
+        socket.connect(self.destination)?;
+        self.flows.push(Flow { source, socket });
+        Ok(self.flows.len() - 1)
+    }
+}
+
+/// A datagram that could not be sent on or received is a loss, as on any link; the transport above recovers from it.
+fn note_loss(result: io::Result<usize>) {
+    if let Err(error) = result {
+        tracing::debug!(%error, "a datagram was lost at an end of the WAN link");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::demo::link::HEADER_BYTES;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn ends(link: LinkConfig) -> (UdpSocket, UdpSocket, Shaper) {
+        let bind = || UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let (source, destination) = (bind(), bind());
+        for socket in [&source, &destination] {
+            socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        }
+        let shaper = Shaper::start(destination.local_addr().unwrap(), link).unwrap();
+        source.connect(shaper.address()).unwrap();
+        (source, destination, shaper)
+    }
+
+    #[test]
+    fn datagrams_take_the_delay_each_way_and_are_counted() {
+        let (source, destination, shaper) = ends(LinkConfig::half_of(100_000_000, 40 * MS));
+        let mut buffer = [0; 2048];
+        let begun = Instant::now();
+        source.send(b"to the destination").unwrap();
+        let (length, relay) = destination.recv_from(&mut buffer).unwrap();
+        assert_eq!(&buffer[..length], b"to the destination");
+        assert!(begun.elapsed() >= 20 * MS, "{:?}", begun.elapsed());
+        destination.send_to(b"and back", relay).unwrap();
+        let length = source.recv(&mut buffer).unwrap();
+        assert_eq!(&buffer[..length], b"and back");
+        assert!(begun.elapsed() >= 40 * MS, "{:?}", begun.elapsed());
+        let counts = shaper.counts();
+        assert_eq!((counts.to_destination.packets, counts.to_destination.bytes), (1, 18 + HEADER_BYTES));
+        assert_eq!((counts.to_source.packets, counts.to_source.bytes), (1, 8 + HEADER_BYTES));
+    }
+
+    #[test]
+    fn a_burst_arrives_in_order_at_the_rate_of_the_link() {
+        // 64 datagrams of 1000 bytes fit the queue and the sockets' buffers; at 8 Mbit/s each takes a millisecond.
+        let (source, destination, shaper) = ends(LinkConfig::half_of(8_000_000, 20 * MS));
+        let begun = Instant::now();
+        for n in 0..64u8 {
+            source.send(&[n; 1000 - 28]).unwrap();
+        }
+        let mut buffer = [0; 2048];
+        for n in 0..64u8 {
+            destination.recv(&mut buffer).unwrap();
+            assert_eq!(buffer[0], n);
+            assert!(begun.elapsed() >= (u32::from(n) + 1 + 10) * MS, "datagram {n} at {:?}", begun.elapsed());
+        }
+        assert_eq!(shaper.counts().to_destination.bytes, 64_000);
+        assert_eq!(shaper.counts().bytes(), 64_000);
+    }
+
+    #[test]
+    fn two_sockets_of_the_source_are_two_flows_with_answers_of_their_own() {
+        let (source, destination, shaper) = ends(LinkConfig::half_of(100_000_000, MS));
+        let other = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        other.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        other.connect(shaper.address()).unwrap();
+        source.send(b"a").unwrap();
+        other.send(b"b").unwrap();
+        let mut buffer = [0; 16];
+        for _ in 0..2 {
+            let (length, from) = destination.recv_from(&mut buffer).unwrap();
+            destination.send_to(&buffer[..length], from).unwrap();
+        }
+        for (socket, expected) in [(source, b"a"), (other, b"b")] {
+            let length = socket.recv(&mut buffer).unwrap();
+            assert_eq!(&buffer[..length], expected);
+        }
+    }
+}
