@@ -1,7 +1,10 @@
 //! What a migration can fail of.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+
+use super::identity::HostKey;
 
 /// Why a migration failed, or cannot be steered as asked. Cheap to clone: every waiter gets the same one.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -15,14 +18,100 @@ pub enum MigrateError {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// A name that does not resolve.
+    #[error("the address `{address}` does not resolve: {why}")]
+    Address {
+        /// What was given.
+        address: String,
+        /// Why not.
+        why: Arc<str>,
+    },
     /// A key or authorised-keys file that cannot be read or made.
-    #[error("cannot {what} {path}: {why}")]
+    #[error("cannot {what} in {path}: {why}")]
     Identity {
         /// What was tried.
         what: &'static str,
         /// The file.
         path: PathBuf,
         /// Why not, and what to do.
+        why: Arc<str>,
+    },
+    /// The TLS library refused this host's own key or settings.
+    #[error("TLS cannot use this host's identity: {why}")]
+    Tls {
+        /// Why.
+        why: Arc<str>,
+    },
+    /// The local address cannot be used.
+    #[error("cannot listen on UDP {address}: {why}")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        why: Arc<str>,
+    },
+    /// No connection came about.
+    #[error("no connection to {address}: {why}; is `vmm receive` running there, and does UDP get through?")]
+    Connect {
+        /// The other end.
+        address: SocketAddr,
+        /// Why not.
+        why: Arc<str>,
+    },
+    /// The other end's key is not among those that this host lets in.
+    #[error(
+        "{address} has the key {key}, which this host does not know: if it is to be trusted, add the line `tern-ed25519 {key}` to {file}"
+    )]
+    UnknownPeer {
+        /// The other end.
+        address: SocketAddr,
+        /// Its key.
+        key: HostKey,
+        /// This host's authorised keys.
+        file: PathBuf,
+    },
+    /// The other end does not have the key that the ticket names.
+    #[error(
+        "{address} has the key {presented}, and the ticket says {expected}: it is another host, or its key was changed; ask `vmm receive` there for its ticket"
+    )]
+    WrongPeer {
+        /// The other end.
+        address: SocketAddr,
+        /// Its key.
+        presented: HostKey,
+        /// The ticket's key.
+        expected: HostKey,
+    },
+    /// The other end's certificate holds no Ed25519 key.
+    #[error("{address} proved no Ed25519 key: it is not a Tern host")]
+    NoPeerKey {
+        /// The other end.
+        address: SocketAddr,
+    },
+    /// The other end does not let this host in.
+    #[error(
+        "{address} does not know this host's key {key}: add the line `tern-ed25519 {key}` to the authorised keys there"
+    )]
+    RefusedByPeer {
+        /// The other end.
+        address: SocketAddr,
+        /// This host's key.
+        key: HostKey,
+    },
+    /// The connection was there, and broke or was closed.
+    #[error("the connection to {address} was lost: {why}")]
+    ConnectionLost {
+        /// The other end.
+        address: SocketAddr,
+        /// How.
+        why: Arc<str>,
+    },
+    /// A frame that is too long, cut short, or on a channel that does not exist.
+    #[error("the other end broke the protocol on channel {channel}: {why}")]
+    Frame {
+        /// The channel.
+        channel: &'static str,
+        /// What is wrong.
         why: Arc<str>,
     },
     /// The operator cancelled it.
@@ -39,7 +128,15 @@ impl MigrateError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Ticket { .. } => "bad_ticket",
-            Self::Identity { .. } => "bad_identity",
+            Self::Address { .. } => "bad_address",
+            Self::Identity { .. } | Self::Tls { .. } => "bad_identity",
+            Self::Bind { .. } => "cannot_listen",
+            Self::Connect { .. } => "no_connection",
+            Self::UnknownPeer { .. } | Self::NoPeerKey { .. } => "unknown_peer",
+            Self::WrongPeer { .. } => "wrong_peer",
+            Self::RefusedByPeer { .. } => "refused_by_peer",
+            Self::ConnectionLost { .. } => "connection_lost",
+            Self::Frame { .. } => "protocol_error",
             Self::Cancelled => "cancelled",
             Self::NotInDoubt => "not_in_doubt",
         }

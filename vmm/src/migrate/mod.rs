@@ -3,10 +3,15 @@
 //! [`Outgoing`] is one migration away from this process, [`Incoming`] an endpoint at which a VM can arrive. Both run in
 //! tokio tasks of their own; the handles follow them and steer them.
 
+pub mod channel;
 pub mod error;
 pub mod identity;
+pub mod limits;
 pub mod report;
 pub mod site;
+pub mod ticket;
+pub mod tls;
+pub mod transport;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,0 +1,269 @@
+//! The channels of a link: QUIC streams, each with its urgency, that carry frames.
+//!
+//! A stream begins with one byte that says which channel it is; then frames follow: a length (4 bytes, big-endian) and so many
+//! bytes. QUIC sends the most urgent channel's data first, whatever was queued before on the others.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use quinn::{ReadExactError, RecvStream, SendStream};
+use tokio::time::timeout;
+
+use super::transport::Link;
+use super::{MigrateError, limits};
+
+/// A channel, most urgent first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Channel {
+    /// Both ways: offer, rounds, state, hand-over.
+    Control,
+    /// Destination to source: pages that nobody near it has.
+    Wants,
+    /// Source to destination: manifests.
+    Names,
+    /// Source to destination: page bytes.
+    Literals,
+}
+
+impl Channel {
+    /// Its name in errors and logs.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Control => "control",
+            Self::Wants => "wants",
+            Self::Names => "names",
+            Self::Literals => "literals",
+        }
+    }
+
+    fn tag(self) -> u8 {
+        match self {
+            Self::Control => 1,
+            Self::Wants => 2,
+            Self::Names => 3,
+            Self::Literals => 4,
+        }
+    }
+
+    fn priority(self) -> i32 {
+        -i32::from(self.tag())
+    }
+
+    /// The longest frame that it may carry, bytes.
+    #[must_use]
+    pub fn max_frame_bytes(self) -> usize {
+        match self {
+            Self::Control => limits::MAX_CONTROL_FRAME_BYTES,
+            Self::Wants => limits::MAX_WANTS_FRAME_BYTES,
+            Self::Names => limits::MAX_NAMES_FRAME_BYTES,
+            Self::Literals => limits::MAX_LITERALS_FRAME_BYTES,
+        }
+    }
+}
+
+/// The sending side of a channel.
+#[derive(Debug)]
+pub struct FrameWriter {
+    channel: Channel,
+    stream: SendStream,
+    link: Link,
+}
+
+/// The receiving side of a channel.
+#[derive(Debug)]
+pub struct FrameReader {
+    channel: Channel,
+    stream: RecvStream,
+    link: Link,
+}
+
+/// The channels as the source has them.
+#[derive(Debug)]
+pub struct SourceChannels {
+    /// To the destination.
+    pub control: FrameWriter,
+    /// From the destination.
+    pub control_in: FrameReader,
+    /// Manifests out.
+    pub names: FrameWriter,
+    /// Page bytes out.
+    pub literals: FrameWriter,
+    /// Wants in.
+    pub wants: FrameReader,
+}
+
+/// The channels as the destination has them.
+#[derive(Debug)]
+pub struct DestinationChannels {
+    /// To the source.
+    pub control: FrameWriter,
+    /// From the source.
+    pub control_in: FrameReader,
+    /// Manifests in.
+    pub names: FrameReader,
+    /// Page bytes in.
+    pub literals: FrameReader,
+    /// Wants out.
+    pub wants: FrameWriter,
+}
+
+/// Opens the channels of a link that this end, the source, has made.
+///
+/// # Errors
+/// If the connection is lost or the other end does not open its channel within [`limits::CONNECT_TIMEOUT`].
+pub async fn open_source(link: &Link) -> Result<SourceChannels, MigrateError> {
+    within(link, async {
+        let (control, control_in) = link.connection().open_bi().await.map_err(|e| lost(link, &e))?;
+        let control = FrameWriter::open(link, Channel::Control, control).await?;
+        let control_in = FrameReader { channel: Channel::Control, stream: control_in, link: link.clone() };
+        let names = open_uni(link, Channel::Names).await?;
+        let literals = open_uni(link, Channel::Literals).await?;
+        let wants = accept_uni(link).await?;
+        if wants.channel != Channel::Wants {
+            return Err(frame_error(wants.channel, "it is not the destination's to open"));
+        }
+        Ok(SourceChannels { control, control_in, names, literals, wants })
+    })
+    .await
+}
+
+/// Opens the channels of a link that this end, the destination, has accepted.
+///
+/// # Errors
+/// As [`open_source`].
+pub async fn open_destination(link: &Link) -> Result<DestinationChannels, MigrateError> {
+    within(link, async {
+        let (control, control_in) = link.connection().accept_bi().await.map_err(|e| lost(link, &e))?;
+        let control_in = FrameReader::open(link, control_in).await?;
+        if control_in.channel != Channel::Control {
+            return Err(frame_error(control_in.channel, "it is not a two-way channel"));
+        }
+        let control = FrameWriter::adopt(link, Channel::Control, control)?;
+        let wants = open_uni(link, Channel::Wants).await?;
+        let (first, second) = (accept_uni(link).await?, accept_uni(link).await?);
+        let (names, literals) = match (first.channel, second.channel) {
+            (Channel::Names, Channel::Literals) => (first, second),
+            (Channel::Literals, Channel::Names) => (second, first),
+            (other, _) => return Err(frame_error(other, "names and literals were to be opened, once each")),
+        };
+        Ok(DestinationChannels { control, control_in, names, literals, wants })
+    })
+    .await
+}
+
+async fn within<T>(
+    link: &Link,
+    opening: impl Future<Output = Result<T, MigrateError>>,
+) -> Result<T, MigrateError> {
+    let late = || MigrateError::ConnectionLost {
+        address: link.address(),
+        why: "its channels were not opened in time".into(),
+    };
+    timeout(limits::CONNECT_TIMEOUT, opening).await.map_err(|_| late())?
+}
+
+async fn open_uni(link: &Link, channel: Channel) -> Result<FrameWriter, MigrateError> {
+    let stream = link.connection().open_uni().await.map_err(|e| lost(link, &e))?;
+    FrameWriter::open(link, channel, stream).await
+}
+
+async fn accept_uni(link: &Link) -> Result<FrameReader, MigrateError> {
+    let stream = link.connection().accept_uni().await.map_err(|e| lost(link, &e))?;
+    FrameReader::open(link, stream).await
+}
+
+impl FrameWriter {
+    fn adopt(link: &Link, channel: Channel, stream: SendStream) -> Result<Self, MigrateError> {
+        stream.set_priority(channel.priority()).map_err(|e| lost(link, &e))?;
+        Ok(Self { channel, stream, link: link.clone() })
+    }
+
+    async fn open(link: &Link, channel: Channel, stream: SendStream) -> Result<Self, MigrateError> {
+        let mut writer = Self::adopt(link, channel, stream)?;
+        writer.stream.write_all(&[channel.tag()]).await.map_err(|e| lost(link, &e))?;
+        Ok(writer)
+    }
+
+    /// Hands one frame to QUIC; returns when all of it is in QUIC's send buffer.
+    ///
+    /// # Errors
+    /// If the frame is longer than the channel's bound (a bug of this end), or the connection is lost.
+    pub async fn send(&mut self, frame: Bytes) -> Result<(), MigrateError> {
+        let most = self.channel.max_frame_bytes();
+        let length = u32::try_from(frame.len()).ok().filter(|_| frame.len() <= most);
+        let Some(length) = length else {
+            return Err(frame_error(
+                self.channel,
+                &format!("a frame of {} bytes, at most {most} are allowed", frame.len()),
+            ));
+        };
+        let mut chunks = [Bytes::copy_from_slice(&length.to_be_bytes()), frame];
+        self.stream.write_all_chunks(&mut chunks).await.map_err(|e| lost(&self.link, &e))
+    }
+
+    /// Says that no frame follows.
+    ///
+    /// # Errors
+    /// If the stream is closed already.
+    pub fn finish(&mut self) -> Result<(), MigrateError> {
+        self.stream.finish().map_err(|e| lost(&self.link, &e))
+    }
+}
+
+impl FrameReader {
+    async fn open(link: &Link, mut stream: RecvStream) -> Result<Self, MigrateError> {
+        let mut tag = [0];
+        stream.read_exact(&mut tag).await.map_err(|e| lost(link, &e))?;
+        let all = [Channel::Control, Channel::Wants, Channel::Names, Channel::Literals];
+        let channel = all.into_iter().find(|c| c.tag() == tag[0]).ok_or_else(|| MigrateError::Frame {
+            channel: "unknown",
+            why: format!("a stream of the kind {}", tag[0]).into(),
+        })?;
+        Ok(Self { channel, stream, link: link.clone() })
+    }
+
+    /// The next frame; `None` when the other end has finished the channel between two frames.
+    ///
+    /// # Errors
+    /// A frame that is too long or cut short, or a lost connection.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, MigrateError> {
+        let mut length = [0; 4];
+        match self.stream.read_exact(&mut length).await {
+            Ok(()) => {}
+            Err(ReadExactError::FinishedEarly(0)) => return Ok(None),
+            Err(ReadExactError::FinishedEarly(_)) => {
+                return Err(frame_error(self.channel, "it ends within a frame's length"));
+            }
+            Err(ReadExactError::ReadError(e)) => return Err(lost(&self.link, &e)),
+        }
+        let length = u32::from_be_bytes(length) as usize;
+        let most = self.channel.max_frame_bytes();
+        if length > most {
+            return Err(frame_error(
+                self.channel,
+                &format!("a frame of {length} bytes, at most {most} are allowed"),
+            ));
+        }
+        let mut frame = vec![0; length];
+        match self.stream.read_exact(&mut frame).await {
+            Ok(()) => Ok(Some(frame.into())),
+            Err(ReadExactError::FinishedEarly(_)) => Err(frame_error(self.channel, "it ends within a frame")),
+            Err(ReadExactError::ReadError(e)) => Err(lost(&self.link, &e)),
+        }
+    }
+}
+
+fn frame_error(channel: Channel, why: &str) -> MigrateError {
+    MigrateError::Frame { channel: channel.name(), why: why.into() }
+}
+
+fn lost(link: &Link, error: &dyn std::error::Error) -> MigrateError {
+    link.failure().unwrap_or_else(|| {
+        let why: Arc<str> = error.to_string().into();
+        MigrateError::ConnectionLost { address: link.address(), why }
+    })
+}
+
+#[cfg(test)]
+mod tests;
