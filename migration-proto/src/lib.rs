@@ -1,1 +1,61 @@
-//! migration-proto
+//! The migration protocol of Tern as two pure state machines, [`source::Source`] and [`destination::Destination`].
+//!
+//! # Goals
+//! - Send names, not pages: what the destination's site holds never crosses the WAN.
+//! - At every instant at most one side may run the VM, whatever message, process or link is lost ([`switchover`]).
+//! - No byte of guest memory is trusted before it was hashed: a region's root vouches for its 512 pages, and one root over
+//!   all of RAM is compared before the destination says that it is ready.
+//! - Every wait has a deadline, every queue a bound ([`limits`]).
+//! - One seed replays a whole migration: no I/O, clock, thread or random number in here.
+//!
+//! # Non-goals
+//! Moving bytes. Hashing, reading and writing pages, compressing and talking to the site are the driver's work, done where and with
+//! as many threads as it likes; the core decides what, and in which order.
+//!
+//! # A migration
+//! ```text
+//!  source                                              destination
+//!    │ Offer (machine, memory layout, domain, epoch)  ──►│  Prepare the machine
+//!    │◄── Accept (which domain)                          │
+//!    │ ┌ round n ────────────────────────────────────────────────┐
+//!    │ │ Region (short ids, root) …, RoundEnd          ──►│ zero, duplicate, in place: at once
+//!    │ │                                                  │ Resolve in the site, with a deadline
+//!    │ │◄── Want (what nobody near has)                   │
+//!    │ │ Literals / Stale                              ──►│ hash, install
+//!    │ │◄── RoundDone                                     │
+//!    │ └ until the dirty rest fits the downtime ─────────────────┘
+//!    │ pause; Region, Literals (unasked), State, Final ──►│  every region's root, one root over RAM, load state
+//!    │◄── Ready (root)                                    │
+//!    │ Commit (epoch + 1)                             ──►│  run
+//!    │◄── Running                                         │
+//!    │ Released                                       ──►│
+//! ```
+//! When a page changed after its name was sent, the source answers a want with `Stale`: the page is in the dirty log, and a later
+//! round names it again. Content decides, never the order of messages on different channels: a literal is installed where
+//! its hash is expected, or nowhere.
+//!
+//! # The driver's contract
+//! 1. One input method is one mutation: call it, then drain `poll()` until it is `None`, and carry out the actions in order, before the next
+//!    input. Methods that return frames to install ([`destination::Destination::site_page`], `literal`) want those installed before draining.
+//! 2. Time is told ([`timer::Time`]) and never goes back. Call `timeout` when `next_timeout` has come.
+//! 3. Messages of one [`wire::Channel`] arrive in the order sent; different channels may overtake each other.
+//! 4. A failure of anything the driver was asked to do goes to `failed`; a lost connection to `disconnected`.
+#![forbid(unsafe_code)]
+#![deny(clippy::wildcard_enum_match_arm, clippy::match_wildcard_for_single_variants)]
+
+pub mod destination;
+pub mod error;
+pub mod limits;
+pub mod literal;
+pub mod manifest;
+mod memory_names;
+pub mod source;
+pub mod stats;
+pub mod switchover;
+pub mod timer;
+pub mod wire;
+
+pub use error::{AbortReason, ProtocolError};
+pub use manifest::{Extent, Layout};
+pub use switchover::{Epoch, MigrationId, RunPermit, VmId};
+pub use timer::{Span, Time};

@@ -11,6 +11,9 @@ pub struct PageSet {
 
 impl PageSet {
     /// The empty set over frames `0..pages`.
+    ///
+    /// # Panics
+    /// If so many bits do not fit the address space.
     #[must_use]
     pub fn empty(pages: u64) -> Self {
         let words = usize::try_from(pages.div_ceil(64)).expect("a page count fits the address space");

@@ -197,7 +197,7 @@ mod tests {
     #[test]
     fn the_midstate_gives_the_same_name_as_hashing_block_and_page() {
         for domain in [Domain::unkeyed(), Domain::from_key(&DomainKey([7; 32]))] {
-            let page: Page = std::array::from_fn(|i| (i % 251) as u8);
+            let page: Page = std::array::from_fn(|i| u8::try_from(i % 251).unwrap());
             assert_eq!(domain.name(&page), reference_name(domain.block(), &page));
             assert_eq!(domain.zero_name(), reference_name(domain.block(), &[0; PAGE_SIZE]));
         }

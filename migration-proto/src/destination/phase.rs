@@ -1,0 +1,64 @@
+//! The destination's phases.
+//!
+//! ```text
+//!  Preparing ──machine built──► Filling ──all verified──► Loading ──state loaded──► Prepared ──Commit──► Starting ──► Running
+//!      │                           │                         │                        │  connection lost      │
+//!      └───────────────────────────┴─────── any failure ─────┴──► Ended(Discarded)    └► Prepared, held: waits for the
+//!                                                                                        source's Commit or Abort over a
+//!                                                                                        new connection, or the operator
+//! ```
+//! Prepared is the one phase in which the destination may not decide by itself: it has said Ready, and the source may have sent Commit.
+
+use page::PageHash;
+
+use crate::error::AbortReason;
+use crate::switchover::Epoch;
+
+/// A phase, with what only that phase knows.
+#[derive(Debug)]
+pub(super) enum Phase {
+    /// The machine is being built.
+    Preparing {
+        /// Whether both ends have one domain: said when the machine stands.
+        shared: bool,
+    },
+    /// Memory arrives.
+    Filling,
+    /// State is being loaded into complete memory.
+    Loading {
+        /// The root that both ends agree on.
+        root: PageHash,
+    },
+    /// Ready has been said.
+    Prepared {
+        /// Whether the operator has been told that the source is silent.
+        held: bool,
+    },
+    /// The virtual CPUs are being let go.
+    Starting {
+        /// As whose owner.
+        epoch: Epoch,
+    },
+    /// It runs here.
+    Running {
+        /// As whose owner.
+        epoch: Epoch,
+    },
+    /// It does not run here and never will by this migration.
+    Ended(AbortReason),
+}
+
+impl Phase {
+    /// For errors and progress.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Preparing { .. } => "building the machine",
+            Self::Filling => "receiving memory",
+            Self::Loading { .. } => "loading the state",
+            Self::Prepared { .. } => "ready and waiting for the source's commit",
+            Self::Starting { .. } => "starting the VM",
+            Self::Running { .. } => "running the VM",
+            Self::Ended(_) => "at the end of the migration",
+        }
+    }
+}

@@ -1,0 +1,779 @@
+//! The source: names its pages round by round, answers wants, and hands the VM over.
+
+mod converge;
+mod phase;
+mod round;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use page::{Domain, Gfn, PageHash, PageSet, RegionId, ShortId};
+
+use self::converge::Converge;
+pub use self::converge::StopWhy;
+pub use self::phase::End;
+use self::phase::Phase;
+use self::round::Round;
+use crate::error::{AbortReason, ProtocolError};
+use crate::limits;
+use crate::manifest::{Entry, Layout};
+use crate::memory_names::MemoryNames;
+use crate::stats::{DestinationStats, SourceStats};
+use crate::switchover::{Epoch, MigrationId, RunPermit, VmId};
+use crate::timer::{Link, Span, Time};
+use crate::wire::{Channel, Message, Offer, Region};
+
+/// What a migration is about, from the source's side.
+#[derive(Debug, Clone)]
+pub struct SourceConfig {
+    /// This attempt: random.
+    pub migration: MigrationId,
+    /// Which VM.
+    pub vm: VmId,
+    /// The epoch as whose owner the source runs it.
+    pub epoch: Epoch,
+    /// The domain of the source's site, or the unkeyed one.
+    pub domain: Domain,
+    /// The VM's RAM.
+    pub layout: Layout,
+    /// What the destination needs to build the machine.
+    pub machine: Vec<u8>,
+    /// The downtime asked for.
+    pub downtime: Span,
+    /// The link, before the driver has measured it.
+    pub link: Link,
+}
+
+/// What the driver is to do.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Send on the message's channel.
+    Send(Message),
+    /// Start the dirty log, empty. From here on every write counts.
+    StartDirtyLog,
+    /// Take the dirty log and give it to [`Source::dirty`].
+    CollectDirty,
+    /// Read these frames of one region, name them in [`Source::domain`], and give the names to [`Source::hashed`].
+    Hash {
+        /// The region.
+        region: RegionId,
+        /// Its frames.
+        pages: Vec<Gfn>,
+    },
+    /// Read these frames, and send as [`Message::Literals`] those whose name is still this one; then call [`Source::literals_sent`].
+    SendLiterals {
+        /// `Literals`; in the last round `Names`, so that no literal overtakes the name that makes it expected.
+        channel: Channel,
+        /// At most [`limits::LITERAL_BATCH_PAGES`].
+        pages: Vec<(Gfn, PageHash)>,
+    },
+    /// Stop the virtual CPUs; then call [`Source::vm_paused`].
+    Pause,
+    /// Save vCPU and device state; then call [`Source::state_saved`].
+    SaveState,
+    /// The connection is no more; open another and call [`Source::connected`], or [`Source::disconnected`] if that fails.
+    Reconnect,
+    /// Tell the operator: Commit was sent and not answered. The VM stays paused.
+    InDoubt,
+    /// The migration is over and the VM runs on here: stop the dirty log, let the virtual CPUs run, and, if `notify`,
+    /// try to tell the destination, which may be holding the VM, by an `Abort` over a new connection.
+    Resume {
+        /// The right to run it.
+        permit: RunPermit,
+        /// See above.
+        notify: bool,
+        /// Why.
+        reason: AbortReason,
+    },
+    /// The migration is over and the VM lives at the destination: end it here.
+    Release,
+}
+
+/// What became of one [`Action::SendLiterals`].
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LiteralsSent {
+    /// Pages sent.
+    pub pages: u64,
+    /// Bytes of the encoded batch.
+    pub bytes: u64,
+    /// Frames whose content had changed, with the ids that were asked for.
+    pub stale: Vec<(Gfn, ShortId)>,
+}
+
+/// The call came when the VM may already run at the destination, or when there is nothing to decide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TooLate {
+    /// Commit has been sent.
+    #[error("the hand-over has begun: only the destination or `resolve` can settle it now")]
+    Committed,
+    /// The migration is over.
+    #[error("the migration has ended")]
+    Ended,
+    /// Nothing is in doubt.
+    #[error("nothing is in doubt: the source owns the VM; cancel the migration instead")]
+    NotInDoubt,
+}
+
+/// The source's state machine.
+#[derive(Debug)]
+pub struct Source {
+    config: SourceConfig,
+    domain: Domain,
+    phase: Phase,
+    names: MemoryNames,
+    /// A frame for each short id that has been named; checked against `names` when used.
+    places: BTreeMap<ShortId, Gfn>,
+    named_once: PageSet,
+    wants: VecDeque<Gfn>,
+    literal_batches: usize,
+    converge: Converge,
+    stop_why: Option<StopWhy>,
+    link: Link,
+    stats: SourceStats,
+    destination: DestinationStats,
+    verified: bool,
+    deadline: Option<Time>,
+    actions: VecDeque<Action>,
+}
+
+impl Source {
+    /// Begins a migration by offering the VM.
+    #[must_use]
+    pub fn new(now: Time, config: SourceConfig) -> Self {
+        let offer = Offer {
+            migration: config.migration,
+            vm: config.vm,
+            epoch: config.epoch,
+            domain: config.domain.id(),
+            layout: config.layout.clone(),
+            machine: config.machine.clone(),
+        };
+        Self {
+            domain: config.domain.clone(),
+            phase: Phase::Offering,
+            names: MemoryNames::new(config.layout.clone(), config.domain.zero_name()),
+            places: BTreeMap::new(),
+            named_once: PageSet::empty(config.layout.page_bound()),
+            wants: VecDeque::new(),
+            literal_batches: 0,
+            converge: Converge::new(config.downtime),
+            stop_why: None,
+            link: config.link,
+            stats: SourceStats::default(),
+            destination: DestinationStats::default(),
+            verified: false,
+            deadline: Some(now + limits::ACCEPT_TIMEOUT),
+            actions: VecDeque::from([Action::Send(Message::Offer(offer))]),
+            config,
+        }
+    }
+
+    /// The next thing to do.
+    pub fn poll(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When [`Source::timeout`] is to be called, if no input comes before.
+    #[must_use]
+    pub fn next_timeout(&self) -> Option<Time> {
+        self.deadline
+    }
+
+    /// The domain that names are computed in.
+    #[must_use]
+    pub fn domain(&self) -> &Domain {
+        &self.domain
+    }
+
+    /// What the source counted.
+    #[must_use]
+    pub fn stats(&self) -> SourceStats {
+        self.stats
+    }
+
+    /// What the destination said last of what it counted.
+    #[must_use]
+    pub fn destination_stats(&self) -> DestinationStats {
+        self.destination
+    }
+
+    /// How the migration ended, once it has.
+    #[must_use]
+    pub fn end(&self) -> Option<&End> {
+        match &self.phase {
+            Phase::Ended(end) => Some(end),
+            Phase::Offering
+            | Phase::Collecting
+            | Phase::Round(_)
+            | Phase::Pausing { .. }
+            | Phase::CollectingLast { .. }
+            | Phase::LastRound { .. }
+            | Phase::Handover { .. }
+            | Phase::Committed { .. } => None,
+        }
+    }
+
+    /// The phase, for people.
+    #[must_use]
+    pub fn phase_name(&self) -> &'static str {
+        self.phase.name()
+    }
+
+    /// Where the migration is.
+    #[must_use]
+    pub fn progress(&self) -> SourceProgress {
+        match &self.phase {
+            Phase::Offering => SourceProgress::Offering,
+            Phase::Collecting | Phase::Round(_) => SourceProgress::Precopy,
+            Phase::Pausing { .. } | Phase::CollectingLast { .. } | Phase::LastRound { .. } => {
+                SourceProgress::StopAndCopy
+            }
+            Phase::Handover { .. } => SourceProgress::Handover,
+            Phase::Committed { in_doubt: false, .. } => SourceProgress::Committing,
+            Phase::Committed { in_doubt: true, .. } => SourceProgress::InDoubt,
+            Phase::Ended(_) => SourceProgress::Ended,
+        }
+    }
+
+    /// Whether both ends agreed on one root over all of RAM.
+    #[must_use]
+    pub fn is_verified(&self) -> bool {
+        self.verified
+    }
+
+    /// Why the VM was stopped when it was; `None` before.
+    #[must_use]
+    pub fn stop_why(&self) -> Option<StopWhy> {
+        self.stop_why
+    }
+
+    /// A new measurement of the link.
+    pub fn link(&mut self, link: Link) {
+        self.link = link;
+    }
+
+    /// A message came.
+    pub fn message(&mut self, now: Time, message: Message) {
+        if let Err(error) = self.try_message(now, message) {
+            self.abort(AbortReason::Protocol(error));
+        }
+    }
+
+    fn try_message(&mut self, now: Time, message: Message) -> Result<(), ProtocolError> {
+        let (name, ours) = (message.name(), self.config.migration);
+        match message {
+            Message::Accept { shared } if matches!(self.phase, Phase::Offering) => self.accepted(now, shared),
+            Message::Refuse(reason) if matches!(self.phase, Phase::Offering) => {
+                self.abort(AbortReason::Refused(reason))
+            }
+            Message::Abort { migration, reason } if migration == ours => {
+                self.abort(AbortReason::Peer(reason))
+            }
+            Message::Want(frames) if self.names_pages() => self.wanted(now, frames)?,
+            Message::WantNames(region) if self.names_pages() => self.names_wanted(now, region)?,
+            Message::RoundDone { round, stats } => self.round_done(now, round, stats)?,
+            Message::Ready { root } => self.ready(now, root)?,
+            Message::Running { migration, stats } if migration == ours => self.runs_there(stats)?,
+            Message::NotRunning { migration } if migration == ours => self.never_ran_there()?,
+            // What was on its way when this side ended means nothing any more.
+            _ if matches!(self.phase, Phase::Ended(_)) => {}
+            // Wants may overtake Ready on another channel; after it they need no answer.
+            Message::Want(_) | Message::WantNames(_) if matches!(self.phase, Phase::Committed { .. }) => {}
+            Message::Offer(_)
+            | Message::Accept { .. }
+            | Message::Refuse(_)
+            | Message::Abort { .. }
+            | Message::Region(_)
+            | Message::FullNames { .. }
+            | Message::RoundEnd { .. }
+            | Message::State(_)
+            | Message::Final { .. }
+            | Message::Literals(_)
+            | Message::Stale(_)
+            | Message::Want(_)
+            | Message::WantNames(_)
+            | Message::Commit { .. }
+            | Message::Running { .. }
+            | Message::NotRunning { .. }
+            | Message::Released { .. } => {
+                return Err(ProtocolError::Unexpected { message: name, phase: self.phase.name() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the destination may ask for pages now.
+    fn names_pages(&self) -> bool {
+        match self.phase {
+            Phase::Collecting
+            | Phase::Round(_)
+            | Phase::Pausing { .. }
+            | Phase::CollectingLast { .. }
+            | Phase::LastRound { .. }
+            | Phase::Handover { .. } => true,
+            Phase::Offering | Phase::Committed { .. } | Phase::Ended(_) => false,
+        }
+    }
+
+    fn accepted(&mut self, now: Time, shared: bool) {
+        if !shared {
+            self.domain = Domain::unkeyed();
+            self.names = MemoryNames::new(self.config.layout.clone(), self.domain.zero_name());
+        }
+        let mut all = PageSet::empty(self.config.layout.page_bound());
+        for region in self.config.layout.regions() {
+            (region.first().0..RegionId(region.0 + 1).first().0).for_each(|gfn| {
+                all.insert(Gfn(gfn));
+            });
+        }
+        // Logging begins before the first page is read, so that no write falls between.
+        self.actions.push_back(Action::StartDirtyLog);
+        self.begin_round(now, all);
+    }
+
+    fn new_round(&mut self, now: Time, todo: PageSet) -> Round {
+        let round = Round::new(self.stats.rounds, todo, self.config.layout.region_bound());
+        self.stats.rounds += 1;
+        self.stats.round_pages = round.pages();
+        self.stats.named_pages = 0;
+        self.progressed(now);
+        round
+    }
+
+    fn begin_round(&mut self, now: Time, todo: PageSet) {
+        self.phase = Phase::Round(self.new_round(now, todo));
+        self.advance(now);
+    }
+
+    /// The dirty log, as [`Action::CollectDirty`] asked for it.
+    pub fn dirty(&mut self, now: Time, dirty: &PageSet) {
+        let mut left = PageSet::empty(self.config.layout.page_bound());
+        dirty.iter().filter(|gfn| self.config.layout.has(gfn.region())).for_each(|gfn| {
+            left.insert(gfn);
+        });
+        match &mut self.phase {
+            Phase::Collecting => {
+                let a_page = self.stats.literal_bytes.checked_div(self.stats.literal_pages);
+                self.stop_why = self.converge.stop(self.stats.rounds, left.len(), self.link, a_page);
+                if self.stop_why.is_none() {
+                    self.begin_round(now, left);
+                } else {
+                    self.phase = Phase::Pausing { dirty: left };
+                    self.actions.push_back(Action::Pause);
+                    self.deadline = Some(now + limits::LOCAL_TIMEOUT);
+                }
+            }
+            Phase::CollectingLast { dirty } => {
+                left.union_with(dirty);
+                let round = self.new_round(now, left);
+                self.phase = Phase::LastRound { round, state_sent: false };
+                self.actions.push_back(Action::SaveState);
+                self.advance(now);
+            }
+            // An abort came first.
+            Phase::Offering
+            | Phase::Round(_)
+            | Phase::Pausing { .. }
+            | Phase::LastRound { .. }
+            | Phase::Handover { .. }
+            | Phase::Committed { .. }
+            | Phase::Ended(_) => {}
+        }
+    }
+
+    /// The virtual CPUs stand still.
+    pub fn vm_paused(&mut self, now: Time) {
+        if let Phase::Pausing { dirty } = &mut self.phase {
+            let dirty = std::mem::take(dirty);
+            self.phase = Phase::CollectingLast { dirty };
+            self.actions.push_back(Action::CollectDirty);
+            self.deadline = Some(now + limits::LOCAL_TIMEOUT);
+        }
+    }
+
+    /// vCPU and device state.
+    pub fn state_saved(&mut self, now: Time, state: Vec<u8>) {
+        if state.len() > limits::STATE_BYTES {
+            let what = format!("the device state has {} bytes, more than the protocol carries", state.len());
+            return self.abort(AbortReason::Local(what));
+        }
+        if let Phase::LastRound { state_sent, .. } = &mut self.phase {
+            *state_sent = true;
+            self.actions.push_back(Action::Send(Message::State(state)));
+            self.advance(now);
+        }
+    }
+
+    /// The names of pages that [`Action::Hash`] asked for.
+    pub fn hashed(&mut self, now: Time, region: RegionId, pages: &[(Gfn, PageHash)]) {
+        let last = match &mut self.phase {
+            Phase::Round(round) => {
+                round.hashed();
+                false
+            }
+            Phase::LastRound { round, .. } => {
+                round.hashed();
+                true
+            }
+            Phase::Offering
+            | Phase::Collecting
+            | Phase::Pausing { .. }
+            | Phase::CollectingLast { .. }
+            | Phase::Handover { .. }
+            | Phase::Committed { .. }
+            | Phase::Ended(_) => return,
+        };
+        let mut entries = Vec::with_capacity(pages.len());
+        let mut push = Vec::new();
+        for (gfn, name) in pages {
+            let Some(entry) = self.name_page(*gfn, *name) else { continue };
+            if last && matches!(entry, Entry::Name(_)) {
+                push.push((*gfn, *name));
+            }
+            entries.push((*gfn, entry));
+        }
+        if !entries.is_empty() {
+            let root = self.names.region_root(region);
+            self.actions.push_back(Action::Send(Message::Region(Region {
+                region,
+                pushed: last,
+                entries,
+                root,
+            })));
+        }
+        self.wants.extend(push.into_iter().map(|(gfn, _)| gfn));
+        self.progressed(now);
+        self.advance(now);
+    }
+
+    /// Writes down a page's name and says how to tell it; `None` if the destination has been told already.
+    fn name_page(&mut self, gfn: Gfn, name: PageHash) -> Option<Entry> {
+        let is_zero = name == self.domain.zero_name();
+        self.stats.named_pages += 1;
+        self.stats.plain_bytes += if is_zero { PLAIN_ZERO_BYTES } else { PLAIN_PAGE_BYTES };
+        let known = self.names.get(gfn) == Some(name);
+        if !self.named_once.insert(gfn) && known {
+            self.stats.unchanged += 1;
+            return None;
+        }
+        self.names.set(gfn, name);
+        if is_zero {
+            return Some(Entry::Zero);
+        }
+        let place = *self.places.entry(name.short()).or_insert(gfn);
+        if place != gfn && self.named_once.contains(place) && self.names.get(place) == Some(name) {
+            return Some(Entry::Duplicate(place));
+        }
+        self.places.insert(name.short(), gfn);
+        Some(Entry::Name(name.short()))
+    }
+
+    fn wanted(&mut self, now: Time, frames: Vec<Gfn>) -> Result<(), ProtocolError> {
+        if let Some(gfn) = frames.iter().find(|gfn| !self.config.layout.has(gfn.region())) {
+            return Err(ProtocolError::NotRam(*gfn));
+        }
+        let room = usize::try_from(self.config.layout.pages()).unwrap_or(usize::MAX);
+        if self.wants.len().saturating_add(frames.len()) > room.saturating_mul(2) {
+            // More wants than pages, twice over: no honest destination asks so.
+            return Err(ProtocolError::Unexpected {
+                message: "Want",
+                phase: "answering as many wants as there are pages",
+            });
+        }
+        self.wants.extend(frames);
+        self.progressed(now);
+        self.advance(now);
+        Ok(())
+    }
+
+    fn names_wanted(&mut self, now: Time, region: RegionId) -> Result<(), ProtocolError> {
+        if !self.config.layout.has(region) {
+            return Err(ProtocolError::NoSuchRegion(region));
+        }
+        let names = self.names.region(region).to_vec();
+        self.actions.push_back(Action::Send(Message::FullNames { region, names }));
+        self.progressed(now);
+        Ok(())
+    }
+
+    /// A batch of literals is on its way.
+    pub fn literals_sent(&mut self, now: Time, sent: LiteralsSent) {
+        self.literal_batches = self.literal_batches.saturating_sub(1);
+        self.stats.literal_pages += sent.pages;
+        self.stats.literal_bytes += sent.bytes;
+        if !self.names_pages() {
+            return;
+        }
+        if !sent.stale.is_empty() {
+            self.stats.stale += sent.stale.len() as u64;
+            self.actions.push_back(Action::Send(Message::Stale(sent.stale)));
+        }
+        self.progressed(now);
+        self.advance(now);
+    }
+
+    fn round_done(&mut self, now: Time, number: u32, stats: DestinationStats) -> Result<(), ProtocolError> {
+        match &self.phase {
+            Phase::Round(round) if round.number == number && round.is_named() => {
+                self.destination = stats;
+                self.phase = Phase::Collecting;
+                self.actions.push_back(Action::CollectDirty);
+                self.deadline = Some(now + limits::LOCAL_TIMEOUT);
+                Ok(())
+            }
+            Phase::Ended(_) => Ok(()),
+            Phase::Offering
+            | Phase::Collecting
+            | Phase::Round(_)
+            | Phase::Pausing { .. }
+            | Phase::CollectingLast { .. }
+            | Phase::LastRound { .. }
+            | Phase::Handover { .. }
+            | Phase::Committed { .. } => {
+                Err(ProtocolError::Unexpected { message: "RoundDone", phase: self.phase.name() })
+            }
+        }
+    }
+
+    fn ready(&mut self, now: Time, theirs: PageHash) -> Result<(), ProtocolError> {
+        match self.phase {
+            Phase::Handover { root } if root == theirs => {
+                self.verified = true;
+                self.phase = Phase::Committed { connected: true, in_doubt: false };
+                self.actions.push_back(Action::Send(self.commit()));
+                self.deadline = Some(now + limits::RUNNING_TIMEOUT);
+                Ok(())
+            }
+            Phase::Handover { .. } => {
+                self.abort(AbortReason::RootMismatch);
+                Ok(())
+            }
+            Phase::Ended(_) => Ok(()),
+            Phase::Offering
+            | Phase::Collecting
+            | Phase::Round(_)
+            | Phase::Pausing { .. }
+            | Phase::CollectingLast { .. }
+            | Phase::LastRound { .. }
+            | Phase::Committed { .. } => {
+                Err(ProtocolError::Unexpected { message: "Ready", phase: self.phase.name() })
+            }
+        }
+    }
+
+    fn commit(&self) -> Message {
+        Message::Commit { migration: self.config.migration, epoch: self.config.epoch.next() }
+    }
+
+    fn runs_there(&mut self, stats: DestinationStats) -> Result<(), ProtocolError> {
+        if !matches!(self.phase, Phase::Committed { .. }) {
+            return Err(ProtocolError::Unexpected { message: "Running", phase: self.phase.name() });
+        }
+        self.destination = stats;
+        let migration = self.config.migration;
+        self.actions.push_back(Action::Send(Message::Released { migration }));
+        self.actions.push_back(Action::Release);
+        self.finish(End::Completed);
+        Ok(())
+    }
+
+    fn never_ran_there(&mut self) -> Result<(), ProtocolError> {
+        if !matches!(self.phase, Phase::Committed { .. }) {
+            return Err(ProtocolError::Unexpected { message: "NotRunning", phase: self.phase.name() });
+        }
+        self.run_on(AbortReason::Peer("it did not run the VM and never will".to_owned()), false);
+        Ok(())
+    }
+
+    /// Gives out what there is to hash and to send, and ends the round when all is named.
+    fn advance(&mut self, now: Time) {
+        while self.literal_batches < limits::LITERAL_WINDOW_BATCHES && !self.wants.is_empty() {
+            let count = self.wants.len().min(limits::LITERAL_BATCH_PAGES);
+            let pages =
+                self.wants.drain(..count).filter_map(|gfn| Some((gfn, self.names.get(gfn)?))).collect();
+            let last = matches!(self.phase, Phase::LastRound { .. } | Phase::Handover { .. });
+            let channel = if last { Channel::Names } else { Channel::Literals };
+            self.literal_batches += 1;
+            self.actions.push_back(Action::SendLiterals { channel, pages });
+        }
+        match &mut self.phase {
+            Phase::Round(round) => {
+                while let Some((region, pages)) = round.next(limits::HASH_WINDOW_REGIONS) {
+                    self.actions.push_back(Action::Hash { region, pages });
+                }
+                if round.take_end() {
+                    self.actions.push_back(Action::Send(Message::RoundEnd { round: round.number }));
+                }
+            }
+            Phase::LastRound { round, state_sent } => {
+                while let Some((region, pages)) = round.next(limits::HASH_WINDOW_REGIONS) {
+                    self.actions.push_back(Action::Hash { region, pages });
+                }
+                let named = round.take_end() || round.is_named();
+                if named && *state_sent {
+                    let (number, root) = (round.number, self.names.root());
+                    self.actions.push_back(Action::Send(Message::Final { round: number, root }));
+                    self.phase = Phase::Handover { root };
+                    self.progressed(now);
+                }
+            }
+            Phase::Offering
+            | Phase::Collecting
+            | Phase::Pausing { .. }
+            | Phase::CollectingLast { .. }
+            | Phase::Handover { .. }
+            | Phase::Committed { .. }
+            | Phase::Ended(_) => {}
+        }
+    }
+
+    fn progressed(&mut self, now: Time) {
+        self.deadline = Some(now + limits::PROGRESS_TIMEOUT);
+    }
+
+    /// An operator wants the migration to end and the VM to run on here.
+    ///
+    /// # Errors
+    /// After Commit: the VM may run at the destination.
+    pub fn cancel(&mut self) -> Result<(), TooLate> {
+        match self.phase {
+            Phase::Committed { .. } => Err(TooLate::Committed),
+            Phase::Ended(_) => Err(TooLate::Ended),
+            Phase::Offering
+            | Phase::Collecting
+            | Phase::Round(_)
+            | Phase::Pausing { .. }
+            | Phase::CollectingLast { .. }
+            | Phase::LastRound { .. }
+            | Phase::Handover { .. } => {
+                self.abort(AbortReason::Cancelled);
+                Ok(())
+            }
+        }
+    }
+
+    /// Something that the driver was asked to do failed.
+    pub fn failed(&mut self, what: String) {
+        self.abort(AbortReason::Local(what));
+    }
+
+    /// The connection was lost, or a [`Action::Reconnect`] failed.
+    pub fn disconnected(&mut self, now: Time) {
+        if let Phase::Committed { connected, in_doubt } = &mut self.phase {
+            *connected = false;
+            if !*in_doubt {
+                *in_doubt = true;
+                self.actions.push_back(Action::InDoubt);
+            }
+            self.deadline = Some(now + limits::ASK_AGAIN);
+        } else {
+            self.abort(AbortReason::Disconnected);
+        }
+    }
+
+    /// A new connection stands: the question is asked again.
+    pub fn connected(&mut self, now: Time) {
+        if let Phase::Committed { connected, .. } = &mut self.phase {
+            *connected = true;
+            let commit = self.commit();
+            self.actions.push_back(Action::Send(commit));
+            self.deadline = Some(now + limits::RUNNING_TIMEOUT);
+        }
+    }
+
+    /// The operator, who has looked at the destination, settles a hand-over in doubt: `run_here` if the VM does not run there
+    /// and cannot come to run there.
+    ///
+    /// # Errors
+    /// If nothing is in doubt.
+    pub fn resolve(&mut self, run_here: bool) -> Result<(), TooLate> {
+        if !matches!(self.phase, Phase::Committed { in_doubt: true, .. }) {
+            return Err(if self.end().is_some() { TooLate::Ended } else { TooLate::NotInDoubt });
+        }
+        if run_here {
+            self.run_on(
+                AbortReason::Local("an operator resolved the doubt: the VM runs here".to_owned()),
+                true,
+            );
+        } else {
+            self.actions.push_back(Action::Release);
+            self.finish(End::LetGo);
+        }
+        Ok(())
+    }
+
+    /// The deadline of [`Source::next_timeout`] has come.
+    pub fn timeout(&mut self, now: Time) {
+        if self.deadline.is_none_or(|deadline| now < deadline) {
+            return;
+        }
+        if let Phase::Committed { connected, in_doubt } = &mut self.phase {
+            // Either the answer or the connection is overdue: ask anew, for ever; only an answer or the operator settles it.
+            *connected = false;
+            if !*in_doubt {
+                *in_doubt = true;
+                self.actions.push_back(Action::InDoubt);
+            }
+            self.actions.push_back(Action::Reconnect);
+            self.deadline = Some(now + limits::RUNNING_TIMEOUT);
+        } else {
+            self.abort(AbortReason::Timeout(self.phase.name()));
+        }
+    }
+
+    /// The one failure path: before Commit the VM runs on here; after it nothing but an answer counts.
+    fn abort(&mut self, reason: AbortReason) {
+        match self.phase {
+            Phase::Committed { .. } | Phase::Ended(_) => {}
+            Phase::Offering
+            | Phase::Collecting
+            | Phase::Round(_)
+            | Phase::Pausing { .. }
+            | Phase::CollectingLast { .. }
+            | Phase::LastRound { .. }
+            | Phase::Handover { .. } => {
+                // Only a destination that has been sent the last page can have said Ready and hold the VM.
+                let notify = matches!(self.phase, Phase::Handover { .. });
+                let migration = self.config.migration;
+                self.actions
+                    .push_back(Action::Send(Message::Abort { migration, reason: reason.to_string() }));
+                self.run_on(reason, notify);
+            }
+        }
+    }
+
+    fn run_on(&mut self, reason: AbortReason, notify: bool) {
+        let permit = RunPermit::new(self.config.epoch);
+        self.actions.push_back(Action::Resume { permit, notify, reason: reason.clone() });
+        self.finish(End::Aborted(reason));
+    }
+
+    fn finish(&mut self, end: End) {
+        self.phase = Phase::Ended(end);
+        self.deadline = None;
+        self.wants.clear();
+    }
+}
+
+/// Where a migration is, as the source sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SourceProgress {
+    /// The offer has not been answered.
+    Offering,
+    /// Rounds while the VM runs.
+    Precopy,
+    /// The VM stands still; the last pages and the state travel.
+    StopAndCopy,
+    /// Waiting for Ready.
+    Handover,
+    /// Commit sent, Running awaited.
+    Committing,
+    /// Commit sent, no answer: paused, asking again, and the operator may settle it.
+    InDoubt,
+    /// Over.
+    Ended,
+}
+
+/// QEMU's cost of a zero page in a migration stream: 8 bytes of address and flags, 1 of fill (QEMU, migration/ram.c).
+const PLAIN_ZERO_BYTES: u64 = 9;
+/// QEMU's cost of any other page: 8 bytes of address and flags, and the page.
+const PLAIN_PAGE_BYTES: u64 = 8 + page::PAGE_SIZE as u64;

@@ -1,0 +1,84 @@
+//! The source's phases.
+//!
+//! ```text
+//!  Offering ──Accept──► Collecting ──dirty──► Round ──RoundDone──► Collecting …
+//!                            │ what is left fits the downtime
+//!                            ▼
+//!                         Pausing ──paused──► CollectingLast ──dirty──► LastRound ──named, saved──► Handover
+//!                                                                                                  │ Ready
+//!   before Commit every failure ends in Ended(Aborted), and the VM runs on                         ▼
+//!                                                          Ended(Completed) ◄──Running── Committed ──NotRunning──► Ended(Aborted)
+//! ```
+
+use page::{PageHash, PageSet};
+
+use super::round::Round;
+use crate::error::AbortReason;
+
+/// A phase, with what only that phase knows.
+#[derive(Debug)]
+pub(super) enum Phase {
+    /// The offer is on its way.
+    Offering,
+    /// The dirty log has been asked for; it begins the next round or, if little is left, the last one.
+    Collecting,
+    /// A round of names while the VM runs.
+    Round(Round),
+    /// The VM has been asked to stand still; `dirty` has not been named yet.
+    Pausing {
+        /// The pages that the last look at the log gave.
+        dirty: PageSet,
+    },
+    /// The VM stands still; what it wrote since is being collected.
+    CollectingLast {
+        /// The pages that the look before gave.
+        dirty: PageSet,
+    },
+    /// The last round; the VM stands still.
+    LastRound {
+        /// The round.
+        round: Round,
+        /// Whether the state has been sent.
+        state_sent: bool,
+    },
+    /// All has been sent.
+    Handover {
+        /// The root over RAM.
+        root: PageHash,
+    },
+    /// Commit has been sent: this side may not run the VM.
+    Committed {
+        /// Whether a connection to ask over is there.
+        connected: bool,
+        /// Whether the first deadline has passed.
+        in_doubt: bool,
+    },
+    /// Over.
+    Ended(End),
+}
+
+/// How a migration ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// The VM runs at the destination.
+    Completed,
+    /// The VM runs on here.
+    Aborted(AbortReason),
+    /// An operator, who looked at the destination, said that the VM lives there.
+    LetGo,
+}
+
+impl Phase {
+    /// For errors and progress.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Offering => "offering the VM",
+            Self::Collecting | Self::Round(_) => "copying memory while the VM runs",
+            Self::Pausing { .. } | Self::CollectingLast { .. } => "pausing the VM",
+            Self::LastRound { .. } => "copying the last pages",
+            Self::Handover { .. } => "waiting for the destination to be ready",
+            Self::Committed { .. } => "waiting for the destination to run the VM",
+            Self::Ended(_) => "at the end of the migration",
+        }
+    }
+}

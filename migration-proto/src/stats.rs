@@ -1,0 +1,84 @@
+//! What the core counts. The shell exports it.
+
+/// Pages that each rung of the ladder gave, as the destination counts them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct DestinationStats {
+    /// All-zero pages.
+    pub zero: u64,
+    /// Copies of another frame of this VM.
+    pub duplicate: u64,
+    /// Named again with the content that was already there.
+    pub in_place: u64,
+    /// From this host's memory and files.
+    pub host: u64,
+    /// From other hosts of the site.
+    pub site: u64,
+    /// Literals from the source.
+    pub source: u64,
+    /// Literals that came too late or twice.
+    pub unneeded: u64,
+    /// Pages from the site that did not match the id asked for.
+    pub wrong: u64,
+    /// Questions that the site did not answer in time.
+    pub site_timeouts: u64,
+    /// Regions whose short ids led to a wrong page, found out by their root.
+    pub root_mismatches: u64,
+}
+
+impl DestinationStats {
+    /// The fields in the order of the wire.
+    pub(crate) fn to_array(self) -> [u64; 10] {
+        let Self {
+            zero,
+            duplicate,
+            in_place,
+            host,
+            site,
+            source,
+            unneeded,
+            wrong,
+            site_timeouts,
+            root_mismatches,
+        } = self;
+        [zero, duplicate, in_place, host, site, source, unneeded, wrong, site_timeouts, root_mismatches]
+    }
+
+    /// The inverse of `to_array`.
+    pub(crate) fn from_array(fields: [u64; 10]) -> Self {
+        let [zero, duplicate, in_place, host, site, source, unneeded, wrong, site_timeouts, root_mismatches] =
+            fields;
+        Self {
+            zero,
+            duplicate,
+            in_place,
+            host,
+            site,
+            source,
+            unneeded,
+            wrong,
+            site_timeouts,
+            root_mismatches,
+        }
+    }
+}
+
+/// What the source counts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SourceStats {
+    /// Rounds begun, the last one included.
+    pub rounds: u32,
+    /// Pages of the current round.
+    pub round_pages: u64,
+    /// Of those, named.
+    pub named_pages: u64,
+    /// Pages whose name had not changed since it was last sent.
+    pub unchanged: u64,
+    /// Literals handed to the link, pages.
+    pub literal_pages: u64,
+    /// Literals handed to the link, bytes of encoded batches.
+    pub literal_bytes: u64,
+    /// Wants for pages that had changed meanwhile.
+    pub stale: u64,
+    /// What a plain migration with zero-page detection would have sent: 9 bytes a zero page, 4104 any other, each time it is dirty.
+    pub plain_bytes: u64,
+}

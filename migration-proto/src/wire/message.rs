@@ -1,0 +1,462 @@
+//! The messages.
+
+use page::{DomainId, Gfn, PageHash, REGION_PAGES, RegionId, ShortId};
+
+use super::codec::{Reader, WireError, Writer};
+use crate::limits;
+use crate::manifest::{Entry, Extent, Layout, read_entries, write_entries};
+use crate::stats::DestinationStats;
+use crate::switchover::{Epoch, MigrationId, VmId};
+
+/// An ordered stream of messages within a connection, in the order of urgency.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Channel {
+    /// Agreement and hand-over, both ways.
+    Control,
+    /// What the destination wants, to the source.
+    Wants,
+    /// Manifest, rounds' ends, device state and the final root, to the destination.
+    Names,
+    /// Page bytes, to the destination.
+    Literals,
+}
+
+/// The source's opening.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Offer {
+    /// This attempt.
+    pub migration: MigrationId,
+    /// Which VM.
+    pub vm: VmId,
+    /// The epoch as whose owner the source runs it.
+    pub epoch: Epoch,
+    /// The dedup domain of the source's site.
+    pub domain: DomainId,
+    /// The VM's RAM.
+    pub layout: Layout,
+    /// What the destination needs to build the machine: opaque to the protocol.
+    pub machine: Vec<u8>,
+}
+
+/// The manifest of one region, or of what changed in it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Region {
+    /// The region.
+    pub region: RegionId,
+    /// Whether the source sends the literals of the named pages without being asked.
+    pub pushed: bool,
+    /// What stands where; pages that are not in here stay as they were.
+    pub entries: Vec<(Gfn, Entry)>,
+    /// The root over all 512 full names, with `entries` applied.
+    pub root: PageHash,
+}
+
+/// A message.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Message {
+    /// Control, to the destination.
+    Offer(Offer),
+    /// Control, to the source. `shared`: both sites have one dedup domain; otherwise both use the unkeyed one.
+    Accept {
+        /// See above.
+        shared: bool,
+    },
+    /// Control, to the source: this VM cannot come here, and why.
+    Refuse(String),
+    /// Control, either way: the sender has given up this migration, and why.
+    Abort {
+        /// Which.
+        migration: MigrationId,
+        /// Why.
+        reason: String,
+    },
+    /// Names.
+    Region(Region),
+    /// Names: the answer to `WantNames`.
+    FullNames {
+        /// The region.
+        region: RegionId,
+        /// Its 512 names.
+        names: Vec<PageHash>,
+    },
+    /// Names: all of a round has been named.
+    RoundEnd {
+        /// The round.
+        round: u32,
+    },
+    /// Names: vCPU and device state, opaque to the protocol.
+    State(Vec<u8>),
+    /// Names: the last round has been named; this is the root over all regions' roots.
+    Final {
+        /// The last round.
+        round: u32,
+        /// The root.
+        root: PageHash,
+    },
+    /// Literals, or Names in the last round, behind the names that they belong to: an encoded batch, see [`crate::literal`].
+    Literals(Vec<u8>),
+    /// Literals: wanted pages that have changed, with the ids that they had; a later round names them again.
+    Stale(Vec<(Gfn, ShortId)>),
+    /// Wants: pages that nobody near the destination has.
+    Want(Vec<Gfn>),
+    /// Wants: the short ids of this region led to wrong pages.
+    WantNames(RegionId),
+    /// Control, to the source: all that could be resolved of this round has been.
+    RoundDone {
+        /// The round.
+        round: u32,
+        /// Counters so far.
+        stats: DestinationStats,
+    },
+    /// Control, to the source: memory is complete and verified, state is loaded.
+    Ready {
+        /// The root as the destination computed it.
+        root: PageHash,
+    },
+    /// Control, to the destination: run it. May come again over a new connection.
+    Commit {
+        /// Which migration.
+        migration: MigrationId,
+        /// The epoch to run it as.
+        epoch: Epoch,
+    },
+    /// Control, to the source: it runs.
+    Running {
+        /// Which migration.
+        migration: MigrationId,
+        /// The final counters.
+        stats: DestinationStats,
+    },
+    /// Control, to the source: it does not run here and never will by this migration.
+    NotRunning {
+        /// Which migration.
+        migration: MigrationId,
+    },
+    /// Control, to the destination: the source has heard and forgets the VM.
+    Released {
+        /// Which migration.
+        migration: MigrationId,
+    },
+}
+
+impl Message {
+    /// Its name, for errors.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Offer(_) => "Offer",
+            Self::Accept { .. } => "Accept",
+            Self::Refuse(_) => "Refuse",
+            Self::Abort { .. } => "Abort",
+            Self::Region(_) => "Region",
+            Self::FullNames { .. } => "FullNames",
+            Self::RoundEnd { .. } => "RoundEnd",
+            Self::State(_) => "State",
+            Self::Final { .. } => "Final",
+            Self::Literals(_) => "Literals",
+            Self::Stale(_) => "Stale",
+            Self::Want(_) => "Want",
+            Self::WantNames(_) => "WantNames",
+            Self::RoundDone { .. } => "RoundDone",
+            Self::Ready { .. } => "Ready",
+            Self::Commit { .. } => "Commit",
+            Self::Running { .. } => "Running",
+            Self::NotRunning { .. } => "NotRunning",
+            Self::Released { .. } => "Released",
+        }
+    }
+
+    /// The channel that it travels on.
+    #[must_use]
+    pub fn channel(&self) -> Channel {
+        match self {
+            Self::Offer(_)
+            | Self::Accept { .. }
+            | Self::Refuse(_)
+            | Self::Abort { .. }
+            | Self::RoundDone { .. }
+            | Self::Ready { .. }
+            | Self::Commit { .. }
+            | Self::Running { .. }
+            | Self::NotRunning { .. }
+            | Self::Released { .. } => Channel::Control,
+            Self::Region(_)
+            | Self::FullNames { .. }
+            | Self::RoundEnd { .. }
+            | Self::State(_)
+            | Self::Final { .. } => Channel::Names,
+            Self::Literals(_) | Self::Stale(_) => Channel::Literals,
+            Self::Want(_) | Self::WantNames(_) => Channel::Wants,
+        }
+    }
+}
+
+const OFFER: u8 = 1;
+const ACCEPT: u8 = 2;
+const REFUSE: u8 = 3;
+const ABORT: u8 = 4;
+const REGION: u8 = 5;
+const FULL_NAMES: u8 = 6;
+const ROUND_END: u8 = 7;
+const STATE: u8 = 8;
+const FINAL: u8 = 9;
+const LITERALS: u8 = 10;
+const STALE: u8 = 11;
+const WANT: u8 = 12;
+const WANT_NAMES: u8 = 13;
+const ROUND_DONE: u8 = 14;
+const READY: u8 = 15;
+const COMMIT: u8 = 16;
+const RUNNING: u8 = 17;
+const NOT_RUNNING: u8 = 18;
+const RELEASED: u8 = 19;
+
+/// The bytes of `message`, without the length before it.
+#[must_use]
+#[expect(clippy::too_many_lines, reason = "one arm a message: the wire's table of contents")]
+pub fn encode(message: &Message) -> Vec<u8> {
+    let mut out = Writer::default();
+    match message {
+        Message::Offer(offer) => write_offer(&mut out, offer),
+        Message::Accept { shared } => {
+            out.byte(ACCEPT);
+            out.byte(u8::from(*shared));
+        }
+        Message::Refuse(reason) => {
+            out.byte(REFUSE);
+            write_reason(&mut out, reason);
+        }
+        Message::Abort { migration, reason } => {
+            out.byte(ABORT);
+            out.bytes(&migration.0);
+            write_reason(&mut out, reason);
+        }
+        Message::Region(region) => {
+            out.byte(REGION);
+            out.varint(region.region.0);
+            out.byte(u8::from(region.pushed));
+            out.bytes(&region.root.0);
+            write_entries(&mut out, region.region, &region.entries);
+        }
+        Message::FullNames { region, names } => {
+            out.byte(FULL_NAMES);
+            out.varint(region.0);
+            names.iter().for_each(|name| out.bytes(&name.0));
+        }
+        Message::RoundEnd { round } => {
+            out.byte(ROUND_END);
+            out.varint(u64::from(*round));
+        }
+        Message::State(bytes) => {
+            out.byte(STATE);
+            out.blob(bytes);
+        }
+        Message::Final { round, root } => {
+            out.byte(FINAL);
+            out.varint(u64::from(*round));
+            out.bytes(&root.0);
+        }
+        Message::Literals(batch) => {
+            out.byte(LITERALS);
+            out.bytes(batch);
+        }
+        Message::Stale(frames) => {
+            out.byte(STALE);
+            out.varint(frames.len() as u64);
+            for (gfn, id) in frames {
+                out.varint(gfn.0);
+                out.bytes(&id.0.to_be_bytes());
+            }
+        }
+        Message::Want(frames) => {
+            out.byte(WANT);
+            write_frames(&mut out, frames);
+        }
+        Message::WantNames(region) => {
+            out.byte(WANT_NAMES);
+            out.varint(region.0);
+        }
+        Message::RoundDone { round, stats } => {
+            out.byte(ROUND_DONE);
+            out.varint(u64::from(*round));
+            stats.to_array().into_iter().for_each(|n| out.varint(n));
+        }
+        Message::Ready { root } => {
+            out.byte(READY);
+            out.bytes(&root.0);
+        }
+        Message::Commit { migration, epoch } => {
+            out.byte(COMMIT);
+            out.bytes(&migration.0);
+            out.varint(epoch.0);
+        }
+        Message::Running { migration, stats } => {
+            out.byte(RUNNING);
+            out.bytes(&migration.0);
+            stats.to_array().into_iter().for_each(|n| out.varint(n));
+        }
+        Message::NotRunning { migration } => {
+            out.byte(NOT_RUNNING);
+            out.bytes(&migration.0);
+        }
+        Message::Released { migration } => {
+            out.byte(RELEASED);
+            out.bytes(&migration.0);
+        }
+    }
+    out.finish()
+}
+
+/// The message that `frame` holds.
+///
+/// # Errors
+/// Names the field that is truncated, out of range or unknown.
+pub fn decode(frame: &[u8]) -> Result<Message, WireError> {
+    let mut input = Reader::new(frame);
+    let kind = input.byte("kind of message")?;
+    let message = match kind {
+        OFFER => Message::Offer(read_offer(&mut input)?),
+        ACCEPT => Message::Accept { shared: read_flag(&mut input, "shared")? },
+        REFUSE => Message::Refuse(read_reason(&mut input)?),
+        ABORT => Message::Abort { migration: read_migration(&mut input)?, reason: read_reason(&mut input)? },
+        REGION => Message::Region(read_region(&mut input)?),
+        FULL_NAMES => Message::FullNames {
+            region: read_region_id(&mut input)?,
+            names: (0..REGION_PAGES).map(|_| input.name("full name")).collect::<Result<_, _>>()?,
+        },
+        ROUND_END => Message::RoundEnd { round: read_round(&mut input)? },
+        STATE => Message::State(input.blob("state", limits::STATE_BYTES)?.to_vec()),
+        FINAL => Message::Final { round: read_round(&mut input)?, root: input.name("root")? },
+        LITERALS => Message::Literals(input.rest().to_vec()),
+        STALE => Message::Stale(read_stale(&mut input)?),
+        WANT => Message::Want(read_frames(&mut input, "wanted frames")?),
+        WANT_NAMES => Message::WantNames(read_region_id(&mut input)?),
+        ROUND_DONE => Message::RoundDone { round: read_round(&mut input)?, stats: read_stats(&mut input)? },
+        READY => Message::Ready { root: input.name("root")? },
+        COMMIT => {
+            Message::Commit { migration: read_migration(&mut input)?, epoch: Epoch(input.varint("epoch")?) }
+        }
+        RUNNING => {
+            Message::Running { migration: read_migration(&mut input)?, stats: read_stats(&mut input)? }
+        }
+        NOT_RUNNING => Message::NotRunning { migration: read_migration(&mut input)? },
+        RELEASED => Message::Released { migration: read_migration(&mut input)? },
+        unknown => return Err(WireError::UnknownKind(unknown)),
+    };
+    input.end()?;
+    Ok(message)
+}
+
+fn write_offer(out: &mut Writer, offer: &Offer) {
+    out.byte(OFFER);
+    out.varint(u64::from(limits::WIRE_VERSION));
+    out.bytes(&offer.migration.0);
+    out.bytes(&offer.vm.0);
+    out.varint(offer.epoch.0);
+    out.bytes(&offer.domain.0);
+    out.varint(offer.layout.extents().len() as u64);
+    for extent in offer.layout.extents() {
+        out.varint(extent.first.0);
+        out.varint(extent.regions);
+    }
+    out.blob(&offer.machine);
+}
+
+fn read_offer(input: &mut Reader<'_>) -> Result<Offer, WireError> {
+    let version = u16::try_from(input.varint("wire version")?).unwrap_or(u16::MAX);
+    if version != limits::WIRE_VERSION {
+        return Err(WireError::UnknownVersion(version));
+    }
+    let migration = read_migration(input)?;
+    let vm = VmId(input.array("VM id")?);
+    let epoch = Epoch(input.varint("epoch")?);
+    let domain = DomainId(input.array("domain id")?);
+    let count = input.count("extents", limits::EXTENTS)?;
+    let extents = (0..count)
+        .map(|_| Ok(Extent { first: read_region_id(input)?, regions: input.varint("extent's regions")? }))
+        .collect::<Result<_, _>>()?;
+    let layout = Layout::new(extents).ok_or(WireError::OutOfRange { field: "memory layout" })?;
+    let machine = input.blob("machine", limits::MACHINE_BYTES)?.to_vec();
+    Ok(Offer { migration, vm, epoch, domain, layout, machine })
+}
+
+fn read_region(input: &mut Reader<'_>) -> Result<Region, WireError> {
+    let region = read_region_id(input)?;
+    let pushed = read_flag(input, "pushed")?;
+    let root = input.name("region root")?;
+    let entries = read_entries(input, region)?;
+    Ok(Region { region, pushed, entries, root })
+}
+
+fn read_region_id(input: &mut Reader<'_>) -> Result<RegionId, WireError> {
+    let region = input.varint("region")?;
+    if region < limits::REGIONS {
+        Ok(RegionId(region))
+    } else {
+        Err(WireError::OutOfRange { field: "region" })
+    }
+}
+
+fn read_migration(input: &mut Reader<'_>) -> Result<MigrationId, WireError> {
+    Ok(MigrationId(input.array("migration id")?))
+}
+
+fn read_round(input: &mut Reader<'_>) -> Result<u32, WireError> {
+    u32::try_from(input.varint("round")?).map_err(|_| WireError::OutOfRange { field: "round" })
+}
+
+fn read_flag(input: &mut Reader<'_>, field: &'static str) -> Result<bool, WireError> {
+    match input.byte(field)? {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(WireError::OutOfRange { field }),
+    }
+}
+
+fn read_stats(input: &mut Reader<'_>) -> Result<DestinationStats, WireError> {
+    let mut fields = [0; 10];
+    for field in &mut fields {
+        *field = input.varint("counter")?;
+    }
+    Ok(DestinationStats::from_array(fields))
+}
+
+fn write_frames(out: &mut Writer, frames: &[Gfn]) {
+    out.varint(frames.len() as u64);
+    let mut last = Gfn(0);
+    for gfn in frames {
+        out.frame(last, *gfn);
+        last = *gfn;
+    }
+}
+
+fn read_frames(input: &mut Reader<'_>, field: &'static str) -> Result<Vec<Gfn>, WireError> {
+    let count = input.count(field, limits::WANT_BATCH_PAGES)?;
+    let mut last = Gfn(0);
+    (0..count)
+        .map(|_| {
+            last = input.frame(field, last)?;
+            Ok(last)
+        })
+        .collect()
+}
+
+fn read_stale(input: &mut Reader<'_>) -> Result<Vec<(Gfn, ShortId)>, WireError> {
+    let count = input.count("stale frames", limits::LITERAL_BATCH_PAGES)?;
+    (0..count)
+        .map(|_| {
+            let gfn = Gfn(input.varint("stale frame")?);
+            Ok((gfn, ShortId(u64::from_be_bytes(input.array("stale id")?))))
+        })
+        .collect()
+}
+
+fn write_reason(out: &mut Writer, reason: &str) {
+    let end = (0..=reason.len().min(limits::REASON_BYTES)).rev().find(|at| reason.is_char_boundary(*at));
+    out.blob(reason.get(..end.unwrap_or(0)).unwrap_or_default().as_bytes());
+}
+
+fn read_reason(input: &mut Reader<'_>) -> Result<String, WireError> {
+    let bytes = input.blob("reason", limits::REASON_BYTES)?;
+    String::from_utf8(bytes.to_vec()).map_err(|_| WireError::OutOfRange { field: "reason" })
+}
