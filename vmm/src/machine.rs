@@ -49,6 +49,15 @@ pub enum StopReason {
     Migrated,
 }
 
+/// Which VM this is, and the epoch as whose owner this process may run it (see [`migration_proto::switchover`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ownership {
+    /// Random, given at launch, the same for the VM's whole life.
+    pub vm: migration_proto::VmId,
+    /// How many owners it had before.
+    pub epoch: migration_proto::Epoch,
+}
+
 /// The guest's heartbeat: bytes it wrote to the debug-console port 0xe9, as timed by this host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Heartbeat {
@@ -85,6 +94,14 @@ impl Machine {
     }
     /// What a destination needs to build the same.
     pub fn description(&self) -> MachineDescription {
+        todo!()
+    }
+    /// Which VM it is: random and of epoch 0 at launch.
+    pub fn ownership(&self) -> Ownership {
+        todo!()
+    }
+    /// Written by a migration: at the destination before the VM runs.
+    pub fn set_ownership(&self, _ownership: Ownership) {
         todo!()
     }
     /// Its RAM.
