@@ -3,6 +3,9 @@
 use page::{Domain, Page, ShortId};
 use tokio::sync::mpsc;
 
+/// Pages from the site's peer that wait for whoever asked: half a region.
+const FOUND_QUEUE: usize = 256;
+
 /// Pages of the site. `dht`'s local client satisfies it; without a peer there is none and the ladder has fewer rungs.
 pub trait SitePages: Send + Sync + std::fmt::Debug {
     /// The dedup domain of the site.
@@ -30,4 +33,28 @@ pub enum SiteRung {
     Host,
     /// Another host of the site.
     Site,
+}
+
+impl SitePages for dht::SiteClient {
+    fn domain(&self) -> &Domain {
+        Self::domain(self)
+    }
+
+    fn resolve(&self, ids: Vec<ShortId>) -> mpsc::Receiver<SitePage> {
+        let mut found = Self::resolve(self, ids);
+        let (pages, receiver) = mpsc::channel(FOUND_QUEUE);
+        tokio::spawn(async move {
+            while let Some(dht::Found { id, rung, bytes }) = found.recv().await {
+                let rung = match rung {
+                    dht::FoundOn::Host => SiteRung::Host,
+                    dht::FoundOn::Site => SiteRung::Site,
+                };
+                if pages.send(SitePage { id, rung, bytes }).await.is_err() {
+                    // The asker has what it wants; dropping `found` cancels the rest.
+                    return;
+                }
+            }
+        });
+        receiver
+    }
 }

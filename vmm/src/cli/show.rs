@@ -1,0 +1,149 @@
+//! Answers as text for people.
+
+use std::fmt::Write;
+
+use crate::control::api::VmStatus;
+use crate::migrate::report::{Phase, Progress, Report, Rungs};
+
+/// Lines of `name  value`.
+struct Table(String);
+
+impl Table {
+    fn row(&mut self, name: &str, value: impl std::fmt::Display) {
+        writeln!(self.0, "{name:<12}{value}").expect("writing to a String cannot fail");
+    }
+}
+
+pub(super) fn status(status: &VmStatus) -> String {
+    let mut table = Table(String::new());
+    table.row("name", status.name.as_deref().unwrap_or("-"));
+    table.row("state", status.state);
+    if let Some(reason) = &status.reason {
+        table.row("", reason);
+    }
+    table.row("pid", status.pid);
+    if let Some(bytes_) = status.memory_bytes {
+        table.row("memory", bytes(bytes_));
+    }
+    if let Some(cpus) = status.cpus {
+        table.row("cpus", cpus);
+    }
+    if let Some(beat) = status.heartbeat.filter(|beat| beat.count > 0) {
+        let gap = beat.longest_gap_ns / 1000;
+        table.row(
+            "heartbeat",
+            format_args!("{} beats, longest gap {}.{:03} ms", beat.count, gap / 1000, gap % 1000),
+        );
+    }
+    if let Some(ticket) = &status.ticket {
+        table.row("ticket", ticket);
+    }
+    if let Some(migration) = &status.migration {
+        let how = match (&migration.report, &migration.error) {
+            (Some(_), _) => "completed".to_owned(),
+            (None, Some(error)) => error.message.clone(),
+            (None, None) => progress(&migration.progress),
+        };
+        table.row("migration", format_args!("to {}: {how}", migration.to));
+    }
+    if let Some(incoming) = &status.incoming {
+        let from = incoming.source.as_deref().unwrap_or("nobody yet");
+        table.row("incoming", format_args!("from {from}, round {}", incoming.round));
+    }
+    table.0
+}
+
+pub(super) fn progress(progress: &Progress) -> String {
+    let phase = match progress.phase {
+        Phase::Offering => "offering",
+        Phase::Precopy => "pre-copy",
+        Phase::StopAndCopy => "stop-and-copy",
+        Phase::Handover => "hand-over",
+        Phase::Committing => "committing",
+        Phase::InDoubt => "in doubt",
+        Phase::Ended => "ended",
+    };
+    let Rungs { zero, duplicate, in_place, host, site, source } = &progress.rungs;
+    format!(
+        "{phase}, round {}: {}/{} pages named; zero {}, duplicate {}, in place {}, host {}, site {}, source {}; WAN {} out, {} in; {}.{} s",
+        progress.round,
+        progress.named_pages,
+        progress.round_pages,
+        zero.pages,
+        duplicate.pages,
+        in_place.pages,
+        host.pages,
+        site.pages,
+        source.pages,
+        bytes(progress.wan_tx_bytes),
+        bytes(progress.wan_rx_bytes),
+        progress.elapsed_ms / 1000,
+        progress.elapsed_ms % 1000 / 100,
+    )
+}
+
+pub(super) fn report(report: &Report) -> String {
+    let mut table = Table(String::new());
+    table.row("outcome", format_args!("{:?}", report.outcome).to_string().to_lowercase());
+    if let Some(reason) = &report.reason {
+        table.row("reason", reason);
+    }
+    table.row("verified", report.verified);
+    table.row("rounds", report.rounds);
+    table.row("total", format_args!("{} ms", report.total_ms));
+    table.row("downtime", format_args!("{:.1} ms", report.downtime_ms));
+    let Rungs { zero, duplicate, in_place, host, site, source } = &report.rungs;
+    for (name, rung) in [
+        ("zero", zero),
+        ("duplicate", duplicate),
+        ("in place", in_place),
+        ("host", host),
+        ("site", site),
+        ("source", source),
+    ] {
+        table.row(name, format_args!("{} pages, {}", rung.pages, bytes(rung.bytes)));
+    }
+    table.row("WAN", format_args!("{} out, {} in", bytes(report.wan_tx_bytes), bytes(report.wan_rx_bytes)));
+    table.row("plain", format_args!("{} would have crossed without names", bytes(report.plain_bytes)));
+    if report.wrong_pages > 0 {
+        table.row("wrong pages", report.wrong_pages);
+    }
+    if report.site_timeouts > 0 {
+        table.row("time-outs", report.site_timeouts);
+    }
+    table.0
+}
+
+/// Bytes with one digit after the point, in binary units.
+fn bytes(count: u64) -> String {
+    let units = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
+    match units.into_iter().find(|(_, shift)| count >= 1 << shift) {
+        None => format!("{count} B"),
+        Some((unit, shift)) => {
+            let tenths = (u128::from(count) * 10) >> shift;
+            match tenths % 10 {
+                0 => format!("{} {unit}", tenths / 10),
+                tenth => format!("{}.{tenth} {unit}", tenths / 10),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_readable() {
+        for (count, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1 KiB"),
+            (1536, "1.5 KiB"),
+            (512 << 20, "512 MiB"),
+            (u64::MAX, "17179869183.9 GiB"),
+        ] {
+            assert_eq!(bytes(count), text);
+        }
+    }
+}
