@@ -5,6 +5,7 @@
 
 mod boot;
 mod clock;
+mod idle;
 mod memory;
 #[path = "../src/pagestorm/mod.rs"]
 #[allow(dead_code, reason = "the library's hosts use parts that the guest does not")]
@@ -17,6 +18,7 @@ use core::panic::PanicInfo;
 
 use boot::BootInfo;
 use clock::Clock;
+use idle::Rest;
 use memory::WorkingSet;
 use pagestorm::engine::Engine;
 use pagestorm::layout::Layout;
@@ -36,13 +38,12 @@ extern "C" fn pagestorm_main(start_info_gpa: u64, kvmclock: bool) -> ! {
     let Ok(clock) = Clock::new(kvmclock) else {
         give_up(format_args!("no clock: neither a kvmclock (KVM) nor an 8254 timer that counts"));
     };
+    let mut rest = Rest::new(options.idle, &clock);
     let storm = Storm::create(ram, &options, layout);
     let mut engine = Engine::new(options, storm, clock.name(), clock.now_ns());
     loop {
         let next_ns = engine.turn(clock.now_ns(), &mut ports);
-        while clock.now_ns() < next_ns {
-            core::hint::spin_loop();
-        }
+        rest.until(next_ns, &clock);
     }
 }
 

@@ -86,10 +86,9 @@ impl fmt::Write for LastWords {
     }
 }
 
-/// Ends the machine: by the 8042's reset, and where there is none by a triple fault (`hlt` faults in ring 3, and there
-/// is no IDT). A monitor takes either as the guest's end or reset.
+/// Ends the machine: by the 8042's reset, and where there is none by a triple fault (`ud2`'s exception has no gate). A monitor takes either as the guest's end or reset.
 pub fn power_off() -> ! {
     out(RESET, 0xfe);
     // SAFETY: it does not return: the machine is reset or stops.
-    unsafe { asm!("hlt", "ud2", options(noreturn)) }
+    unsafe { asm!("ud2", options(noreturn)) }
 }

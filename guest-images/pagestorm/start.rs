@@ -2,8 +2,9 @@
 //! 64-bit ring 3 with IOPL 3, from where nothing comes back.
 //!
 //! Short on purpose: on a host that emulates ring 0 each instruction costs 0.7 µs, and some do not exist there
-//! (fxsave does, xsave and int do not). Interrupts stay off and there is no IDT: an exception is a bug, ends in a
-//! triple fault, and the monitor reports it with the registers.
+//! (fxsave does, xsave and int do not). Interrupts stay off in ring 3, and an exception is a bug: it ends in a triple
+//! fault, and the monitor reports it with the registers. One exception is none: `hlt` in ring 3 raises #GP, whose handler
+//! halts in its stead until the local APIC's timer interrupts (`idle.rs` fills the two gates and sets the timer).
 //!
 //! Page tables: identity, 2 MiB pages, writable by ring 3, all of `limits::MAPPED_BYTES`; part of the image rather
 //! than built by a loop, with the accessed and dirty bits set so that the CPU never writes them. Selectors are
@@ -51,22 +52,44 @@ global_asm!(
     ".quad 0",
     ".quad 0x00cff3000000ffff", // 0x28 | 3: ring 3, data
     ".quad 0x00affb000000ffff", // 0x30 | 3: ring 3, 64-bit code
+    "gdt_tss: .quad 0x0000890000000000 + {tss_bytes} - 1, 0", // 0x38: the TSS; the stub fills in its address
     "gdt_end:",
     "gdt_pointer: .word gdt_end - gdt - 1",
     ".long gdt",
+    "idt_pointer: .word {idt_bytes} - 1",
+    ".quad idt",
+    ".balign 16",
+    "tss: .long 0",
+    ".quad handler_stack_top", // RSP0
+    ".skip 102 - 12",
+    ".word 104",              // where the map of ports follows: a clear bit allows one
+    ".skip {ports} / 8",
+    ".byte 0xff", // the CPU reads a byte more
     ".popsection",
     ".pushsection .bss.pages, \"aw\", @nobits",
     ".balign 4096",
     ".global kvmclock_page",
     "kvmclock_page: .skip 4096",
+    ".global idt",
+    "idt: .skip {idt_bytes}",
+    "handler_stack: .skip 4096",
+    "handler_stack_top:",
     "stack: .skip {stack_bytes}",
     "stack_top:",
     ".popsection",
     stack_bytes = const STACK_BYTES,
     directories = const DIRECTORIES,
+    ports = const PORTS,
+    tss_bytes = const 104 + PORTS / 8 + 1,
+    idt_bytes = const IDT_BYTES,
     options(att_syntax)
 );
 
+/// Ports from 0 on that ring 3 may use. IOPL 3 allows them all, but a host that runs ring 3 natively has no IOPL to give
+/// and goes by the map in the TSS instead.
+const PORTS: usize = 0x400;
+/// 256 gates of 16 bytes.
+const IDT_BYTES: usize = 4096;
 /// Ring 3's stack.
 const STACK_BYTES: usize = 64 << 10;
 
@@ -116,6 +139,14 @@ global_asm!(
     "mov %eax, %ds",
     "mov %eax, %es",
     "mov $stack_top, %esp",
+    "lidt idt_pointer",
+    "mov $tss, %eax",
+    "mov %ax, gdt_tss + 2",
+    "shr $16, %eax",
+    "mov %al, gdt_tss + 4",
+    "mov %ah, gdt_tss + 7",
+    "mov $0x38, %eax",
+    "ltr %ax",
     "pushq $0x2b",
     "pushq $stack_top",
     "pushq $0x3002", // IOPL 3, interrupts off
@@ -134,6 +165,25 @@ global_asm!(
     "mov %ebp, %edi", // first argument: hvm_start_info
     "call pagestorm_main",
     "ud2",
+    // #GP from ring 3. RAX is free there (idle.rs); the error code is on top, the faulting address below it.
+    ".global halt_handler",
+    "halt_handler:",
+    "mov 8(%rsp), %rax",
+    "cmpb $0xf4, (%rax)",
+    "jne 4f",
+    "incq 8(%rsp)",
+    "add $8, %rsp",
+    "sti",
+    "hlt",
+    "cli",
+    "iretq",
+    "4: ud2",
+    // The timer, which can only interrupt the hlt above.
+    ".global timer_handler",
+    "timer_handler:",
+    "mov $0xfee000b0, %eax", // end of interrupt
+    "movl $0, (%rax)",
+    "iretq",
     ".popsection",
     options(att_syntax)
 );

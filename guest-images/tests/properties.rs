@@ -6,7 +6,7 @@ use guest_images::pagestorm::content::{self, Found, Identity, Page};
 use guest_images::pagestorm::counters::{self, Counter};
 use guest_images::pagestorm::layout::{Layout, LayoutError};
 use guest_images::pagestorm::limits;
-use guest_images::pagestorm::options::{Content, Options, OptionsError};
+use guest_images::pagestorm::options::{Content, Idle, Options, OptionsError};
 use guest_images::pagestorm::pace::{Order, Pacer, Periodic};
 use guest_images::pagestorm::report::Report;
 use guest_images::pagestorm::rewrite;
@@ -29,9 +29,11 @@ prop_compose! {
         heartbeat_us in limits::HEARTBEAT_US_MIN..=limits::HEARTBEAT_US_MAX,
         report_ms in 0..=limits::REPORT_MS_MAX,
         prefill: bool,
+        spin: bool,
     ) -> Options {
         let (ws_bytes, base) = (ws_pages * PAGE, base_pages * PAGE);
-        Options { rate_pps, ws_bytes, base, content, seed, heartbeat_us, report_ms, prefill }
+        let idle = if spin { Idle::Spin } else { Idle::Halt };
+        Options { rate_pps, ws_bytes, base, content, seed, heartbeat_us, report_ms, prefill, idle }
     }
 }
 
@@ -59,7 +61,11 @@ fn bad_command_lines_say_what_is_wrong() {
     assert!(matches!(error("ws=10000"), OptionsError::NotWholePages { .. }));
     assert!(matches!(error("base=1"), OptionsError::NotWholePages { .. }));
     assert!(matches!(error("heartbeat_us=0"), OptionsError::OutOfRange { .. }));
-    assert_eq!(error("content=zeros"), OptionsError::UnknownContent { value: "zeros" });
+    assert_eq!(
+        error("content=zeros"),
+        OptionsError::UnknownWord { key: "content", value: "zeros", words: "random, text or rewrite" }
+    );
+    assert!(matches!(error("idle=nap"), OptionsError::UnknownWord { key: "idle", .. }));
 }
 
 #[test]

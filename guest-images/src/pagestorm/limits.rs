@@ -20,6 +20,12 @@ pub const HEARTBEAT_US_MAX: u64 = 1_000_000;
 pub const REPORT_MS_MAX: u64 = 86_400_000;
 /// A stall is made up for by at most the writes of this time, nanoseconds; the rest is forgone.
 pub const CATCH_UP_NS: u64 = 50_000_000;
+/// Writes that are due within this time of each other are made in one go, so that the CPU can rest between, ns.
+pub const WRITE_GRAIN_NS: u64 = 1_000_000;
+/// A rest shorter than this is spent spinning: halting and waking take as long, nanoseconds.
+pub const HALT_NS_MIN: u64 = 100_000;
+/// Longest halt, nanoseconds: whatever is due later, the CPU looks up.
+pub const HALT_NS_MAX: u64 = 1_000_000_000;
 /// Pages written in one turn of the loop, so that a turn stays well under a heartbeat period.
 pub const WRITES_PER_TURN: u32 = 32;
 /// Pages checked in one turn of the loop.

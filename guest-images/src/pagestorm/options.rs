@@ -27,6 +27,26 @@ impl Content {
     }
 }
 
+/// What the CPU does while nothing is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Idle {
+    /// It halts until a timer interrupt: the host's CPU is free for others.
+    Halt,
+    /// It looks at the clock all the time: times are exact to a few microseconds.
+    Spin,
+}
+
+impl Idle {
+    /// Its word on the command line.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Halt => "halt",
+            Self::Spin => "spin",
+        }
+    }
+}
+
 /// What the command line asks for. `Display` writes a command line that parses back to the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -47,6 +67,8 @@ pub struct Options {
     /// `prefill`: write every page of the working set once before the line "ready"; with
     /// [`Content::Rewrite`] the first rewrite of a page then comes on top of a page of text.
     pub prefill: bool,
+    /// `idle`.
+    pub idle: Idle,
 }
 
 impl Default for Options {
@@ -60,6 +82,7 @@ impl Default for Options {
             heartbeat_us: 1000,
             report_ms: 0,
             prefill: false,
+            idle: Idle::Halt,
         }
     }
 }
@@ -68,7 +91,7 @@ impl fmt::Display for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "rate={} ws={} base={:#x} content={} seed={} heartbeat_us={} report_ms={} prefill={}",
+            "rate={} ws={} base={:#x} content={} seed={} heartbeat_us={} report_ms={} prefill={} idle={}",
             self.rate_pps,
             self.ws_bytes,
             self.base,
@@ -77,6 +100,7 @@ impl fmt::Display for Options {
             self.heartbeat_us,
             self.report_ms,
             u8::from(self.prefill),
+            self.idle.word(),
         )
     }
 }
@@ -119,10 +143,14 @@ pub enum OptionsError<'a> {
         /// The number.
         value: u64,
     },
-    /// `content` is none of the three words.
-    UnknownContent {
-        /// What stands there.
+    /// Not one of the words that a key takes.
+    UnknownWord {
+        /// The key.
+        key: &'a str,
+        /// What stands behind the `=`.
         value: &'a str,
+        /// The words that it takes.
+        words: &'static str,
     },
 }
 
@@ -132,7 +160,7 @@ impl fmt::Display for OptionsError<'_> {
             Self::Unknown { word } => write!(
                 f,
                 "unknown word \"{word}\" on the command line: use rate= ws= base= content= seed= heartbeat_us= \
-                 report_ms= prefill="
+                 report_ms= prefill= idle="
             ),
             Self::Repeated { key } => write!(f, "{key}= is given twice: give it once"),
             Self::NotANumber { key, value } => write!(
@@ -145,9 +173,7 @@ impl fmt::Display for OptionsError<'_> {
             Self::NotWholePages { key, value } => {
                 write!(f, "{key}={value:#x} is not a multiple of 4096: use whole pages")
             }
-            Self::UnknownContent { value } => {
-                write!(f, "content={value} is unknown: use random, text or rewrite")
-            }
+            Self::UnknownWord { key, value, words } => write!(f, "{key}={value} is unknown: use {words}"),
         }
     }
 }
@@ -155,7 +181,8 @@ impl fmt::Display for OptionsError<'_> {
 impl core::error::Error for OptionsError<'_> {}
 
 /// The keys, in the order of the bits that remember which were given.
-const KEYS: [&str; 8] = ["rate", "ws", "base", "content", "seed", "heartbeat_us", "report_ms", "prefill"];
+const KEYS: [&str; 9] =
+    ["rate", "ws", "base", "content", "seed", "heartbeat_us", "report_ms", "prefill", "idle"];
 
 impl Options {
     /// Reads a command line: words `key=value` between blanks, in any order, each key at most once. A word whose
@@ -164,14 +191,14 @@ impl Options {
     /// The first word that cannot be served.
     pub fn parse(line: &str) -> Result<Self, OptionsError<'_>> {
         let mut options = Self::default();
-        let mut given = 0u8;
+        let mut given = 0u16;
         for word in line.split_ascii_whitespace() {
             let (key, value) = word.split_once('=').unwrap_or((word, ""));
             if key.contains('.') {
                 continue;
             }
             let at = KEYS.iter().position(|known| *known == key).filter(|_| word.contains('='));
-            let bit = 1u8 << at.ok_or(OptionsError::Unknown { word })?;
+            let bit = 1u16 << at.ok_or(OptionsError::Unknown { word })?;
             if given & bit != 0 {
                 return Err(OptionsError::Repeated { key });
             }
@@ -191,7 +218,7 @@ impl Options {
                 self.content = [Content::Random, Content::Text, Content::Rewrite]
                     .into_iter()
                     .find(|content| content.word() == value)
-                    .ok_or(OptionsError::UnknownContent { value })?;
+                    .ok_or(OptionsError::UnknownWord { key, value, words: "random, text or rewrite" })?;
             }
             "seed" => self.seed = number(0, u64::MAX)?,
             "heartbeat_us" => {
@@ -199,6 +226,12 @@ impl Options {
             }
             "report_ms" => self.report_ms = number(0, limits::REPORT_MS_MAX)?,
             "prefill" => self.prefill = number(0, 1)? == 1,
+            "idle" => {
+                self.idle = [Idle::Halt, Idle::Spin]
+                    .into_iter()
+                    .find(|idle| idle.word() == value)
+                    .ok_or(OptionsError::UnknownWord { key, value, words: "halt or spin" })?;
+            }
             word => return Err(OptionsError::Unknown { word }),
         }
         Ok(())

@@ -33,14 +33,16 @@ impl Pacer {
         due
     }
 
-    /// When the next page is due; `None` at rate 0.
+    /// When to write next: at once if pages are overdue, else when the next is due, though not sooner than
+    /// [`limits::WRITE_GRAIN_NS`] after the last look; `None` at rate 0.
     #[must_use]
-    pub const fn next_ns(&self) -> Option<u64> {
+    pub fn next_ns(&self) -> Option<u64> {
         if self.rate_pps == 0 {
             return None;
         }
         let missing = SECOND_NS.saturating_sub(self.credit);
-        Some(self.last_ns + missing.div_ceil(self.rate_pps))
+        let wait_ns = missing.div_ceil(self.rate_pps);
+        Some(self.last_ns + if wait_ns == 0 { 0 } else { wait_ns.max(limits::WRITE_GRAIN_NS) })
     }
 }
 
