@@ -1,64 +1,45 @@
 //! The channels of a link: QUIC streams, each with its urgency, that carry frames.
 //!
-//! A stream begins with one byte that says which channel it is; then frames follow: a length (4 bytes, big-endian) and so many
+//! A stream begins with one byte that says which channel it is; then frames follow: a length (4 bytes, little-endian) and so many
 //! bytes. QUIC sends the most urgent channel's data first, whatever was queued before on the others.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
+use migration_proto::wire::Channel;
 use quinn::{ReadExactError, RecvStream, SendStream};
 use tokio::time::timeout;
 
 use super::transport::Link;
 use super::{MigrateError, limits};
 
-/// A channel, most urgent first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Channel {
-    /// Both ways: offer, rounds, state, hand-over.
-    Control,
-    /// Destination to source: pages that nobody near it has.
-    Wants,
-    /// Source to destination: manifests.
-    Names,
-    /// Source to destination: page bytes.
-    Literals,
+fn name(channel: Channel) -> &'static str {
+    match channel {
+        Channel::Control => "control",
+        Channel::Wants => "wants",
+        Channel::Names => "names",
+        Channel::Literals => "literals",
+    }
 }
 
-impl Channel {
-    /// Its name in errors and logs.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Control => "control",
-            Self::Wants => "wants",
-            Self::Names => "names",
-            Self::Literals => "literals",
-        }
+/// The byte that a stream begins with; the more urgent, the smaller.
+fn tag(channel: Channel) -> u8 {
+    match channel {
+        Channel::Control => 1,
+        Channel::Wants => 2,
+        Channel::Names => 3,
+        Channel::Literals => 4,
     }
+}
 
-    fn tag(self) -> u8 {
-        match self {
-            Self::Control => 1,
-            Self::Wants => 2,
-            Self::Names => 3,
-            Self::Literals => 4,
-        }
-    }
-
-    fn priority(self) -> i32 {
-        -i32::from(self.tag())
-    }
-
-    /// The longest frame that it may carry, bytes.
-    #[must_use]
-    pub fn max_frame_bytes(self) -> usize {
-        match self {
-            Self::Control => limits::MAX_CONTROL_FRAME_BYTES,
-            Self::Wants => limits::MAX_WANTS_FRAME_BYTES,
-            Self::Names => limits::MAX_NAMES_FRAME_BYTES,
-            Self::Literals => limits::MAX_LITERALS_FRAME_BYTES,
-        }
+/// The longest frame that a channel may carry, bytes.
+#[must_use]
+pub fn max_frame_bytes(channel: Channel) -> usize {
+    match channel {
+        Channel::Control => limits::MAX_CONTROL_FRAME_BYTES,
+        Channel::Wants => limits::MAX_WANTS_FRAME_BYTES,
+        Channel::Names => limits::MAX_NAMES_FRAME_BYTES,
+        Channel::Literals => limits::MAX_LITERALS_FRAME_BYTES,
     }
 }
 
@@ -175,13 +156,13 @@ async fn accept_uni(link: &Link) -> Result<FrameReader, MigrateError> {
 
 impl FrameWriter {
     fn adopt(link: &Link, channel: Channel, stream: SendStream) -> Result<Self, MigrateError> {
-        stream.set_priority(channel.priority()).map_err(|e| lost(link, &e))?;
+        stream.set_priority(-i32::from(tag(channel))).map_err(|e| lost(link, &e))?;
         Ok(Self { channel, stream, link: link.clone() })
     }
 
     async fn open(link: &Link, channel: Channel, stream: SendStream) -> Result<Self, MigrateError> {
         let mut writer = Self::adopt(link, channel, stream)?;
-        writer.stream.write_all(&[channel.tag()]).await.map_err(|e| lost(link, &e))?;
+        writer.stream.write_all(&[tag(channel)]).await.map_err(|e| lost(link, &e))?;
         Ok(writer)
     }
 
@@ -190,7 +171,7 @@ impl FrameWriter {
     /// # Errors
     /// If the frame is longer than the channel's bound (a bug of this end), or the connection is lost.
     pub async fn send(&mut self, frame: Bytes) -> Result<(), MigrateError> {
-        let most = self.channel.max_frame_bytes();
+        let most = max_frame_bytes(self.channel);
         let length = u32::try_from(frame.len()).ok().filter(|_| frame.len() <= most);
         let Some(length) = length else {
             return Err(frame_error(
@@ -198,8 +179,17 @@ impl FrameWriter {
                 &format!("a frame of {} bytes, at most {most} are allowed", frame.len()),
             ));
         };
-        let mut chunks = [Bytes::copy_from_slice(&length.to_be_bytes()), frame];
+        let mut chunks = [Bytes::copy_from_slice(&length.to_le_bytes()), frame];
         self.stream.write_all_chunks(&mut chunks).await.map_err(|e| lost(&self.link, &e))
+    }
+
+    /// Says that no frame follows, and waits until the other end has acknowledged all that was sent.
+    ///
+    /// # Errors
+    /// If the connection is lost before.
+    pub async fn flush(&mut self) -> Result<(), MigrateError> {
+        self.finish()?;
+        self.stream.stopped().await.map(|_| ()).map_err(|e| lost(&self.link, &e))
     }
 
     /// Says that no frame follows.
@@ -212,11 +202,17 @@ impl FrameWriter {
 }
 
 impl FrameReader {
+    /// Which channel it is.
+    #[must_use]
+    pub fn channel(&self) -> Channel {
+        self.channel
+    }
+
     async fn open(link: &Link, mut stream: RecvStream) -> Result<Self, MigrateError> {
         let mut tag = [0];
         stream.read_exact(&mut tag).await.map_err(|e| lost(link, &e))?;
         let all = [Channel::Control, Channel::Wants, Channel::Names, Channel::Literals];
-        let channel = all.into_iter().find(|c| c.tag() == tag[0]).ok_or_else(|| MigrateError::Frame {
+        let channel = all.into_iter().find(|c| tag(*c) == tag[0]).ok_or_else(|| MigrateError::Frame {
             channel: "unknown",
             why: format!("a stream of the kind {}", tag[0]).into(),
         })?;
@@ -237,8 +233,8 @@ impl FrameReader {
             }
             Err(ReadExactError::ReadError(e)) => return Err(lost(&self.link, &e)),
         }
-        let length = u32::from_be_bytes(length) as usize;
-        let most = self.channel.max_frame_bytes();
+        let length = u32::from_le_bytes(length) as usize;
+        let most = max_frame_bytes(self.channel);
         if length > most {
             return Err(frame_error(
                 self.channel,
@@ -255,7 +251,7 @@ impl FrameReader {
 }
 
 fn frame_error(channel: Channel, why: &str) -> MigrateError {
-    MigrateError::Frame { channel: channel.name(), why: why.into() }
+    MigrateError::Frame { channel: name(channel), why: why.into() }
 }
 
 fn lost(link: &Link, error: &dyn std::error::Error) -> MigrateError {

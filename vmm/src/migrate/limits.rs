@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use migration_proto::limits as proto;
+
 /// The most of an authorised-keys file that is read, bytes: some 10,000 keys.
 pub const MAX_AUTHORIZED_KEYS_BYTES: u64 = 1 << 20;
 
@@ -47,19 +49,60 @@ pub const MAX_ACK_DELAY: Duration = Duration::from_millis(20);
 /// How long an end waits for its own closing words to be sent.
 pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The longest frame on the control channel: the device state travels there.
-pub const MAX_CONTROL_FRAME_BYTES: usize = 4 << 20;
+/// The longest frame on the control channel: an offer.
+pub const MAX_CONTROL_FRAME_BYTES: usize = proto::MACHINE_BYTES + 4096;
 
 /// The longest frame of wants.
-pub const MAX_WANTS_FRAME_BYTES: usize = 1 << 20;
+pub const MAX_WANTS_FRAME_BYTES: usize = proto::WANT_BATCH_PAGES * 10 + 64;
 
-/// The longest frame of names.
-pub const MAX_NAMES_FRAME_BYTES: usize = 1 << 20;
+/// The longest frame of names: the device state travels there too.
+pub const MAX_NAMES_FRAME_BYTES: usize = proto::FRAME_BYTES;
 
 /// The longest frame of literals.
-pub const MAX_LITERALS_FRAME_BYTES: usize = 4 << 20;
+pub const MAX_LITERALS_FRAME_BYTES: usize = proto::LITERAL_BATCH_PAGES * (page::PAGE_SIZE + 16) + 64;
+
+/// Messages queued for one channel beyond which nothing is read that could add to them.
+pub const OUTBOX_BOUND: usize = 64;
+
+/// Messages that have been read and not been looked at.
+pub const INBOX_BOUND: usize = 64;
+
+/// Results of workers that have not been looked at.
+pub const RESULTS_BOUND: usize = 64;
+
+/// Jobs that wait for a worker: more than the windows of the protocol let be under way.
+pub const JOBS_BOUND: usize = 128;
+
+/// Batches of literals being decoded beyond which no more is read.
+pub const DECODE_WINDOW_BATCHES: usize = 16;
+
+/// Pages of the site hashed in one go.
+pub const SITE_BATCH_PAGES: usize = 64;
+
+/// Commands of an operator that have not been carried out.
+pub const COMMANDS_BOUND: usize = 8;
+
+/// Connections that have said what they are about and wait to be looked at.
+pub const GREETINGS_BOUND: usize = 8;
+
+/// How often the link is measured and progress is told.
+pub const TICK: Duration = Duration::from_millis(100);
+
+/// How long a source that went on by itself tries to tell a destination that may be holding the VM.
+pub const NOTIFY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Between two attempts of that.
+pub const NOTIFY_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long the first heartbeat after a hand-over is waited for; guests without one are many.
+pub const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a link is taken to carry before it has been measured, bytes a second.
+pub const GUESS_BYTES_PER_S: u64 = 12_500_000;
 
 const _: () = assert!(STREAM_WINDOW_BYTES <= CONNECTION_WINDOW_BYTES);
 const _: () = assert!(SEND_WINDOW_MIN_BYTES <= SEND_WINDOW_FIRST_BYTES);
 const _: () = assert!(SEND_WINDOW_FIRST_BYTES <= CONNECTION_WINDOW_BYTES as u64);
 const _: () = assert!(FREE_HANDSHAKES < MAX_HANDSHAKES);
+const _: () = assert!(proto::HASH_WINDOW_REGIONS + proto::LITERAL_WINDOW_BATCHES <= JOBS_BOUND);
+const _: () = assert!(DECODE_WINDOW_BATCHES + INBOX_BOUND + proto::RESOLVE_WINDOW <= JOBS_BOUND);

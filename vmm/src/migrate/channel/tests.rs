@@ -212,7 +212,7 @@ async fn a_frame_beyond_the_bound_is_refused_by_both_ends() {
     assert!(matches!(error, MigrateError::Frame { channel: "names", .. }), "{error:?}");
     // The same from an end that does not keep to the bound.
     let length = u32::try_from(limits::MAX_NAMES_FRAME_BYTES + 1).unwrap();
-    source.names.stream.write_all(&length.to_be_bytes()).await.unwrap();
+    source.names.stream.write_all(&length.to_le_bytes()).await.unwrap();
     let error = destination.names.next().await.unwrap_err();
     assert!(error.to_string().contains("at most"), "{error}");
 }
@@ -220,7 +220,7 @@ async fn a_frame_beyond_the_bound_is_refused_by_both_ends() {
 #[tokio::test]
 async fn a_frame_cut_short_is_an_error_and_an_end_between_frames_is_not() {
     let ((_here, mut source), (_there, mut destination)) = pair().await;
-    source.names.stream.write_all(&[0, 0, 0, 9, 1]).await.unwrap();
+    source.names.stream.write_all(&[9, 0, 0, 0, 1]).await.unwrap();
     source.names.finish().unwrap();
     assert!(destination.names.next().await.unwrap_err().to_string().contains("within a frame"));
     source.literals.stream.write_all(&[0, 0]).await.unwrap();

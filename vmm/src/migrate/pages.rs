@@ -1,0 +1,135 @@
+//! The hot path: reading, naming, compressing and verifying pages, on every core.
+//!
+//! The functions are pure over [`Memory`]; a [`Pool`] runs them on threads of its own, so that neither the protocol's task nor the
+//! control socket waits for a hash.
+
+use std::io;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use migration_proto::source::LiteralsSent;
+use migration_proto::wire::WireError;
+use migration_proto::literal;
+use page::{Domain, Gfn, PAGE_SIZE, Page, PageHash, VerifiedPage, is_zero};
+
+use super::limits;
+use super::site::{SitePage, SiteRung};
+use crate::memory::Memory;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Worker threads, one a core. They end when the pool is dropped, after what is queued.
+#[derive(Debug)]
+pub struct Pool {
+    jobs: SyncSender<Job>,
+}
+
+/// The pool's queue is full, or its threads are gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no worker takes a job: the queue of {} is full or the workers have died", limits::JOBS_BOUND)]
+pub struct NoWorker;
+
+impl Pool {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// If the system gives no thread.
+    pub fn new() -> io::Result<Self> {
+        let threads = thread::available_parallelism()?.get();
+        let (jobs, queue) = sync_channel(limits::JOBS_BOUND);
+        let queue = Arc::new(Mutex::new(queue));
+        for number in 0..threads {
+            let queue = Arc::clone(&queue);
+            thread::Builder::new().name(format!("pages-{number}")).spawn(move || work(&queue))?;
+        }
+        Ok(Self { jobs })
+    }
+
+    /// Queues a job. Never blocks.
+    ///
+    /// # Errors
+    /// If the queue is full: callers keep to the protocol's windows, so that it never is.
+    pub fn submit(&self, job: impl FnOnce() + Send + 'static) -> Result<(), NoWorker> {
+        match self.jobs.try_send(Box::new(job)) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => Err(NoWorker),
+        }
+    }
+}
+
+fn work(queue: &Mutex<Receiver<Job>>) {
+    loop {
+        // The lock is held while waiting: the others queue up behind it and take the next job in turn.
+        let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(job) = job else { return };
+        job();
+    }
+}
+
+/// Reads `frames` and names them.
+#[must_use]
+pub fn name(memory: &Memory, domain: &Domain, frames: &[Gfn]) -> Vec<(Gfn, PageHash)> {
+    let mut page: Page = [0; PAGE_SIZE];
+    let named = |gfn: &Gfn| {
+        memory.read_page(*gfn, &mut page);
+        (*gfn, if is_zero(&page) { domain.zero_name() } else { domain.name(&page) })
+    };
+    frames.iter().map(named).collect()
+}
+
+/// Reads the wanted pages and encodes those that still have the name that the destination was told. The bytes that are sent are the
+/// bytes that were hashed.
+#[must_use]
+pub fn encode(memory: &Memory, domain: &Domain, wanted: &[(Gfn, PageHash)]) -> (Option<Vec<u8>>, LiteralsSent) {
+    let mut sent = LiteralsSent::default();
+    let mut pages: Vec<(Gfn, Box<Page>)> = Vec::with_capacity(wanted.len());
+    for (gfn, name) in wanted {
+        let mut page = Box::new([0; PAGE_SIZE]);
+        memory.read_page(*gfn, &mut page);
+        if domain.name(&page) == *name {
+            pages.push((*gfn, page));
+        } else {
+            sent.stale.push(*gfn);
+        }
+    }
+    if pages.is_empty() {
+        return (None, sent);
+    }
+    let borrowed: Vec<(Gfn, &Page)> = pages.iter().map(|(gfn, page)| (*gfn, page.as_ref())).collect();
+    let batch = literal::encode(&borrowed);
+    sent.pages = pages.len() as u64;
+    sent.bytes = batch.len() as u64;
+    (Some(batch), sent)
+}
+
+/// Decodes a batch of literals and hashes its pages.
+///
+/// # Errors
+/// If the batch is not well-formed.
+pub fn decode(domain: &Domain, batch: &[u8]) -> Result<Vec<(Gfn, VerifiedPage)>, WireError> {
+    let pages = literal::decode(batch)?;
+    Ok(pages.into_iter().map(|(gfn, bytes)| (gfn, VerifiedPage::new(domain, bytes))).collect())
+}
+
+/// A page of the site, hashed.
+#[derive(Debug)]
+pub struct CheckedPage {
+    /// The id that was asked for.
+    pub id: page::ShortId,
+    /// Where it came from.
+    pub rung: SiteRung,
+    /// The page, with the name that its bytes have.
+    pub page: VerifiedPage,
+}
+
+/// Hashes pages of the site.
+#[must_use]
+pub fn check(domain: &Domain, pages: Vec<SitePage>) -> Vec<CheckedPage> {
+    let checked = |found: SitePage| CheckedPage {
+        id: found.id,
+        rung: found.rung,
+        page: VerifiedPage::new(domain, found.bytes),
+    };
+    pages.into_iter().map(checked).collect()
+}

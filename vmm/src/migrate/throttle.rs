@@ -1,0 +1,71 @@
+//! A bound on what bulk data takes of the link: a token bucket over all channels of a migration.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+/// How much may be sent at once after a silence.
+const BURST: Duration = Duration::from_millis(50);
+
+/// A token bucket; without a rate it lets everything pass.
+#[derive(Debug)]
+pub struct Throttle {
+    bytes_per_s: Option<u64>,
+    /// When all that was let pass so far has been paid for.
+    paid: Mutex<Instant>,
+}
+
+impl Throttle {
+    /// A bucket of `bits` a second.
+    #[must_use]
+    pub fn new(bits: Option<u64>) -> Self {
+        Self { bytes_per_s: bits.map(|bits| (bits / 8).max(1)), paid: Mutex::new(Instant::now()) }
+    }
+
+    /// The rate, bytes a second.
+    #[must_use]
+    pub fn bytes_per_s(&self) -> Option<u64> {
+        self.bytes_per_s
+    }
+
+    /// Waits until `bytes` may pass.
+    pub async fn pass(&self, bytes: usize) {
+        let Some(rate) = self.bytes_per_s else { return };
+        let cost = Duration::from_micros((bytes as u64).saturating_mul(1_000_000) / rate);
+        let wait = {
+            let now = Instant::now();
+            let mut paid = self.paid.lock().unwrap_or_else(PoisonError::into_inner);
+            let from = (*paid).max(now.checked_sub(BURST).unwrap_or(now));
+            *paid = from + cost;
+            from.saturating_duration_since(now)
+        };
+        if !wait.is_zero() {
+            sleep(wait).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_megabyte_at_eight_megabits_takes_a_second() {
+        let throttle = Throttle::new(Some(8_000_000));
+        let start = Instant::now();
+        for _ in 0..101 {
+            throttle.pass(10_000).await;
+        }
+        let took = start.elapsed();
+        assert!(took > Duration::from_millis(900) && took < Duration::from_millis(1010), "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_rate_nothing_waits() {
+        let throttle = Throttle::new(None);
+        let start = Instant::now();
+        throttle.pass(usize::MAX).await;
+        assert_eq!(start.elapsed(), Duration::ZERO);
+    }
+}
