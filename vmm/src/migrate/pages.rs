@@ -90,7 +90,7 @@ pub fn encode(memory: &Memory, domain: &Domain, wanted: &[(Gfn, PageHash)]) -> (
         if domain.name(&page) == *name {
             pages.push((*gfn, page));
         } else {
-            sent.stale.push(*gfn);
+            sent.stale.push((*gfn, name.short()));
         }
     }
     if pages.is_empty() {
