@@ -12,7 +12,7 @@ const HEADER: usize = 9;
 
 /// Puts a bundle together.
 #[must_use]
-pub fn pack(last_heartbeat_unix_ns: u64, state: &[u8]) -> Vec<u8> {
+pub(super) fn pack(last_heartbeat_unix_ns: u64, state: &[u8]) -> Vec<u8> {
     let mut bundle = Vec::with_capacity(HEADER + state.len());
     bundle.push(VERSION);
     bundle.extend_from_slice(&last_heartbeat_unix_ns.to_le_bytes());
@@ -24,7 +24,7 @@ pub fn pack(last_heartbeat_unix_ns: u64, state: &[u8]) -> Vec<u8> {
 ///
 /// # Errors
 /// If it is cut short or of another version.
-pub fn unpack(bundle: &[u8]) -> Result<(u64, &[u8]), MigrateError> {
+pub(super) fn unpack(bundle: &[u8]) -> Result<(u64, &[u8]), MigrateError> {
     let bad = |why: String| MigrateError::Frame { channel: "names", why: why.into() };
     let (header, state) = bundle
         .split_first_chunk::<HEADER>()

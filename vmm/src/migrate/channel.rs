@@ -166,6 +166,12 @@ impl FrameWriter {
         Ok(writer)
     }
 
+    /// The connection.
+    #[must_use]
+    pub fn link(&self) -> &Link {
+        &self.link
+    }
+
     /// Hands one frame to QUIC; returns when all of it is in QUIC's send buffer.
     ///
     /// # Errors
@@ -209,14 +215,20 @@ impl FrameReader {
     }
 
     async fn open(link: &Link, mut stream: RecvStream) -> Result<Self, MigrateError> {
-        let mut tag = [0];
-        stream.read_exact(&mut tag).await.map_err(|e| lost(link, &e))?;
+        let mut first = [0];
+        stream.read_exact(&mut first).await.map_err(|e| lost(link, &e))?;
         let all = [Channel::Control, Channel::Wants, Channel::Names, Channel::Literals];
-        let channel = all.into_iter().find(|c| tag(*c) == tag[0]).ok_or_else(|| MigrateError::Frame {
+        let channel = all.into_iter().find(|c| tag(*c) == first[0]).ok_or_else(|| MigrateError::Frame {
             channel: "unknown",
-            why: format!("a stream of the kind {}", tag[0]).into(),
+            why: format!("a stream of the kind {}", first[0]).into(),
         })?;
         Ok(Self { channel, stream, link: link.clone() })
+    }
+
+    /// The connection.
+    #[must_use]
+    pub fn link(&self) -> &Link {
+        &self.link
     }
 
     /// The next frame; `None` when the other end has finished the channel between two frames.

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use migration_proto::AbortReason;
+
 use super::identity::HostKey;
 
 /// Why a migration failed, or cannot be steered as asked. Cheap to clone: every waiter gets the same one.
@@ -114,6 +116,24 @@ pub enum MigrateError {
         /// What is wrong.
         why: Arc<str>,
     },
+    /// The VM cannot be moved at all.
+    #[error("this VM cannot be moved: {why}")]
+    NotMovable {
+        /// Why.
+        why: Arc<str>,
+    },
+    /// The protocol ended the migration.
+    #[error("the VM runs on at the source: {reason}")]
+    Aborted {
+        /// Why.
+        reason: AbortReason,
+    },
+    /// The endpoint at which a VM could arrive is no more.
+    #[error("the endpoint has been closed: no VM can arrive here any more")]
+    Closed,
+    /// The migration's task is no more.
+    #[error("the migration's task ended without a result: this is a bug, and the log says more")]
+    Died,
     /// The operator cancelled it.
     #[error("cancelled by the operator; the VM runs on here")]
     Cancelled,
@@ -137,8 +157,26 @@ impl MigrateError {
             Self::RefusedByPeer { .. } => "refused_by_peer",
             Self::ConnectionLost { .. } => "connection_lost",
             Self::Frame { .. } => "protocol_error",
+            Self::NotMovable { .. } => "not_movable",
+            Self::Closed => "closed",
+            Self::Died => "bug",
+            Self::Aborted { reason } => abort_code(reason),
             Self::Cancelled => "cancelled",
             Self::NotInDoubt => "not_in_doubt",
         }
+    }
+}
+
+fn abort_code(reason: &AbortReason) -> &'static str {
+    match reason {
+        AbortReason::Cancelled => "cancelled",
+        AbortReason::Refused(_) => "refused",
+        AbortReason::Peer(_) => "peer_gave_up",
+        AbortReason::Protocol(_) => "protocol_error",
+        AbortReason::Disconnected => "connection_lost",
+        AbortReason::Timeout(_) => "timeout",
+        AbortReason::Local(_) => "local_failure",
+        AbortReason::RootMismatch => "root_mismatch",
+        AbortReason::Unresolved(_) => "unresolved_pages",
     }
 }

@@ -64,6 +64,9 @@ pub const MAX_LITERALS_FRAME_BYTES: usize = proto::LITERAL_BATCH_PAGES * (page::
 /// Messages queued for one channel beyond which nothing is read that could add to them.
 pub const OUTBOX_BOUND: usize = 64;
 
+/// Messages queued for the names channel beyond which no more names are given to the protocol core.
+pub const NAMES_QUEUED: usize = 16;
+
 /// Messages that have been read and not been looked at.
 pub const INBOX_BOUND: usize = 64;
 
@@ -96,6 +99,12 @@ pub const NOTIFY_PAUSE: Duration = Duration::from_secs(1);
 
 /// How long the first heartbeat after a hand-over is waited for; guests without one are many.
 pub const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often it is looked for.
+pub const HEARTBEAT_LOOK: Duration = Duration::from_millis(5);
+
+/// A link on which less flows has not been used yet, rather than being so slow, bytes a second.
+pub const FLOOR_BYTES_PER_S: u64 = 50_000;
 
 /// What a link is taken to carry before it has been measured, bytes a second.
 pub const GUESS_BYTES_PER_S: u64 = 12_500_000;

@@ -2,29 +2,51 @@
 //!
 //! [`Outgoing`] is one migration away from this process, [`Incoming`] an endpoint at which a VM can arrive. Both run in
 //! tokio tasks of their own; the handles follow them and steer them.
+//!
+//! ```text
+//!  source.rs ── pages.rs (name, encode) ── wires.rs ── channel.rs ── transport.rs ═══ QUIC ═══ … ── wires.rs ── arrival.rs
+//!     │ owns migration_proto::source::Source                                                pages.rs (decode, check) ──┤
+//!     └ machine: dirty log, pause, state                       owns migration_proto::destination::Destination, asks site.rs
+//! ```
+//! While a migration is under way only its driver may resume the VM: the control socket refuses `pause`, `resume` and `stop`.
 
+mod arrival;
+mod bundle;
 pub mod channel;
+mod clock;
 pub mod error;
 pub mod identity;
+mod incoming;
 pub mod limits;
+pub mod pages;
 pub mod report;
 pub mod site;
+mod source;
+pub mod throttle;
 pub mod ticket;
 pub mod tls;
 pub mod transport;
+pub mod wires;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tokio::sync::watch;
+use migration_proto::Layout;
+use page::{REGION_PAGES, RegionId};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use error::MigrateError;
 pub use identity::HostIdentity;
-use report::{IncomingStatus, Progress, Report};
+use report::{IncomingPhase, IncomingStatus, Phase, Progress, Report};
 use site::SitePages;
+use source::{Assignment, Command};
+use ticket::Ticket;
+use transport::Endpoint;
 
 use crate::config::Serial;
 use crate::machine::Machine;
+use crate::memory::Extent;
 
 /// What an operator asks of a migration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,88 +61,126 @@ pub struct MigrateOptions {
 
 /// One migration away from this process. Dropping the handle does not end the migration.
 #[derive(Clone, Debug)]
-pub struct Outgoing {}
+pub struct Outgoing {
+    progress: watch::Receiver<Progress>,
+    commands: mpsc::Sender<Command>,
+    result: watch::Receiver<Option<Result<Report, MigrateError>>>,
+}
 
 impl Outgoing {
     /// Starts it; must be called within a tokio runtime.
     #[must_use]
     pub fn start(
-        _machine: Arc<Machine>,
-        _site: Option<Arc<dyn SitePages>>,
-        _host: Arc<HostIdentity>,
-        _options: MigrateOptions,
+        machine: Arc<Machine>,
+        site: Option<Arc<dyn SitePages>>,
+        host: Arc<HostIdentity>,
+        options: MigrateOptions,
     ) -> Self {
-        todo!()
+        let (progress, following) = watch::channel(Progress::default());
+        let (commands, receiver) = mpsc::channel(limits::COMMANDS_BOUND);
+        let (end, result) = watch::channel(None);
+        let assignment = Assignment { machine, site, host, options, progress, commands: receiver };
+        tokio::spawn(async move {
+            let ended = source::run(assignment).await;
+            end.send_replace(Some(ended));
+        });
+        Self { progress: following, commands, result }
     }
 
     /// Follows its progress; [`report::Phase::InDoubt`] and [`report::Phase::Ended`] are among the phases.
     #[must_use]
     pub fn progress(&self) -> watch::Receiver<Progress> {
-        todo!()
+        self.progress.clone()
     }
 
     /// Asks it to end with the VM running on here. After Commit has been sent it has no effect: nobody can take that back.
     pub fn cancel(&self) {
-        todo!()
+        if self.commands.try_send(Command::Cancel).is_err() {
+            tracing::debug!("cancelled a migration that has ended, or is being cancelled");
+        }
     }
 
     /// The operator's word on a migration in doubt: `true` lets the VM run here, `false` lets it go.
     ///
     /// # Errors
     /// [`MigrateError::NotInDoubt`] if it is not in doubt.
-    pub fn resolve(&self, _run_here: bool) -> Result<(), MigrateError> {
-        todo!()
+    pub fn resolve(&self, run_here: bool) -> Result<(), MigrateError> {
+        if self.progress.borrow().phase != Phase::InDoubt {
+            return Err(MigrateError::NotInDoubt);
+        }
+        self.commands.try_send(Command::Resolve { run_here }).map_err(|_| MigrateError::NotInDoubt)
     }
 
-    /// Waits for the end. `Ok` means that the VM runs at the destination (and this machine has stopped with
-    /// [`crate::machine::StopReason::Migrated`]); an error says why it still runs here. While in doubt it waits on.
-    /// May be called any number of times.
+    /// Waits for the end. `Ok` means that the VM is no more here: it runs at the destination, or the operator let it go while in
+    /// doubt ([`report::Outcome::InDoubt`]); this machine has stopped with [`crate::machine::StopReason::Migrated`]. An error says why it
+    /// still runs here. While in doubt it waits on. May be called any number of times.
     ///
     /// # Errors
     /// Why the VM still runs here.
     pub async fn finished(&self) -> Result<Report, MigrateError> {
-        todo!()
+        let mut result = self.result.clone();
+        let ended = result.wait_for(Option::is_some).await.map_err(|_| MigrateError::Died)?;
+        ended.clone().ok_or(MigrateError::Died)?
     }
 }
 
 /// An endpoint at which a VM can arrive. It listens until a VM runs here, and answers its source's questions for as long as the
 /// handle (or a clone of it) lives.
 #[derive(Clone, Debug)]
-pub struct Incoming {}
+pub struct Incoming {
+    ticket: String,
+    status: watch::Receiver<IncomingStatus>,
+    machine: watch::Receiver<Option<Arc<Machine>>>,
+    resolve: mpsc::Sender<bool>,
+    _stop: Arc<DropGuard>,
+}
 
 impl Incoming {
     /// Listens on `addr`.
     ///
     /// # Errors
     /// If the address cannot be bound.
-    #[expect(clippy::unused_async, reason = "the seam's first version")]
     pub async fn listen(
-        _addr: SocketAddr,
-        _host: Arc<HostIdentity>,
-        _site: Option<Arc<dyn SitePages>>,
-        _serial: Serial,
+        addr: SocketAddr,
+        host: Arc<HostIdentity>,
+        site: Option<Arc<dyn SitePages>>,
+        serial: Serial,
     ) -> Result<Self, MigrateError> {
-        todo!()
+        let endpoint = Endpoint::listen(addr, &host)?;
+        let bound = endpoint.local_address()?;
+        // Looking up the default route is a system call or two, but not this thread's to wait for.
+        let reachable =
+            tokio::task::spawn_blocking(move || incoming::reachable(bound)).await.unwrap_or(bound);
+        let ticket = Ticket { address: reachable.to_string(), key: Some(host.key()) }.to_string();
+        let (status, following) = watch::channel(IncomingStatus::default());
+        let (arrived, machine) = watch::channel(None);
+        let (resolve, commands) = mpsc::channel(limits::COMMANDS_BOUND);
+        let shared = arrival::Shared { site, serial, ledger: incoming::ledger(), status, machine: arrived };
+        let stop = CancellationToken::new();
+        tokio::spawn(incoming::Server::new(endpoint, shared, commands).serve(stop.clone()));
+        Ok(Self { ticket, status: following, machine, resolve, _stop: Arc::new(stop.drop_guard()) })
     }
 
     /// What `vmm migrate --to` takes to come here.
     #[must_use]
     pub fn ticket(&self) -> String {
-        todo!()
+        self.ticket.clone()
     }
 
     /// Waits until a VM runs here. Failed attempts do not end the wait. May be called any number of times.
     ///
     /// # Errors
-    /// If the endpoint has failed.
+    /// [`MigrateError::Closed`] if the endpoint is no more.
     pub async fn machine(&self) -> Result<Arc<Machine>, MigrateError> {
-        todo!()
+        let mut machine = self.machine.clone();
+        let arrived = machine.wait_for(Option::is_some).await.map_err(|_| MigrateError::Closed)?;
+        arrived.clone().ok_or(MigrateError::Closed)
     }
 
     /// Follows what happens here.
     #[must_use]
     pub fn status(&self) -> watch::Receiver<IncomingStatus> {
-        todo!()
+        self.status.clone()
     }
 
     /// The operator's word on a VM that is ready here while its source was lost before Commit: `true` runs it here, `false`
@@ -128,7 +188,23 @@ impl Incoming {
     ///
     /// # Errors
     /// [`MigrateError::NotInDoubt`] if there is none.
-    pub fn resolve(&self, _run_here: bool) -> Result<(), MigrateError> {
-        todo!()
+    pub fn resolve(&self, run_here: bool) -> Result<(), MigrateError> {
+        if self.status.borrow().phase != IncomingPhase::Held {
+            return Err(MigrateError::NotInDoubt);
+        }
+        self.resolve.try_send(run_here).map_err(|_| MigrateError::NotInDoubt)
     }
+}
+
+/// The protocol's view of RAM; `None` if it is not made of whole regions, or is more than the protocol carries.
+fn layout_of(extents: &[Extent]) -> Option<Layout> {
+    let pages = REGION_PAGES as u64;
+    let region = |extent: &Extent| {
+        let whole = extent.first_gfn.is_multiple_of(pages) && extent.pages.is_multiple_of(pages);
+        whole.then(|| migration_proto::Extent {
+            first: RegionId(extent.first_gfn / pages),
+            regions: extent.pages / pages,
+        })
+    };
+    Layout::new(extents.iter().map(region).collect::<Option<_>>()?)
 }

@@ -8,9 +8,9 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
+use migration_proto::literal;
 use migration_proto::source::LiteralsSent;
 use migration_proto::wire::WireError;
-use migration_proto::literal;
 use page::{Domain, Gfn, PAGE_SIZE, Page, PageHash, VerifiedPage, is_zero};
 
 use super::limits;
@@ -81,7 +81,11 @@ pub fn name(memory: &Memory, domain: &Domain, frames: &[Gfn]) -> Vec<(Gfn, PageH
 /// Reads the wanted pages and encodes those that still have the name that the destination was told. The bytes that are sent are the
 /// bytes that were hashed.
 #[must_use]
-pub fn encode(memory: &Memory, domain: &Domain, wanted: &[(Gfn, PageHash)]) -> (Option<Vec<u8>>, LiteralsSent) {
+pub fn encode(
+    memory: &Memory,
+    domain: &Domain,
+    wanted: &[(Gfn, PageHash)],
+) -> (Option<Vec<u8>>, LiteralsSent) {
     let mut sent = LiteralsSent::default();
     let mut pages: Vec<(Gfn, Box<Page>)> = Vec::with_capacity(wanted.len());
     for (gfn, name) in wanted {

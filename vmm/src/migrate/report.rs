@@ -28,6 +28,20 @@ pub struct Rungs {
     pub source: Rung,
 }
 
+impl From<migration_proto::stats::DestinationStats> for Rungs {
+    fn from(stats: migration_proto::stats::DestinationStats) -> Self {
+        let rung = |pages: u64| Rung { pages, bytes: pages * page::PAGE_SIZE as u64 };
+        Self {
+            zero: rung(stats.zero),
+            duplicate: rung(stats.duplicate),
+            in_place: rung(stats.in_place),
+            host: rung(stats.host),
+            site: rung(stats.site),
+            source: rung(stats.source),
+        }
+    }
+}
+
 /// How a migration ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -122,7 +122,8 @@ pub struct Wires {
     wants: Option<Outbox>,
     names: Option<Outbox>,
     literals: Option<Outbox>,
-    tasks: JoinSet<()>,
+    /// Ends with this.
+    _tasks: JoinSet<()>,
 }
 
 /// What the tasks of one connection share.
@@ -154,7 +155,7 @@ impl Wires {
         let literals = write_to(&mut tasks, &context, channels.literals, Channel::Literals);
         tasks.spawn(read(channels.control_in, context.clone()));
         tasks.spawn(read(channels.wants, context));
-        Self { link, control, wants: None, names: Some(names), literals: Some(literals), tasks }
+        Self { link, control, wants: None, names: Some(names), literals: Some(literals), _tasks: tasks }
     }
 
     /// Starts the tasks of a destination's link.
@@ -174,7 +175,7 @@ impl Wires {
         tasks.spawn(read(channels.control_in, context.clone()));
         tasks.spawn(read(channels.names, context.clone()));
         tasks.spawn(read(channels.literals, context));
-        Self { link, control, wants: Some(wants), names: None, literals: None, tasks }
+        Self { link, control, wants: Some(wants), names: None, literals: None, _tasks: tasks }
     }
 
     fn outbox(&self, channel: Channel) -> Option<&Outbox> {
@@ -201,7 +202,9 @@ impl Wires {
     fn push(&self, channel: Channel, item: Outbound) {
         match self.outbox(channel) {
             Some(outbox) => outbox.push(item),
-            None => tracing::error!(?channel, "a message for a channel that this end does not write: dropped"),
+            None => {
+                tracing::error!(?channel, "a message for a channel that this end does not write: dropped")
+            }
         }
     }
 
@@ -261,7 +264,11 @@ async fn write(mut writer: FrameWriter, channel: Channel, outbox: Outbox, contex
             }
         };
         if let Err(error) = result {
-            return context.tell(FromLink::Lost(error)).await;
+            // A lost connection is told by the reader of the control channel, behind the other end's last words.
+            if writer.link().failure().is_none() {
+                context.tell(FromLink::Lost(error)).await;
+            }
+            return;
         }
     }
 }
@@ -274,7 +281,13 @@ async fn read(mut reader: FrameReader, context: Context) {
                 Err(error) => FromLink::Undecodable(error),
             },
             // The other end has said all it has to say on this channel.
+            Ok(None) if reader.channel() == Channel::Control => {
+                let why = reader.link().closed().await.into();
+                FromLink::Lost(MigrateError::ConnectionLost { address: reader.link().address(), why })
+            }
             Ok(None) => return,
+            // A lost connection is told by the reader of the control channel, behind the other end's last words.
+            Err(_) if reader.channel() != Channel::Control && reader.link().failure().is_some() => return,
             Err(error) => FromLink::Lost(error),
         };
         let last = !matches!(what, FromLink::Message(_));

@@ -1,0 +1,561 @@
+//! The source's driver: one task owns the protocol core and carries out what it says.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use migration_proto::source::{Action, End, LiteralsSent, Source, SourceConfig, SourceProgress};
+use migration_proto::timer::Span;
+use migration_proto::wire::{Channel, Message};
+use migration_proto::{AbortReason, Epoch, MigrationId, VmId};
+use page::{Domain, Gfn, PageHash, PageSet, RegionId};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+
+use super::channel::{self, SourceChannels};
+use super::clock::{Bulk, Clock, Meter, millis};
+use super::identity::HostIdentity;
+use super::pages::{self, Pool};
+use super::report::{Outcome, Phase, Progress, Report, Rungs};
+use super::site::SitePages;
+use super::throttle::Throttle;
+use super::ticket::Ticket;
+use super::transport::{Close, Endpoint, Link, WanBytes};
+use super::wires::{FromLink, LinkEvent, Wires};
+use super::{MigrateError, MigrateOptions, bundle, layout_of, limits};
+use crate::machine::{Machine, RunState, StopReason};
+
+/// What an operator can say to a running migration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Command {
+    /// End it; the VM runs on here.
+    Cancel,
+    /// Settle a migration in doubt.
+    Resolve {
+        /// Here, or not.
+        run_here: bool,
+    },
+}
+
+/// What workers and helpers have done.
+enum Done {
+    Hashed(RegionId, Vec<(Gfn, PageHash)>),
+    Encoded(Channel, Option<Vec<u8>>, LiteralsSent),
+    Dirty(Result<PageSet, String>),
+    Paused(Result<(), String>),
+    Saved(Result<Vec<u8>, String>),
+    Connected(Result<(Link, Box<SourceChannels>), MigrateError>),
+}
+
+/// Everything that a migration is given.
+pub(super) struct Assignment {
+    pub(super) machine: Arc<Machine>,
+    pub(super) site: Option<Arc<dyn SitePages>>,
+    pub(super) host: Arc<HostIdentity>,
+    pub(super) options: MigrateOptions,
+    pub(super) progress: watch::Sender<Progress>,
+    pub(super) commands: mpsc::Receiver<Command>,
+}
+
+struct Driver {
+    core: Source,
+    migration: MigrationId,
+    clock: Clock,
+    machine: Arc<Machine>,
+    was_running: bool,
+    endpoint: Endpoint,
+    wires: Option<Wires>,
+    /// The first connection's other end: a later one must be the same.
+    ticket: Ticket,
+    address: std::net::SocketAddr,
+    generation: u32,
+    inbox: (mpsc::Sender<LinkEvent>, mpsc::Receiver<LinkEvent>),
+    results: (mpsc::Sender<Done>, mpsc::Receiver<Done>),
+    drained: Arc<Notify>,
+    throttle: Arc<Throttle>,
+    meter: Meter,
+    pool: Pool,
+    helpers: JoinSet<()>,
+    /// Names that wait for room on the names channel.
+    hashed: VecDeque<(RegionId, Vec<(Gfn, PageHash)>)>,
+    /// What failed while actions were carried out.
+    failures: VecDeque<String>,
+    progress: watch::Sender<Progress>,
+    commands: mpsc::Receiver<Command>,
+    /// Bytes of connections that are no more.
+    spent: WanBytes,
+    link_error: Option<MigrateError>,
+    notify_destination: bool,
+    paused_at: Option<Instant>,
+    downtime_ms: f64,
+}
+
+/// Carries out one migration to its end.
+pub(super) async fn run(assignment: Assignment) -> Result<Report, MigrateError> {
+    let clock = Clock::start();
+    let progress = assignment.progress.clone();
+    let result = match Driver::connect(assignment, clock).await {
+        Ok(mut driver) => {
+            driver.drive().await;
+            driver.finish().await
+        }
+        Err(error) => Err(error),
+    };
+    progress.send_modify(|progress| {
+        progress.phase = Phase::Ended;
+        progress.elapsed_ms = millis(clock.elapsed());
+    });
+    result
+}
+
+impl Driver {
+    /// Everything up to the offer. The VM is not touched.
+    async fn connect(assignment: Assignment, clock: Clock) -> Result<Self, MigrateError> {
+        let Assignment { machine, site, host, options, progress, mut commands } = assignment;
+        let ticket: Ticket = options.to.parse()?;
+        let was_running = match &*machine.watch().borrow() {
+            RunState::Running => true,
+            RunState::Created | RunState::Paused => false,
+            RunState::Stopped(reason) => {
+                return Err(MigrateError::NotMovable { why: format!("it has stopped: {reason:?}").into() });
+            }
+        };
+        let connecting = async {
+            let (endpoint, link) = Endpoint::open(&ticket, &host).await?;
+            let channels = channel::open_source(&link).await?;
+            Ok::<_, MigrateError>((endpoint, link, channels))
+        };
+        let (endpoint, link, channels) = tokio::select! {
+            connected = connecting => connected?,
+            Some(Command::Cancel) = commands.recv() => return Err(MigrateError::Cancelled),
+        };
+        tracing::info!(destination = %link.address(), key = %link.peer(), "connected to the destination");
+        let throttle = Arc::new(Throttle::new(options.bandwidth_bits));
+        let mut meter = Meter::new(Bulk::Out, throttle.bytes_per_s());
+        let description = machine.description();
+        let domain = site.as_ref().map_or_else(Domain::unkeyed, |site| site.domain().clone());
+        let unfit = |why: String| MigrateError::NotMovable { why: why.into() };
+        let migration = MigrationId(random().map_err(|e| unfit(e.to_string()))?);
+        let config = SourceConfig {
+            migration,
+            vm: VmId(description.vm),
+            epoch: Epoch(description.epoch),
+            domain,
+            layout: layout_of(machine.memory().extents())
+                .ok_or_else(|| unfit("its memory is not laid out in regions".to_owned()))?,
+            machine: serde_json::to_vec(&description).map_err(|e| unfit(e.to_string()))?,
+            downtime: Span::from_millis(options.downtime_ms),
+            link: meter.measure(&link),
+        };
+        let (inbox, results) = (mpsc::channel(limits::INBOX_BOUND), mpsc::channel(limits::RESULTS_BOUND));
+        let drained = Arc::new(Notify::new());
+        let (address, key) = (link.address(), link.peer());
+        let wires = Wires::source(link, channels, 0, &inbox.0, &drained, &throttle);
+        Ok(Self {
+            core: Source::new(clock.now(), config),
+            migration,
+            pool: Pool::new().map_err(|e| unfit(format!("no worker threads: {e}")))?,
+            ticket: Ticket { address: ticket.address, key: Some(key) },
+            clock,
+            machine,
+            was_running,
+            endpoint,
+            wires: Some(wires),
+            address,
+            generation: 0,
+            inbox,
+            results,
+            drained,
+            throttle,
+            meter,
+            helpers: JoinSet::new(),
+            hashed: VecDeque::new(),
+            failures: VecDeque::new(),
+            progress,
+            commands,
+            spent: WanBytes::default(),
+            link_error: None,
+            notify_destination: false,
+            paused_at: None,
+            downtime_ms: 0.0,
+        })
+    }
+
+    /// One input, then every action that it led to, until the end.
+    async fn drive(&mut self) {
+        let mut tick = tokio::time::interval(limits::TICK);
+        let mut state = self.machine.watch();
+        let drained = Arc::clone(&self.drained);
+        loop {
+            self.carry_out();
+            self.tell_progress();
+            if self.core.end().is_some() {
+                return;
+            }
+            let full = self.wires.as_ref().is_some_and(Wires::is_full);
+            let deadline = self.clock.instant(self.core.next_timeout());
+            tokio::select! {
+                Some(command) = self.commands.recv() => self.command(command),
+                Some(done) = self.results.1.recv() => self.done(done),
+                Some(event) = self.inbox.1.recv(), if !full => self.link_event(event),
+                () = drained.notified() => {}
+                () = sleep_until(deadline) => self.core.timeout(self.clock.now()),
+                _ = tick.tick() => self.measure(),
+                Ok(()) = state.changed() => {
+                    if let RunState::Stopped(reason) = &*state.borrow_and_update() {
+                        self.core.failed(format!("the VM stopped at the source: {reason:?}"));
+                    }
+                }
+            }
+            self.feed_names();
+        }
+    }
+
+    /// Gives the core the names that there is room for on the names channel.
+    fn feed_names(&mut self) {
+        while self.wires.as_ref().is_none_or(|wires| wires.names_queued() < limits::NAMES_QUEUED) {
+            let Some((region, names)) = self.hashed.pop_front() else { return };
+            self.core.hashed(self.clock.now(), region, &names);
+            self.carry_out();
+        }
+    }
+
+    fn carry_out(&mut self) {
+        loop {
+            while let Some(action) = self.core.poll() {
+                self.act(action);
+            }
+            let Some(failure) = self.failures.pop_front() else { return };
+            self.core.failed(failure);
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Send(message) => self.send(&message),
+            Action::StartDirtyLog => {
+                if let Err(error) = self.machine.start_dirty_log() {
+                    self.failures.push_back(format!("the dirty log could not be started: {error}"));
+                }
+            }
+            Action::CollectDirty => {
+                self.blocking(|machine| Done::Dirty(machine.take_dirty().map_err(|e| e.to_string())))
+            }
+            Action::Hash { region, pages } => {
+                let domain = self.core.domain().clone();
+                self.work(move |memory| Done::Hashed(region, pages::name(memory, &domain, &pages)));
+            }
+            Action::SendLiterals { channel, pages } => {
+                let domain = self.core.domain().clone();
+                self.work(move |memory| {
+                    let (batch, sent) = pages::encode(memory, &domain, &pages);
+                    Done::Encoded(channel, batch, sent)
+                });
+            }
+            Action::Pause => {
+                self.paused_at = Some(Instant::now());
+                self.blocking(|machine| Done::Paused(machine.pause().map_err(|e| e.to_string())));
+            }
+            Action::SaveState => self.blocking(|machine| {
+                let state = machine.save_state().map_err(|e| e.to_string());
+                Done::Saved(state.map(|state| bundle::pack(machine.heartbeat().last_unix_ns, &state)))
+            }),
+            Action::Reconnect => self.reconnect(),
+            Action::InDoubt => tracing::warn!(
+                destination = %self.address,
+                "IN DOUBT: the hand-over was sent and not answered. The VM is paused here and may run there. Asking again every second; \
+                 if the destination is gone for good, look at its host, then `vmm resolve --run-here` or `--let-go`"
+            ),
+            Action::Resume { permit, notify, reason } => {
+                tracing::warn!(%reason, epoch = permit.epoch().0, "the migration has ended; the VM runs on here");
+                self.notify_destination = notify;
+            }
+            Action::Release => tracing::info!("the migration has ended; the VM lives at the destination"),
+        }
+    }
+
+    fn send(&mut self, message: &Message) {
+        match &self.wires {
+            Some(wires) => wires.send(message),
+            None => tracing::debug!(message = message.name(), "not sent: there is no connection"),
+        }
+    }
+
+    /// Runs a job on the workers.
+    fn work(&mut self, job: impl FnOnce(&crate::memory::Memory) -> Done + Send + 'static) {
+        let (memory, results) = (Arc::clone(self.machine.memory()), self.results.0.clone());
+        let submitted = self.pool.submit(move || {
+            if results.blocking_send(job(&memory)).is_err() {
+                tracing::debug!("the migration ended before its worker");
+            }
+        });
+        if let Err(error) = submitted {
+            self.failures.push_back(error.to_string());
+        }
+    }
+
+    /// Runs something that KVM may take its time for.
+    fn blocking(&mut self, job: impl FnOnce(&Machine) -> Done + Send + 'static) {
+        let (machine, results) = (Arc::clone(&self.machine), self.results.0.clone());
+        self.helpers.spawn_blocking(move || {
+            if results.blocking_send(job(&machine)).is_err() {
+                tracing::debug!("the migration ended before KVM answered");
+            }
+        });
+    }
+
+    fn reconnect(&mut self) {
+        self.drop_wires();
+        let (endpoint, results) = (self.endpoint.clone(), self.results.0.clone());
+        let (address, key) = (self.address, self.ticket.key);
+        self.helpers.spawn(async move {
+            let connecting = async {
+                let link = endpoint.connect(address, key).await?;
+                let channels = channel::open_source(&link).await?;
+                Ok((link, Box::new(channels)))
+            };
+            if results.send(Done::Connected(connecting.await)).await.is_err() {
+                tracing::debug!("the migration ended before the connection stood");
+            }
+        });
+    }
+
+    fn drop_wires(&mut self) {
+        if let Some(wires) = self.wires.take() {
+            wires.link.close(Close::Failed, "the source asks over a new connection");
+            self.spent += wires.link.wan_bytes();
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        let result = match command {
+            Command::Cancel => self.core.cancel(),
+            Command::Resolve { run_here } => self.core.resolve(run_here),
+        };
+        if let Err(error) = result {
+            tracing::warn!(?command, %error, "an operator's command came too late");
+        }
+    }
+
+    fn done(&mut self, done: Done) {
+        let now = self.clock.now();
+        match done {
+            Done::Hashed(region, names) => self.hashed.push_back((region, names)),
+            Done::Encoded(channel, Some(batch), sent) => match &self.wires {
+                Some(wires) => wires.send_literals(channel, batch, sent),
+                None => self.core.literals_sent(now, sent),
+            },
+            Done::Encoded(_, None, sent) => self.core.literals_sent(now, sent),
+            Done::Dirty(Ok(dirty)) => self.core.dirty(now, &dirty),
+            Done::Paused(Ok(())) => self.core.vm_paused(now),
+            Done::Saved(Ok(state)) => self.core.state_saved(now, state),
+            Done::Dirty(Err(error)) => self.core.failed(format!("the dirty log could not be read: {error}")),
+            Done::Paused(Err(error)) => self.core.failed(format!("the VM could not be paused: {error}")),
+            Done::Saved(Err(error)) => {
+                self.core.failed(format!("the VM's state could not be saved: {error}"))
+            }
+            Done::Connected(Ok((link, channels))) => {
+                self.drop_wires();
+                self.generation += 1;
+                let wires = Wires::source(
+                    link,
+                    *channels,
+                    self.generation,
+                    &self.inbox.0,
+                    &self.drained,
+                    &self.throttle,
+                );
+                self.wires = Some(wires);
+                self.core.connected(now);
+            }
+            Done::Connected(Err(error)) => {
+                tracing::warn!(%error, "the destination cannot be asked");
+                self.core.disconnected(now);
+            }
+        }
+    }
+
+    fn link_event(&mut self, event: LinkEvent) {
+        if event.generation != self.generation {
+            return;
+        }
+        let now = self.clock.now();
+        match event.what {
+            FromLink::Message(message) => {
+                if let (Message::Running { .. }, Some(paused)) = (&message, self.paused_at) {
+                    self.downtime_ms = paused.elapsed().as_secs_f64() * 1000.0;
+                }
+                self.core.message(now, message);
+            }
+            FromLink::LiteralsSent(sent) => self.core.literals_sent(now, sent),
+            FromLink::Undecodable(error) => {
+                self.core.failed(format!("the destination sent what cannot be decoded: {error}"))
+            }
+            FromLink::Lost(error) => {
+                tracing::warn!(%error, "the connection to the destination was lost");
+                self.link_error = Some(error);
+                self.core.disconnected(now);
+            }
+        }
+    }
+
+    fn measure(&mut self) {
+        while self.helpers.try_join_next().is_some() {}
+        if let Some(wires) = &self.wires {
+            wires.link.fit_send_window();
+            let link = self.meter.measure(&wires.link);
+            self.core.link(link);
+        }
+    }
+
+    fn wan_bytes(&self) -> WanBytes {
+        let mut sum = self.spent;
+        if let Some(wires) = &self.wires {
+            sum += wires.link.wan_bytes();
+        }
+        sum
+    }
+
+    fn tell_progress(&self) {
+        let (stats, wan) = (self.core.stats(), self.wan_bytes());
+        let new = Progress {
+            phase: phase_of(self.core.progress()),
+            round: stats.rounds.saturating_sub(1),
+            round_pages: stats.round_pages,
+            named_pages: stats.named_pages,
+            rungs: Rungs::from(self.core.destination_stats()),
+            wan_tx_bytes: wan.tx,
+            wan_rx_bytes: wan.rx,
+            elapsed_ms: millis(self.clock.elapsed()),
+        };
+        // The end is told when everything is done, by `run`.
+        if new.phase != Phase::Ended {
+            self.progress.send_if_modified(|old| {
+                let changed = old.phase != new.phase
+                    || old.round != new.round
+                    || new.elapsed_ms >= old.elapsed_ms + millis(limits::TICK);
+                if changed {
+                    *old = new;
+                }
+                changed
+            });
+        }
+    }
+
+    /// Puts the end into effect on the VM, and tells both ends.
+    async fn finish(mut self) -> Result<Report, MigrateError> {
+        let end = self
+            .core
+            .end()
+            .cloned()
+            .unwrap_or(End::Aborted(AbortReason::Local("the driver stopped early".to_owned())));
+        match &end {
+            End::Completed | End::LetGo => self.machine.stop(StopReason::Migrated),
+            End::Aborted(_) => self.run_on(),
+        }
+        let mut heard = false;
+        if let Some(wires) = self.wires.take() {
+            let (how, words) = match &end {
+                End::Completed => (Close::Done, "the VM has moved"),
+                End::LetGo | End::Aborted(_) => (Close::Failed, "the migration was given up"),
+            };
+            let (flushed, bytes) = wires.flush_and_close(how, words).await;
+            heard = flushed;
+            self.spent += bytes;
+        }
+        if self.notify_destination && !heard {
+            tokio::spawn(tell_abort(self.endpoint.clone(), self.address, self.ticket.key, self.migration));
+        } else {
+            self.endpoint.settle().await;
+        }
+        match end {
+            End::Completed => Ok(self.report(Outcome::Completed, None)),
+            End::LetGo => {
+                let reason = "in doubt, and let go by the operator: the VM was ended here".to_owned();
+                Ok(self.report(Outcome::InDoubt, Some(reason)))
+            }
+            End::Aborted(AbortReason::Cancelled) => Err(MigrateError::Cancelled),
+            End::Aborted(AbortReason::Disconnected) => {
+                Err(self.link_error.unwrap_or(MigrateError::Aborted { reason: AbortReason::Disconnected }))
+            }
+            End::Aborted(reason) => Err(MigrateError::Aborted { reason }),
+        }
+    }
+
+    /// The VM goes on here, as it was before.
+    fn run_on(&self) {
+        if let Err(error) = self.machine.stop_dirty_log() {
+            tracing::warn!(%error, "the dirty log goes on after the migration");
+        }
+        if self.was_running
+            && let Err(error) = self.machine.resume()
+        {
+            tracing::error!(%error, "the VM could not be resumed after the migration");
+        }
+    }
+
+    fn report(&self, outcome: Outcome, reason: Option<String>) -> Report {
+        let (stats, there) = (self.core.stats(), self.core.destination_stats());
+        Report {
+            outcome,
+            reason,
+            verified: self.core.is_verified(),
+            rounds: stats.rounds,
+            total_ms: millis(self.clock.elapsed()),
+            downtime_ms: self.downtime_ms,
+            rungs: Rungs::from(there),
+            wan_tx_bytes: self.spent.tx,
+            wan_rx_bytes: self.spent.rx,
+            plain_bytes: stats.plain_bytes,
+            wrong_pages: there.wrong,
+            site_timeouts: there.site_timeouts,
+        }
+    }
+}
+
+fn phase_of(progress: SourceProgress) -> Phase {
+    match progress {
+        SourceProgress::Offering => Phase::Offering,
+        SourceProgress::Precopy => Phase::Precopy,
+        SourceProgress::StopAndCopy => Phase::StopAndCopy,
+        SourceProgress::Handover => Phase::Handover,
+        SourceProgress::Committing => Phase::Committing,
+        SourceProgress::InDoubt => Phase::InDoubt,
+        SourceProgress::Ended => Phase::Ended,
+    }
+}
+
+fn random() -> Result<[u8; 16], getrandom::Error> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Tells a destination that may be holding the VM that it is not to run it. Tries for [`limits::NOTIFY_TIMEOUT`]; a
+/// destination that does not hear it goes on holding, and its operator is told so there.
+async fn tell_abort(
+    endpoint: Endpoint,
+    address: std::net::SocketAddr,
+    key: Option<super::identity::HostKey>,
+    migration: MigrationId,
+) {
+    let message = Message::Abort { migration, reason: "the VM runs on at the source".to_owned() };
+    let once = async || {
+        let link = endpoint.connect(address, key).await?;
+        let mut channels = channel::open_source(&link).await?;
+        channels.control.send(migration_proto::wire::encode(&message).into()).await?;
+        channels.control.flush().await?;
+        link.close(Close::Done, "said");
+        Ok::<(), MigrateError>(())
+    };
+    let trying = async {
+        while let Err(error) = once().await {
+            tracing::warn!(%error, "the destination cannot be told that the VM runs on here; trying again");
+            tokio::time::sleep(limits::NOTIFY_PAUSE).await;
+        }
+    };
+    if tokio::time::timeout(limits::NOTIFY_TIMEOUT, trying).await.is_err() {
+        tracing::warn!(%address, "the destination was not told that the VM runs on here: if it holds the VM, `vmm resolve --let-go` there");
+    }
+    endpoint.settle().await;
+}
