@@ -13,10 +13,6 @@ use crate::memory::{Extent, Memory};
 pub struct MachineDescription {
     /// Format of this description and of the saved state.
     pub version: u32,
-    /// Which VM: random, made at launch (`getrandom::fill`), the same for all its life, wherever it moves.
-    pub vm: [u8; 16],
-    /// How many owners the VM had before this process: 0 at launch. A migration's destination prepares the machine with one more.
-    pub epoch: u64,
     /// The VM's name, for people.
     pub name: String,
     /// Virtual CPUs.

@@ -24,7 +24,7 @@ use super::transport::{Close, WanBytes};
 use super::wires::{FromLink, LinkEvent, Wires};
 use super::{MigrateError, bundle, layout_of, limits};
 use crate::config::Serial;
-use crate::machine::{Machine, MachineDescription, StopReason};
+use crate::machine::{Machine, MachineDescription, Ownership, StopReason};
 use crate::memory::Memory;
 
 /// What reaches an arrival from outside its own connection.
@@ -225,7 +225,9 @@ impl Arrival {
                     epoch = permit.epoch().0,
                     "the source has handed the VM over: it runs here now"
                 );
-                self.blocking(|machine| {
+                let ownership = Ownership { vm: self.core.vm(), epoch: permit.epoch() };
+                self.blocking(move |machine| {
+                    machine.set_ownership(ownership);
                     Done::Resumed(machine.resume().map_err(|e| format!("the VM cannot be run here: {e}")))
                 });
             }
@@ -516,11 +518,10 @@ fn send(results: &mpsc::Sender<Done>, done: Done) {
 }
 
 fn build(description: &[u8], layout: &Layout, serial: Serial) -> Result<Arc<Machine>, String> {
-    let mut description: MachineDescription = serde_json::from_slice(description)
+    let description: MachineDescription = serde_json::from_slice(description)
         .map_err(|e| format!("the machine's description cannot be read: {e}"))?;
     if layout_of(&description.extents).as_ref() != Some(layout) {
         return Err("the machine's description and the offered memory layout differ".to_owned());
     }
-    description.epoch += 1;
     Machine::prepare(&description, serial).map_err(|e| format!("the machine cannot be built here: {e}"))
 }

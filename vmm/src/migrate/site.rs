@@ -11,8 +11,11 @@ pub trait SitePages: Send + Sync + std::fmt::Debug {
     /// The dedup domain of the site.
     fn domain(&self) -> &Domain;
     /// Asks for the pages of `ids`. The channel yields what is found, in any order, as it is found, unverified; it closes when
-    /// the site has nothing more. Dropping the receiver cancels.
+    /// the site has nothing more. Dropping the receiver cancels. Called within a tokio runtime.
     fn resolve(&self, ids: Vec<ShortId>) -> mpsc::Receiver<SitePage>;
+    /// Says that the page given for `id` did not have the name that was asked for, so that its holder is avoided. Does not wait. Called
+    /// within a tokio runtime.
+    fn report_wrong(&self, id: ShortId);
 }
 
 /// A page that the site says it has. Whoever installs it hashes it first.
@@ -56,5 +59,10 @@ impl SitePages for dht::SiteClient {
             }
         });
         receiver
+    }
+
+    fn report_wrong(&self, id: ShortId) {
+        let client = self.clone();
+        tokio::spawn(async move { Self::report_wrong(&client, id).await });
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use migration_proto::source::{Action, End, LiteralsSent, Source, SourceConfig, SourceProgress};
 use migration_proto::timer::Span;
 use migration_proto::wire::{Channel, Message};
-use migration_proto::{AbortReason, Epoch, MigrationId, VmId};
+use migration_proto::{AbortReason, MigrationId};
 use page::{Domain, Gfn, PageHash, PageSet, RegionId};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
@@ -132,14 +132,14 @@ impl Driver {
         tracing::info!(destination = %link.address(), key = %link.peer(), "connected to the destination");
         let throttle = Arc::new(Throttle::new(options.bandwidth_bits));
         let mut meter = Meter::new(Bulk::Out, throttle.bytes_per_s());
-        let description = machine.description();
+        let (description, ownership) = (machine.description(), machine.ownership());
         let domain = site.as_ref().map_or_else(Domain::unkeyed, |site| site.domain().clone());
         let unfit = |why: String| MigrateError::NotMovable { why: why.into() };
         let migration = MigrationId(random().map_err(|e| unfit(e.to_string()))?);
         let config = SourceConfig {
             migration,
-            vm: VmId(description.vm),
-            epoch: Epoch(description.epoch),
+            vm: ownership.vm,
+            epoch: ownership.epoch,
             domain,
             layout: layout_of(machine.memory().extents())
                 .ok_or_else(|| unfit("its memory is not laid out in regions".to_owned()))?,
