@@ -65,7 +65,7 @@ impl Clock {
             Self::Kvm => kvmclock_ns(),
             Self::Tsc(ticks_per_ms) => {
                 let ns = u128::from(tsc()) * 1_000_000 / u128::from(*ticks_per_ms);
-                ns as u64
+                u64::try_from(ns).unwrap_or(u64::MAX)
             }
         }
     }
@@ -101,7 +101,7 @@ fn kvmclock_ns() -> u64 {
                 u128::from(delta >> shift.min(63))
             };
             let ns = (scaled * u128::from(page.tsc_to_system_mul)) >> 32;
-            return page.system_time_ns.wrapping_add(ns as u64);
+            return page.system_time_ns.wrapping_add(u64::try_from(ns).unwrap_or(u64::MAX));
         }
     }
 }

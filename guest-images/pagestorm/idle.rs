@@ -112,17 +112,21 @@ fn set_up() {
 }
 
 fn set_gate(vector: usize, handler: u64) {
+    let [b0, b1, b2, b3, b4, b5, b6, b7] = handler.to_le_bytes();
     let gate = Gate {
-        offset_low: handler as u16,
+        offset_low: u16::from_le_bytes([b0, b1]),
         selector: 0x10,
         kind: 0x8e00,
-        offset_middle: (handler >> 16) as u16,
-        offset_high: (handler >> 32) as u32,
+        offset_middle: u16::from_le_bytes([b2, b3]),
+        offset_high: u32::from_le_bytes([b4, b5, b6, b7]),
         reserved: 0,
     };
-    // SAFETY: the table is in the image, has 256 gates, and nothing else refers to it but the CPU, which reads a gate only
-    // at an interrupt or exception; volatile, because the compiler sees no reader.
-    unsafe { (&raw mut idt[vector]).write_volatile(gate) };
+    let table = (&raw mut idt).cast::<Gate>();
+    // SAFETY: every vector that is passed is below the table's 256.
+    let place = unsafe { table.add(vector) };
+    // SAFETY: the table is in the image, and nothing else refers to it but the CPU, which reads a gate only at an interrupt
+    // or exception; volatile, because the compiler sees no reader.
+    unsafe { place.write_volatile(gate) };
 }
 
 /// The timer's ticks in a millisecond, 0 if it does not count; arms its interrupt.

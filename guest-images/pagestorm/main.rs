@@ -34,11 +34,11 @@ extern "C" fn pagestorm_main(start_info_gpa: u64, kvmclock: bool) -> ! {
     let cmdline = boot.cmdline().unwrap_or_else(|error| give_up(format_args!("{error}")));
     let options = Options::parse(cmdline).unwrap_or_else(|error| give_up(format_args!("{error}")));
     let layout = Layout::new(&options);
-    let ram = WorkingSet::new(&layout, boot.ram()).unwrap_or_else(|error| give_up(format_args!("{error}")));
+    let ram = WorkingSet::new(&layout, &boot.ram()).unwrap_or_else(|error| give_up(format_args!("{error}")));
     let Ok(clock) = Clock::new(kvmclock) else {
         give_up(format_args!("no clock: neither a kvmclock (KVM) nor an 8254 timer that counts"));
     };
-    let mut rest = Rest::new(options.idle, &clock);
+    let rest = Rest::new(options.idle, &clock);
     let storm = Storm::create(ram, &options, layout);
     let mut engine = Engine::new(options, storm, clock.name(), clock.now_ns());
     loop {

@@ -22,10 +22,10 @@ impl WorkingSet {
     /// The memory of `layout`, if it is RAM and outside the image.
     pub fn new(
         layout: &Layout,
-        ram: impl Iterator<Item = core::ops::Range<u64>> + Clone,
+        ram: &(impl Iterator<Item = core::ops::Range<u64>> + Clone),
     ) -> Result<Self, LayoutError> {
         let image = (&raw const image_start) as u64..(&raw const image_end) as u64;
-        layout.check(&ram, &image)?;
+        layout.check(ram, &image)?;
         Ok(Self { range: layout.range.clone() })
     }
 
@@ -91,7 +91,7 @@ pub unsafe extern "C" fn memmove(to: *mut u8, from: *const u8, bytes: usize) -> 
 pub unsafe extern "C" fn memset(to: *mut u8, byte: i32, bytes: usize) -> *mut u8 {
     // SAFETY: the caller owns the range; the direction flag is clear (ABI).
     unsafe {
-        asm!("rep stosb", inout("rdi") to => _, in("al") byte as u8, inout("rcx") bytes => _,
+        asm!("rep stosb", inout("rdi") to => _, in("eax") byte, inout("rcx") bytes => _,
             options(nostack, preserves_flags));
     }
     to
@@ -102,27 +102,20 @@ pub unsafe extern "C" fn memset(to: *mut u8, byte: i32, bytes: usize) -> *mut u8
 /// As in C.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn memcmp(left: *const u8, right: *const u8, bytes: usize) -> i32 {
-    let mut at = 0;
-    // Eight bytes at a time: pages are compared with this.
-    while bytes - at >= 8 {
-        // SAFETY: at + 8 <= bytes, and the caller owns both ranges for reading.
-        let (a, b) = unsafe {
-            (left.add(at).cast::<u64>().read_unaligned(), right.add(at).cast::<u64>().read_unaligned())
-        };
-        if a != b {
-            break;
-        }
-        at += 8;
-    }
-    while at < bytes {
-        // SAFETY: at < bytes.
-        let (a, b) = unsafe { (*left.add(at), *right.add(at)) };
-        if a != b {
-            return i32::from(a) - i32::from(b);
-        }
-        at += 1;
-    }
-    0
+    // SAFETY: the caller owns both ranges for reading.
+    let left = unsafe { core::slice::from_raw_parts(left, bytes) };
+    // SAFETY: as above.
+    let right = unsafe { core::slice::from_raw_parts(right, bytes) };
+    // Eight bytes at a time up to the first that differ: pages are compared with this. Comparing slices here would call
+    // this function again.
+    let (left_words, right_words) = (left.as_chunks::<8>().0, right.as_chunks::<8>().0);
+    let same = left_words
+        .iter()
+        .zip(right_words)
+        .take_while(|(left, right)| u64::from_ne_bytes(**left) == u64::from_ne_bytes(**right));
+    let start = same.count() * 8;
+    let rest = left[start..].iter().zip(&right[start..]);
+    rest.map(|(left, right)| i32::from(*left) - i32::from(*right)).find(|order| *order != 0).unwrap_or(0)
 }
 
 /// BSD's bcmp.

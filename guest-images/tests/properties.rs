@@ -257,3 +257,37 @@ fn content_compresses_as_its_word_says() {
     let text = std::str::from_utf8(&text).unwrap();
     assert!(text.lines().all(|line| line.len() <= 80) && text.ends_with('\n'), "{text}");
 }
+
+#[test]
+fn the_image_has_a_pvh_note_and_stays_small() {
+    let image = guest_images::PAGESTORM;
+    let u64_at = |at: usize| u64::from_le_bytes(*image[at..].first_chunk().unwrap());
+    let u32_at = |at: usize| u32::from_le_bytes(*image[at..].first_chunk().unwrap());
+    let u16_at = |at: usize| u16::from_le_bytes(*image[at..].first_chunk().unwrap());
+    assert_eq!(&image[..6], b"\x7fELF\x02\x01", "ELF64, little endian");
+    assert_eq!((u16_at(16), u16_at(18)), (2, 62), "an executable for x86-64");
+    let headers = (0..usize::from(u16_at(56))).map(|n| usize::try_from(u64_at(32)).unwrap() + n * 56);
+    let mut entry = None;
+    for header in headers {
+        let (kind, offset) = (u32_at(header), usize::try_from(u64_at(header + 8)).unwrap());
+        let (gpa, bytes) = (u64_at(header + 24), u64_at(header + 40));
+        match kind {
+            1 => assert!((0x10_0000..0x14_0000).contains(&gpa) && gpa + bytes <= 0x14_0000, "{gpa:#x}"),
+            4 => {
+                assert_eq!((u32_at(offset), u32_at(offset + 4), u32_at(offset + 8)), (4, 8, 18));
+                assert_eq!(&image[offset + 12..offset + 16], b"Xen\0");
+                entry = Some(u64_at(offset + 16));
+            }
+            other => panic!("a program header of type {other}: nothing else was asked for"),
+        }
+    }
+    assert_eq!(entry, Some(u64_at(24)), "the note and the ELF header agree on the entry point");
+}
+
+#[test]
+fn the_image_can_be_written_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pagestorm");
+    guest_images::write_pagestorm(&path).unwrap();
+    assert_eq!(std::fs::read(path).unwrap(), guest_images::PAGESTORM);
+}
