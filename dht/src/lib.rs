@@ -7,10 +7,48 @@
 //! The processes of a host talk to their peer over a Unix socket: [`local`] has that protocol and its client, and is
 //! all that remains without the feature `node`. With it this crate is the peer itself, on libp2p.
 
+#[cfg(feature = "node")]
+pub mod announce;
+#[cfg(feature = "node")]
+mod behaviour;
+#[cfg(feature = "node")]
+pub mod cli;
 mod codec;
+#[cfg(feature = "node")]
+pub mod config;
+#[cfg(feature = "node")]
+mod content;
+#[cfg(feature = "node")]
+mod counters;
+#[cfg(feature = "node")]
+pub mod error;
+#[cfg(feature = "node")]
+pub mod identity;
+#[cfg(feature = "node")]
+pub mod index;
+#[cfg(feature = "node")]
+pub mod lease;
 pub mod limits;
 pub mod local;
+#[cfg(feature = "node")]
+pub mod lookup;
+#[cfg(feature = "node")]
+pub mod membership;
+#[cfg(feature = "node")]
+mod network;
+#[cfg(feature = "node")]
+pub mod node;
+#[cfg(feature = "node")]
+mod resolve;
+#[cfg(feature = "node")]
+mod serve;
+#[cfg(feature = "node")]
+pub mod shard;
 pub mod status;
+#[cfg(feature = "node")]
+mod upkeep;
+#[cfg(feature = "node")]
+mod wire;
 
 pub use local::client::{Found, Registration, SiteClient};
 pub use local::error::SiteError;

@@ -36,3 +36,109 @@ const _: () = {
     assert!(LOCAL_PAGES_PER_FRAME * (PAGE_SIZE + 8) + 16 <= LOCAL_FRAME_BYTES);
     assert!(MEMORY_EXTENTS * 24 + MEMORY_NAME_BYTES + 16 <= LOCAL_FRAME_BYTES);
 };
+
+/// Memories and files that one peer serves; each keeps a descriptor open.
+pub const CONTENTS: usize = 512;
+/// Pages of one memory or file (4 TiB).
+pub const CONTENT_PAGES: u32 = 1 << 30;
+/// Pages that a scan reads, hashes and notes at once (2 MiB).
+pub const SCAN_CHUNK_PAGES: u32 = 512;
+/// Threads that the first scan of a content uses at most.
+pub const SCAN_THREADS: usize = 16;
+/// How long after a scan of a VM's memory the next one starts, and how often a file is looked at for changes.
+pub const RESCAN_EVERY: Duration = Duration::from_secs(30);
+/// A rescan rests this many times as long as it works: a tenth of a core.
+pub const RESCAN_REST_FACTOR: u32 = 9;
+
+/// Connections that the local socket serves at once.
+pub const LOCAL_CONNECTIONS: usize = 256;
+/// Frames that wait to be written to one local connection.
+pub const LOCAL_FRAME_QUEUE: usize = 8;
+/// Batches of pages read and hashed at once for one resolve.
+pub const LOCAL_READERS: usize = 4;
+/// How long a local connection may take over its handshake.
+pub const LOCAL_HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the local socket rests after it could not accept a connection.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Owners of a shard (k in the design).
+pub const OWNERS: usize = 2;
+/// Members of a site that one peer knows.
+pub const MEMBERS: usize = 16_384;
+/// Peers whose misbehaviour is remembered.
+pub const SUSPECTS: usize = 4096;
+/// How long a peer that did not answer is skipped at first; doubled with each further time.
+pub const SKIP_FIRST: Duration = Duration::from_secs(5);
+/// The longest skip.
+pub const SKIP_LONGEST: Duration = Duration::from_secs(60);
+/// How long a peer that served wrong bytes is avoided as a holder.
+pub const AVOID_LIAR: Duration = Duration::from_secs(600);
+/// How long an announcement lasts at an owner.
+pub const LEASE: Duration = Duration::from_secs(600);
+/// How long after its last full announcement a shard is announced again in full.
+pub const RENEW_AFTER: Duration = Duration::from_secs(240);
+/// Holders that an owner keeps for one name.
+pub const HOLDERS_PER_NAME: usize = 4;
+/// Entries that an owner keeps (at most half a GiB).
+pub const OWNER_ENTRIES: usize = 32 << 20;
+/// Names in one announcement or lookup.
+pub const INDEX_BATCH: usize = 4096;
+/// How long an owner that refused or lost an announcement is left alone.
+pub const ANNOUNCE_RETRY: Duration = Duration::from_secs(2);
+/// Lookups in flight for one resolve.
+pub const LOOKUPS_IN_FLIGHT: usize = 8;
+/// How long a lookup may take.
+pub const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
+/// Pages in one request to a holder (256 KiB).
+pub const FETCH_BATCH: usize = 64;
+/// Page requests in flight for one resolve (2 MiB of pages).
+pub const FETCHES_IN_FLIGHT: usize = 8;
+/// Page requests in flight to one holder for one resolve.
+pub const FETCHES_PER_HOLDER: usize = 4;
+/// How long a holder may take before another one is asked as well.
+pub const FETCH_HEDGE: Duration = Duration::from_millis(250);
+/// How long a holder may take at all.
+pub const FETCH_TIMEOUT: Duration = Duration::from_secs(3);
+
+const _: () = {
+    assert!(RENEW_AFTER.as_secs() * 2 < LEASE.as_secs());
+    assert!(LEASE.as_secs() < (1 << 15));
+    assert!(FETCH_HEDGE.as_millis() < FETCH_TIMEOUT.as_millis());
+};
+
+/// How long a connection may take to prove the site's key and both identities.
+pub const UPGRADE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections of one peer to others.
+pub const CONNECTIONS: u32 = 512;
+/// Connections to one other peer: two ends may dial each other at once.
+pub const CONNECTIONS_PER_PEER: u32 = 2;
+/// Connections being set up.
+pub const PENDING_CONNECTIONS: u32 = 64;
+/// How long a connection without traffic is kept: peers of a site stay connected, and ping finds the dead ones.
+pub const IDLE_CONNECTION: Duration = Duration::from_secs(24 * 3600);
+/// How often a connection is probed.
+pub const PING_EVERY: Duration = Duration::from_secs(5);
+/// How long a probe may take before the connection is closed.
+pub const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often Kademlia looks for peers that it does not know.
+pub const BOOTSTRAP_EVERY: Duration = Duration::from_secs(30);
+/// How often a peer that is not connected is dialled again.
+pub const REJOIN_EVERY: Duration = Duration::from_secs(1);
+/// How long the outermost bound on any request to a peer is; the search's own deadlines are shorter.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Requests of one protocol that one connection may have open.
+pub const INBOUND_STREAMS: usize = 64;
+/// Records of Kademlia's store: coarse content alone, never one a page.
+pub const KAD_RECORDS: usize = 1024;
+/// Requests from other peers that are worked on at once; further ones are refused. With pages this is 16 MiB.
+pub const SERVING: usize = 64;
+/// Commands that wait for the network task.
+pub const COMMANDS: usize = 256;
+/// How often failed handshakes are logged at most; whoever may connect can cause them.
+pub const HANDSHAKE_LOG_EVERY: Duration = Duration::from_secs(10);
+/// How often leases and failed announcements are looked at; one shard is swept each time.
+pub const UPKEEP_EVERY: Duration = Duration::from_secs(1);
+/// Addresses of its own that a peer tells.
+pub const LISTEN_ADDRESSES: usize = 16;
+/// Pages whose source is remembered, in case one is reported as wrong.
+pub const RECENT_SOURCES: usize = 65_536;

@@ -8,3 +8,5 @@
 pub mod client;
 pub mod error;
 pub mod protocol;
+#[cfg(feature = "node")]
+pub(crate) mod server;

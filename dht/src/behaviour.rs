@@ -1,0 +1,130 @@
+//! What this peer speaks with the other peers of its site, and the transport below it.
+//!
+//! TCP, then the site's pre-shared key (libp2p pnet: XSalsa20 over everything, so that whoever lacks the key sees and says noise),
+//! then Noise with the peers' own keys, then Yamux.
+
+use std::num::NonZeroUsize;
+
+use libp2p::{
+    PeerId, StreamProtocol, Swarm, Transport,
+    connection_limits::{self, ConnectionLimits},
+    core::{muxing::StreamMuxerBox, transport::Boxed, upgrade::Version},
+    identify,
+    identity::Keypair,
+    kad, noise, ping,
+    pnet::{PnetConfig, PreSharedKey},
+    request_response::{self, ProtocolSupport},
+    swarm::{self, NetworkBehaviour},
+    tcp, yamux,
+};
+use page::DomainId;
+
+use crate::{
+    config::NodeConfig,
+    error::NodeError,
+    identity::SiteKey,
+    limits::{
+        BOOTSTRAP_EVERY, CONNECTIONS, CONNECTIONS_PER_PEER, IDLE_CONNECTION, INBOUND_STREAMS, KAD_RECORDS,
+        PENDING_CONNECTIONS, PING_EVERY, PING_TIMEOUT, REQUEST_TIMEOUT, UPGRADE_TIMEOUT,
+    },
+    wire::{IndexRequest, IndexResponse, MessageCodec, PagesRequest, PagesResponse},
+};
+
+pub(crate) type Index = request_response::Behaviour<MessageCodec<IndexRequest, IndexResponse>>;
+pub(crate) type Pages = request_response::Behaviour<MessageCodec<PagesRequest, PagesResponse>>;
+
+/// All protocols of a peer.
+#[derive(NetworkBehaviour)]
+pub(crate) struct Behaviour {
+    /// First, so that it refuses a connection before the others hear of it.
+    pub(crate) limits: connection_limits::Behaviour,
+    pub(crate) identify: identify::Behaviour,
+    pub(crate) ping: ping::Behaviour,
+    /// Membership and routing. It holds no page's record.
+    pub(crate) kad: kad::Behaviour<kad::store::MemoryStore>,
+    pub(crate) index: Index,
+    pub(crate) pages: Pages,
+}
+
+/// The site's protocol names.
+#[derive(Clone, Debug)]
+pub(crate) struct Protocols {
+    pub(crate) kad: StreamProtocol,
+    pub(crate) index: StreamProtocol,
+    pub(crate) pages: StreamProtocol,
+}
+
+impl Protocols {
+    fn new(site: &SiteKey, domain: DomainId) -> Self {
+        let (site, domain) = (site.fingerprint(), hex::encode(domain.0));
+        let name = |rest: String| {
+            StreamProtocol::try_from_owned(format!("/tern/{site}/{rest}")).expect("it starts with a slash")
+        };
+        Self {
+            kad: name("kad/1".to_owned()),
+            index: name(format!("{domain}/index/1")),
+            pages: name(format!("{domain}/pages/1")),
+        }
+    }
+}
+
+/// A swarm that does not listen yet.
+pub(crate) fn swarm(config: &NodeConfig) -> Result<(Swarm<Behaviour>, Protocols), NodeError> {
+    let protocols = Protocols::new(&config.site_key, config.domain.id());
+    let transport = transport(&config.identity, &config.site_key)?;
+    let behaviour = behaviour(&config.identity, &protocols);
+    let me = PeerId::from(config.identity.public());
+    let limits = swarm::Config::with_tokio_executor().with_idle_connection_timeout(IDLE_CONNECTION);
+    let swarm = Swarm::new(transport, behaviour, me, limits);
+    Ok((swarm, protocols))
+}
+
+fn transport(identity: &Keypair, site: &SiteKey) -> Result<Boxed<(PeerId, StreamMuxerBox)>, NodeError> {
+    let key = PreSharedKey::new(site.connection_key());
+    let noise = noise::Config::new(identity)?;
+    let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true));
+    Ok(tcp
+        .and_then(move |socket, _| PnetConfig::new(key).handshake(socket))
+        .upgrade(Version::V1)
+        .authenticate(noise)
+        .multiplex(yamux::Config::default())
+        .timeout(UPGRADE_TIMEOUT)
+        .boxed())
+}
+
+fn behaviour(identity: &Keypair, protocols: &Protocols) -> Behaviour {
+    let me = PeerId::from(identity.public());
+    let limits = ConnectionLimits::default()
+        .with_max_pending_incoming(Some(PENDING_CONNECTIONS))
+        .with_max_pending_outgoing(Some(PENDING_CONNECTIONS))
+        .with_max_established(Some(CONNECTIONS))
+        .with_max_established_per_peer(Some(CONNECTIONS_PER_PEER));
+    let identify = identify::Config::new("tern/1".to_owned(), identity.public())
+        .with_agent_version(concat!("tern/", env!("CARGO_PKG_VERSION")).to_owned());
+    let store = kad::store::MemoryStoreConfig {
+        max_records: KAD_RECORDS,
+        max_provided_keys: KAD_RECORDS,
+        ..kad::store::MemoryStoreConfig::default()
+    };
+    let mut kad_config = kad::Config::new(protocols.kad.clone());
+    kad_config
+        .set_periodic_bootstrap_interval(Some(BOOTSTRAP_EVERY))
+        .set_parallelism(NonZeroUsize::new(3).expect("3 is not 0"));
+    let mut kad =
+        kad::Behaviour::with_config(me, kad::store::MemoryStore::with_config(me, store), kad_config);
+    kad.set_mode(Some(kad::Mode::Server));
+    let requests = || {
+        request_response::Config::default()
+            .with_request_timeout(REQUEST_TIMEOUT)
+            .with_max_concurrent_streams(INBOUND_STREAMS)
+    };
+    let full = |protocol: &StreamProtocol| [(protocol.clone(), ProtocolSupport::Full)];
+    Behaviour {
+        limits: connection_limits::Behaviour::new(limits),
+        identify: identify::Behaviour::new(identify),
+        ping: ping::Behaviour::new(ping::Config::new().with_interval(PING_EVERY).with_timeout(PING_TIMEOUT)),
+        kad,
+        index: Index::new(full(&protocols.index), requests()),
+        pages: Pages::new(full(&protocols.pages), requests()),
+    }
+}

@@ -1,0 +1,263 @@
+//! The command line of `dht`, also reached as `tern dht`.
+
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use libp2p::Multiaddr;
+use page::{Domain, ShortId};
+
+use crate::{
+    SiteClient, SiteStatus,
+    config::{Fault, NodeConfig, parse_address, parse_fault},
+    identity::{SiteKey, peer_identity},
+    node,
+};
+
+/// A site's peer: knows which host of the site holds which page, and serves and fetches pages.
+#[derive(Debug, Parser)]
+#[command(name = "dht", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Makes a new site key (or domain key) and writes it to a file of mode 0600.
+    Keygen {
+        /// The file to create; an existing one is never overwritten. Without it the key goes to standard output.
+        #[arg(long)]
+        out: Option<PathBuf>,
+    },
+    /// Runs this host's peer until SIGTERM or SIGINT.
+    Serve(Serve),
+    /// Has the peer index and serve a file.
+    Add {
+        /// The file.
+        file: PathBuf,
+        #[command(flatten)]
+        peer: PeerSocket,
+    },
+    /// Shows the peer's state.
+    Status {
+        #[command(flatten)]
+        peer: PeerSocket,
+        /// As one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Shows who holds a page.
+    Locate {
+        /// The page's name in hex, whole (64 digits) or its first 16 digits.
+        #[arg(value_parser = parse_name)]
+        name: ShortId,
+        #[command(flatten)]
+        peer: PeerSocket,
+        /// As one JSON array.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct PeerSocket {
+    /// The local socket of this host's peer.
+    #[arg(long)]
+    local: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+struct Serve {
+    /// The key that all peers of the site share.
+    #[arg(long)]
+    site_key: PathBuf,
+    /// The key of the dedup domain; without it the site key's file serves as the domain's key as well.
+    #[arg(long)]
+    domain_key: Option<PathBuf>,
+    /// Where to listen for other peers: IP:PORT or a multiaddr. Port 0 takes a free one.
+    #[arg(long, value_parser = parse_address)]
+    listen: Multiaddr,
+    /// A peer to join the site by: IP:PORT or a multiaddr. Tried again until it answers.
+    #[arg(long, value_parser = parse_address)]
+    join: Vec<Multiaddr>,
+    /// The Unix socket for the processes of this host.
+    #[arg(long)]
+    local: PathBuf,
+    /// This peer's own key, created if absent; without it the peer has a new identity at each start.
+    #[arg(long)]
+    identity: Option<PathBuf>,
+    /// Misbehave towards other peers that ask for pages, to test a site's tolerance: wrong-bytes, silent or slow=MILLISECONDS.
+    #[arg(long, hide = true, value_parser = parse_fault)]
+    fault: Option<Fault>,
+}
+
+fn parse_name(text: &str) -> Result<ShortId, String> {
+    let digits = text.chars().all(|c| c.is_ascii_hexdigit());
+    let front = text.get(..16).filter(|_| digits && matches!(text.len(), 16 | 64));
+    let front = front.ok_or("give 16 or 64 hex digits")?;
+    u64::from_str_radix(front, 16).map(ShortId).map_err(|error| error.to_string())
+}
+
+/// Runs a command; errors go to standard error.
+#[must_use]
+pub fn run(cli: Cli) -> ExitCode {
+    let serving = matches!(cli.command, Command::Serve(_));
+    start_log(if serving { "info" } else { "warn" });
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error.into()),
+    };
+    match runtime.block_on(execute(cli.command)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error),
+    }
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    // Standard error may be closed; then there is nobody to tell.
+    let _ = writeln!(io::stderr(), "dht: {error:#}");
+    ExitCode::FAILURE
+}
+
+/// Logs to standard error; `RUST_LOG` chooses what. A process that has a log already keeps it.
+fn start_log(default: &str) {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false);
+    // It fails only if the embedding binary has set up its own.
+    let _ = log.try_init();
+}
+
+async fn execute(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Keygen { out } => keygen(out),
+        Command::Serve(serve) => serve_peer(serve).await,
+        Command::Add { file, peer } => {
+            let pages = connect(&peer).await?.add_file(&file).await?;
+            print(&format!("{}: {pages} pages\n", file.display()))
+        }
+        Command::Status { peer, json } => {
+            let status = connect(&peer).await?.status().await?;
+            let text = if json { serde_json::to_string_pretty(&status)? + "\n" } else { describe(&status) };
+            print(&text)
+        }
+        Command::Locate { name, peer, json } => {
+            let holders = connect(&peer).await?.locate(name).await?;
+            print(&if json { holders_json(&holders)? } else { holders_text(&holders) })
+        }
+    }
+}
+
+fn keygen(out: Option<PathBuf>) -> anyhow::Result<()> {
+    let key = SiteKey::generate()?;
+    match out {
+        Some(path) => Ok(key.write_new(&path)?),
+        None => print(&key.to_text()),
+    }
+}
+
+async fn serve_peer(serve: Serve) -> anyhow::Result<()> {
+    let site_key = SiteKey::read(&serve.site_key)?;
+    let domain_key = match &serve.domain_key {
+        Some(path) => SiteKey::read(path)?.domain_key(),
+        None => site_key.domain_key(),
+    };
+    let config = NodeConfig {
+        domain: Domain::from_key(&domain_key),
+        identity: peer_identity(serve.identity.as_deref())?,
+        site_key,
+        listen: serve.listen,
+        join: serve.join,
+        local: serve.local,
+        fault: serve.fault,
+    };
+    let started =
+        |peer_id: &str, address: &Multiaddr| print(&format!("peer {peer_id} listening on {address}\n"));
+    node::serve(config, started).await
+}
+
+async fn connect(peer: &PeerSocket) -> anyhow::Result<SiteClient> {
+    Ok(SiteClient::connect(&peer.local).await?)
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("cannot write to standard output")
+}
+
+fn holders_json(holders: &[crate::Holder]) -> anyhow::Result<String> {
+    let rows = holders.iter().map(|holder| {
+        let rung = match holder.rung {
+            crate::FoundOn::Host => "host",
+            crate::FoundOn::Site => "site",
+        };
+        serde_json::json!({"rung": rung, "peer_id": holder.peer_id, "what": holder.what})
+    });
+    Ok(serde_json::to_string_pretty(&rows.collect::<Vec<_>>())? + "\n")
+}
+
+fn holders_text(holders: &[crate::Holder]) -> String {
+    if holders.is_empty() {
+        return "no holder known\n".to_owned();
+    }
+    let line = |holder: &crate::Holder| match holder.rung {
+        crate::FoundOn::Host => format!("host {} {}\n", holder.peer_id, holder.what),
+        crate::FoundOn::Site => format!("site {}\n", holder.peer_id),
+    };
+    holders.iter().map(line).collect()
+}
+
+fn describe(status: &SiteStatus) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::new();
+    let mut line = |args: std::fmt::Arguments<'_>| writeln!(text, "{args}").expect("a String takes all");
+    line(format_args!("peer      {}", status.peer_id));
+    status.listen.iter().for_each(|address| line(format_args!("listening {address}")));
+    let state = if status.ready { "all indexed and announced" } else { "indexing or announcing" };
+    line(format_args!("content   {state}"));
+    for content in &status.contents {
+        line(format_args!(
+            "  {} {}: {} pages, {} indexed{}",
+            content.kind,
+            content.name,
+            content.pages,
+            content.indexed_pages,
+            if content.scanned { "" } else { ", first scan under way" }
+        ));
+    }
+    line(format_args!("peers     {}", status.peers.len()));
+    for peer in &status.peers {
+        let (silent, liar) = (!peer.answering, peer.avoided);
+        let note = match (silent, liar) {
+            (false, false) => "",
+            (true, false) => ", skipped: it did not answer",
+            (_, true) => ", avoided: it served wrong pages",
+        };
+        line(format_args!("  {} {}{note}", peer.peer_id, peer.address));
+    }
+    let index = &status.index;
+    line(format_args!("index     {} names of this host", index.host_names));
+    line(format_args!(
+        "          {} shards owned, {} entries in {} bytes",
+        index.shards_owned, index.owner_entries, index.owner_bytes
+    ));
+    let count = &status.counters;
+    line(format_args!(
+        "asked     {} names, {} found here, {} on the site",
+        count.resolve_ids, count.host_hits, count.site_hits
+    ));
+    line(format_args!(
+        "pages     {} bytes fetched, {} bytes served",
+        count.bytes_fetched, count.bytes_served
+    ));
+    line(format_args!(
+        "trouble   {} stale, {} wrong pages, {} failed requests, {} refused connections",
+        count.stale_misses, count.wrong_pages, count.failed_requests, count.refused_connections
+    ));
+    text
+}

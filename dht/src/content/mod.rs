@@ -1,0 +1,245 @@
+//! What this host can serve: memories of its VMs, and files.
+
+pub(crate) mod file;
+pub(crate) mod memory;
+pub(crate) mod scan;
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::OwnedFd,
+    path::Path,
+    sync::{
+        Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+};
+
+use page::{Domain, PAGE_SIZE, Page, ShortId};
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    file::ServedFile,
+    memory::{Memory, ReadPages},
+};
+use crate::{
+    error::ContentError,
+    index::{ContentId, HostIndex, Place},
+    limits::CONTENTS,
+    local::protocol::MemoryExtent,
+    status::ContentStatus,
+};
+
+/// Where a content's bytes come from.
+#[derive(Debug)]
+pub(crate) enum Source {
+    Memory(Memory),
+    File(ServedFile),
+}
+
+impl Source {
+    pub(crate) fn pages(&self) -> u32 {
+        match self {
+            Self::Memory(memory) => memory.pages(),
+            Self::File(file) => file.pages(),
+        }
+    }
+
+    fn read(&self, first: u32, into: &mut [u8]) -> io::Result<ReadPages> {
+        match self {
+            Self::Memory(memory) => memory.read(first, into),
+            Self::File(file) => file.read(first, into),
+        }
+    }
+
+    fn read_page(&self, page: u32, into: &mut Page) -> io::Result<bool> {
+        match self {
+            Self::Memory(memory) => memory.read_page(page, into),
+            Self::File(file) => file.read_page(page, into),
+        }
+    }
+}
+
+/// One memory or file.
+#[derive(Debug)]
+pub(crate) struct Content {
+    pub(crate) id: ContentId,
+    name: String,
+    pub(crate) source: Source,
+    /// Whether it was read through once.
+    pub(crate) scanned: AtomicBool,
+    /// Ends its scans.
+    pub(crate) removed: CancellationToken,
+    /// A page read from a file was not what the index says: the file changed, scan it again.
+    pub(crate) stale: tokio::sync::Notify,
+}
+
+/// All contents of the host, and the index over them.
+#[derive(Debug)]
+pub(crate) struct Contents {
+    pub(crate) domain: Domain,
+    index: RwLock<HostIndex>,
+    contents: Mutex<BTreeMap<ContentId, Arc<Content>>>,
+    next: AtomicU32,
+    /// Pages that were asked for and are no longer here.
+    pub(crate) stale_misses: AtomicU64,
+}
+
+/// Pages of this host, found and hashed just now.
+pub(crate) type FoundPages = Vec<(ShortId, Box<Page>)>;
+
+impl Contents {
+    pub(crate) fn new(domain: Domain) -> Self {
+        Self {
+            domain,
+            index: RwLock::default(),
+            contents: Mutex::default(),
+            next: AtomicU32::new(0),
+            stale_misses: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn index(&self) -> RwLockReadGuard<'_, HostIndex> {
+        self.index.read().expect("nothing panics while it holds this lock")
+    }
+
+    pub(crate) fn index_mut(&self) -> RwLockWriteGuard<'_, HostIndex> {
+        self.index.write().expect("nothing panics while it holds this lock")
+    }
+
+    fn contents(&self) -> MutexGuard<'_, BTreeMap<ContentId, Arc<Content>>> {
+        self.contents.lock().expect("nothing panics while it holds this lock")
+    }
+
+    /// Takes a VM's memory.
+    pub(crate) fn add_memory(
+        &self,
+        name: String,
+        fd: OwnedFd,
+        extents: Vec<MemoryExtent>,
+    ) -> Result<Arc<Content>, ContentError> {
+        let memory = Memory::new(&name, fd, extents)?;
+        self.add(name, Source::Memory(memory))
+    }
+
+    /// Takes a file; one that is served already under the same path gives way if it is another file by now.
+    pub(crate) fn add_file(&self, path: &Path) -> Result<Arc<Content>, ContentError> {
+        let file = ServedFile::open(path)?;
+        let before = self.contents().values().find(|content| is_file_at(content, path)).map(|c| c.id);
+        if let Some(before) = before {
+            self.remove(before);
+        }
+        self.add(path.display().to_string(), Source::File(file))
+    }
+
+    fn add(&self, name: String, source: Source) -> Result<Arc<Content>, ContentError> {
+        let content = Content {
+            id: ContentId(self.next.fetch_add(1, Ordering::Relaxed)),
+            name,
+            source,
+            scanned: AtomicBool::new(false),
+            removed: CancellationToken::new(),
+            stale: tokio::sync::Notify::new(),
+        };
+        let content = Arc::new(content);
+        {
+            let mut contents = self.contents();
+            if contents.len() >= CONTENTS {
+                return Err(ContentError::Full { bound: CONTENTS });
+            }
+            contents.insert(content.id, Arc::clone(&content));
+        }
+        let lasting = matches!(content.source, Source::File(_));
+        self.index_mut().add_content(content.id, content.source.pages(), lasting);
+        Ok(content)
+    }
+
+    /// Lets a content go: its scans end and its descriptor closes.
+    pub(crate) fn remove(&self, id: ContentId) {
+        let removed = self.contents().remove(&id);
+        if let Some(content) = removed {
+            content.removed.cancel();
+            self.index_mut().remove_content(id);
+        }
+    }
+
+    /// Reads, hashes and returns those of `ids` that this host has; blocks on I/O.
+    pub(crate) fn read_pages(&self, ids: &[ShortId]) -> FoundPages {
+        let mut placed: Vec<(ShortId, Place)> = {
+            let index = self.index();
+            ids.iter().filter_map(|id| Some((*id, index.place(*id)?))).collect()
+        };
+        placed.sort_unstable_by_key(|(_, place)| *place);
+        let mut found = Vec::with_capacity(placed.len());
+        let mut gone = Vec::new();
+        let mut content: Option<Arc<Content>> = None;
+        for (id, place) in placed {
+            if content.as_ref().is_none_or(|content| content.id != place.content) {
+                content = self.contents().get(&place.content).cloned();
+            }
+            let Some(content) = &content else { continue };
+            match self.read_verified(content, place.page, id) {
+                Some(page) => found.push((id, page)),
+                None => gone.push((id, place)),
+            }
+        }
+        if !gone.is_empty() {
+            self.stale_misses.fetch_add(gone.len() as u64, Ordering::Relaxed);
+            let mut index = self.index_mut();
+            gone.iter().for_each(|(id, place)| index.forget(*id, *place));
+        }
+        found
+    }
+
+    fn read_verified(&self, content: &Content, page: u32, id: ShortId) -> Option<Box<Page>> {
+        let mut bytes = Box::new([0; PAGE_SIZE]);
+        let read = content.source.read_page(page, &mut bytes).unwrap_or_else(|error| {
+            // The error costs a miss; who asked goes elsewhere.
+            tracing::debug!(content = content.name, page, %error, "a page cannot be read");
+            false
+        });
+        let same = read && self.domain.name(&bytes).short() == id;
+        if !same && matches!(content.source, Source::File(_)) {
+            content.stale.notify_one();
+        }
+        same.then_some(bytes)
+    }
+
+    /// What has the page, for people.
+    pub(crate) fn describe(&self, id: ShortId) -> Option<String> {
+        let place = self.index().place(id)?;
+        let content = self.contents().get(&place.content).cloned()?;
+        Some(match &content.source {
+            Source::Memory(memory) => {
+                let gfn = memory.gfn(place.page).unwrap_or_default();
+                format!("memory {}, gfn {gfn:#x}", content.name)
+            }
+            Source::File(file) => format!("file {}, block {}", file.path().display(), place.page),
+        })
+    }
+
+    /// The state of each content; `announced` says whether all owners have all names.
+    pub(crate) fn status(&self, announced: bool) -> Vec<ContentStatus> {
+        let contents: Vec<_> = self.contents().values().cloned().collect();
+        let index = self.index();
+        let status = |content: &Arc<Content>| {
+            let scanned = content.scanned.load(Ordering::Acquire);
+            ContentStatus {
+                name: content.name.clone(),
+                kind: if matches!(content.source, Source::Memory(_)) { "memory" } else { "file" }.to_owned(),
+                pages: content.source.pages().into(),
+                indexed_pages: index.indexed_pages(content.id),
+                scanned,
+                announced: scanned && announced,
+            }
+        };
+        contents.iter().map(status).collect()
+    }
+}
+
+fn is_file_at(content: &Content, path: &Path) -> bool {
+    match &content.source {
+        Source::File(file) => file.path() == path,
+        Source::Memory(_) => false,
+    }
+}

@@ -1,0 +1,100 @@
+//! What the peer counts.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use page::PAGE_SIZE;
+
+use crate::status::Counters as Shown;
+
+/// Counts since the start; see [`Shown`] for what each means.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    resolve_ids: AtomicU64,
+    host_hits: AtomicU64,
+    site_hits: AtomicU64,
+    lookups_sent: AtomicU64,
+    lookup_ids_sent: AtomicU64,
+    lookups_answered: AtomicU64,
+    lookup_ids_answered: AtomicU64,
+    announced_ids: AtomicU64,
+    fetches_sent: AtomicU64,
+    bytes_fetched: AtomicU64,
+    bytes_served: AtomicU64,
+    wrong_pages: AtomicU64,
+    failed_requests: AtomicU64,
+    refused_connections: AtomicU64,
+}
+
+fn add(counter: &AtomicU64, count: usize) {
+    counter.fetch_add(count as u64, Relaxed);
+}
+
+impl Counters {
+    pub(crate) fn asked(&self, ids: usize) {
+        add(&self.resolve_ids, ids);
+    }
+
+    pub(crate) fn host_hits(&self, pages: usize) {
+        add(&self.host_hits, pages);
+    }
+
+    pub(crate) fn fetched(&self, pages: usize) {
+        add(&self.site_hits, pages);
+        add(&self.bytes_fetched, pages * PAGE_SIZE);
+    }
+
+    pub(crate) fn lookup_sent(&self, ids: usize) {
+        add(&self.lookups_sent, 1);
+        add(&self.lookup_ids_sent, ids);
+    }
+
+    pub(crate) fn lookup_answered(&self, ids: usize) {
+        add(&self.lookups_answered, 1);
+        add(&self.lookup_ids_answered, ids);
+    }
+
+    pub(crate) fn announced(&self, ids: usize) {
+        add(&self.announced_ids, ids);
+    }
+
+    pub(crate) fn fetch_sent(&self) {
+        add(&self.fetches_sent, 1);
+    }
+
+    pub(crate) fn served(&self, pages: usize) {
+        add(&self.bytes_served, pages * PAGE_SIZE);
+    }
+
+    pub(crate) fn wrong_pages(&self, pages: usize) {
+        add(&self.wrong_pages, pages);
+    }
+
+    pub(crate) fn failed_request(&self) {
+        add(&self.failed_requests, 1);
+    }
+
+    pub(crate) fn refused_connections(&self) {
+        add(&self.refused_connections, 1);
+    }
+
+    /// All counts; `stale_misses` is counted with the contents.
+    pub(crate) fn show(&self, stale_misses: u64) -> Shown {
+        Shown {
+            resolve_ids: self.resolve_ids.load(Relaxed),
+            host_hits: self.host_hits.load(Relaxed),
+            site_hits: self.site_hits.load(Relaxed),
+            lookups_sent: self.lookups_sent.load(Relaxed),
+            lookup_ids_sent: self.lookup_ids_sent.load(Relaxed),
+            lookups_answered: self.lookups_answered.load(Relaxed),
+            lookup_ids_answered: self.lookup_ids_answered.load(Relaxed),
+            announced_ids: self.announced_ids.load(Relaxed),
+            fetches_sent: self.fetches_sent.load(Relaxed),
+            bytes_fetched: self.bytes_fetched.load(Relaxed),
+            bytes_served: self.bytes_served.load(Relaxed),
+            stale_misses,
+            wrong_pages: self.wrong_pages.load(Relaxed),
+            failed_requests: self.failed_requests.load(Relaxed),
+            refused_connections: self.refused_connections.load(Relaxed),
+        }
+    }
+}

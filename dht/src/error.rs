@@ -1,0 +1,131 @@
+//! Why a peer cannot start, or cannot take content.
+
+use std::{io, path::PathBuf};
+
+use libp2p::{Multiaddr, TransportError};
+use thiserror::Error;
+
+/// Errors of the peer.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum NodeError {
+    /// A key file cannot be read.
+    #[error("cannot read the key file {}", path.display())]
+    ReadKey {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A key file is not one.
+    #[error("{} is not a {expected}: it must be the line \"{header}\" and then 64 hex digits", path.display())]
+    BadKey {
+        /// The file.
+        path: PathBuf,
+        /// What was expected.
+        expected: &'static str,
+        /// The first line it must have.
+        header: &'static str,
+    },
+    /// A key file cannot be written.
+    #[error("cannot write the key file {} (an existing key is never overwritten)", path.display())]
+    WriteKey {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The system gives no random bytes.
+    #[error("the system gives no random bytes for a key: {0}")]
+    Random(getrandom::Error),
+    /// An address is neither IP:PORT nor a multiaddr over TCP.
+    #[error("{text:?} is not an address: give IP:PORT, or a multiaddr like /ip4/10.0.0.1/tcp/4160")]
+    Address {
+        /// What was given.
+        text: String,
+    },
+    /// The peer cannot listen.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// Where.
+        address: Multiaddr,
+        /// Why.
+        source: TransportError<io::Error>,
+    },
+    /// The listener ended.
+    #[error("the listener on the site's network ended")]
+    ListenerEnded {
+        /// Why, if it said so.
+        source: Option<io::Error>,
+    },
+    /// The encrypted transport cannot be set up.
+    #[error("cannot set up the encrypted transport")]
+    Noise(#[from] libp2p::noise::Error),
+    /// The local socket cannot be made.
+    #[error("cannot serve the local socket {}", path.display())]
+    LocalSocket {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another process serves the local socket.
+    #[error("another process serves the local socket {}; stop it or choose another path", path.display())]
+    LocalSocketLive {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// Signals cannot be watched.
+    #[error("cannot watch for SIGTERM")]
+    Signals(#[source] io::Error),
+}
+
+/// Why a memory or a file was not taken.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ContentError {
+    /// It cannot be read.
+    #[error("cannot read {name}: {source}")]
+    Unreadable {
+        /// What.
+        name: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is not a regular file.
+    #[error("{name} is not a regular file")]
+    NotAFile {
+        /// What.
+        name: String,
+    },
+    /// An extent is not page-aligned, or lies outside of the descriptor's file.
+    #[error(
+        "{name}: an extent at offset {file_offset} of {pages} pages does not fit the descriptor's {bytes} bytes, or is not aligned to pages"
+    )]
+    Extent {
+        /// The memory.
+        name: String,
+        /// The extent's offset.
+        file_offset: u64,
+        /// Its pages.
+        pages: u64,
+        /// The size of the file behind the descriptor.
+        bytes: u64,
+    },
+    /// It has more pages than a peer takes of one content.
+    #[error("{name} has {pages} pages, the bound is {bound}")]
+    TooLarge {
+        /// What.
+        name: String,
+        /// Its pages.
+        pages: u64,
+        /// The bound.
+        bound: u64,
+    },
+    /// Too many contents.
+    #[error("this peer already serves {bound} memories and files, which is its bound")]
+    Full {
+        /// The bound.
+        bound: usize,
+    },
+}

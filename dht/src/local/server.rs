@@ -1,0 +1,278 @@
+//! The peer's end of the local socket.
+
+use std::{
+    fs::Permissions,
+    io,
+    mem::MaybeUninit,
+    os::{
+        fd::OwnedFd,
+        unix::{fs::PermissionsExt, net::UnixStream as StdStream},
+    },
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use page::ShortId;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+use tokio::{
+    io::{AsyncWriteExt, Interest},
+    net::{
+        UnixListener, UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::{Semaphore, mpsc},
+    time::timeout,
+};
+
+use super::protocol::{Answer, DomainBlock, FailureCode, PROTOCOL_VERSION, Request, take_frame};
+use crate::{
+    codec::CodecError,
+    error::{ContentError, NodeError},
+    limits::{LOCAL_CONNECTIONS, LOCAL_FRAME_QUEUE, LOCAL_HELLO_TIMEOUT},
+    node::Peer,
+};
+
+/// A bound local socket; its file goes with it.
+#[derive(Debug)]
+pub(crate) struct LocalSocket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl LocalSocket {
+    /// Binds `path` with mode 0600. A socket file that nobody serves is replaced.
+    pub(crate) fn bind(path: &Path) -> Result<Self, NodeError> {
+        let failed = |source| NodeError::LocalSocket { path: path.to_owned(), source };
+        match StdStream::connect(path) {
+            Ok(_) => return Err(NodeError::LocalSocketLive { path: path.to_owned() }),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                std::fs::remove_file(path).map_err(failed)?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(error)),
+        }
+        // Bound under another name and moved into place once it is private: nobody connects before that.
+        let private = path.with_extension(format!("new.{}", std::process::id()));
+        let bind = || {
+            let listener = UnixListener::bind(&private)?;
+            std::fs::set_permissions(&private, Permissions::from_mode(0o600))?;
+            std::fs::rename(&private, path)?;
+            Ok(listener)
+        };
+        let listener = bind().map_err(failed)?;
+        Ok(Self { listener, path: path.to_owned() })
+    }
+
+    /// Serves connections until it is dropped.
+    pub(crate) async fn serve(&self, peer: Arc<Peer>) {
+        let room = Arc::new(Semaphore::new(LOCAL_CONNECTIONS));
+        let mut connections = tokio::task::JoinSet::new();
+        loop {
+            let permit = Arc::clone(&room).acquire_owned().await.expect("the semaphore is never closed");
+            while connections.try_join_next().is_some() {}
+            match self.listener.accept().await {
+                Ok((stream, _)) => {
+                    let peer = Arc::clone(&peer);
+                    connections.spawn(async move {
+                        if let Err(error) = serve_connection(&peer, stream).await {
+                            tracing::debug!(
+                                error = &error as &dyn std::error::Error,
+                                "a local connection ended"
+                            );
+                        }
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept on the local socket");
+                    // Out of descriptors, most likely: a pause, so that this does not spin while they last.
+                    tokio::time::sleep(crate::limits::ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for LocalSocket {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::debug!(path = %self.path.display(), %error, "the local socket's file was gone already");
+        }
+    }
+}
+
+/// Why a local connection ended.
+#[derive(Debug, thiserror::Error)]
+enum ConnectionError {
+    #[error("the connection broke")]
+    Io(#[from] io::Error),
+    #[error("the client sent a malformed frame")]
+    Malformed(#[from] CodecError),
+    #[error("the client did not finish its handshake in time")]
+    HelloTimeout,
+    #[error("the client sent a request before its handshake, or a second handshake")]
+    OutOfOrder,
+    #[error("the client sent a memory without a descriptor")]
+    NoDescriptor,
+    #[error("the client speaks version {0}")]
+    Version(u16),
+}
+
+async fn serve_connection(peer: &Arc<Peer>, stream: UnixStream) -> Result<(), ConnectionError> {
+    let (reader, mut writer) = stream.into_split();
+    let mut requests = Requests { reader, buffer: Vec::new(), at: 0, descriptor: None };
+    let hello = timeout(LOCAL_HELLO_TIMEOUT, requests.next()).await;
+    match hello.map_err(|_| ConnectionError::HelloTimeout)?? {
+        None => return Ok(()),
+        Some(Request::Hello { version }) => {
+            let domain = DomainBlock(*peer.domain().block());
+            let welcome =
+                Answer::Welcome { version: PROTOCOL_VERSION, domain, peer_id: peer.peer_id().to_owned() };
+            // A client of another version gets the version alone, not the domain's secret in a place it may misread.
+            send(&mut writer, &welcome).await?;
+            if version != PROTOCOL_VERSION {
+                return Err(ConnectionError::Version(version));
+            }
+        }
+        Some(_) => return Err(ConnectionError::OutOfOrder),
+    }
+    while let Some(request) = requests.next().await? {
+        let answer = match request {
+            Request::Hello { .. } => return Err(ConnectionError::OutOfOrder),
+            Request::Register { name, extents } => {
+                let descriptor = requests.descriptor.take().ok_or(ConnectionError::NoDescriptor)?;
+                match peer.add_memory(name, descriptor, extents) {
+                    Ok(registered) => {
+                        send(&mut writer, &Answer::Done).await?;
+                        let end = requests.closed().await;
+                        drop(registered);
+                        return Ok(end?);
+                    }
+                    Err(error) => refusal(&error),
+                }
+            }
+            Request::Resolve { ids } => {
+                if !resolve(peer, ids, &mut requests, &mut writer).await? {
+                    return Ok(());
+                }
+                Answer::Done
+            }
+            Request::ReportWrong { id } => {
+                peer.report_wrong(id);
+                Answer::Done
+            }
+            Request::Status => {
+                let json = serde_json::to_vec(&peer.status()).expect("a status is plain data");
+                Answer::Status { json }
+            }
+            Request::AddFile { path } => match peer.add_file(&path) {
+                Ok(pages) => Answer::FileAdded { pages },
+                Err(error) => refusal(&error),
+            },
+            Request::Locate { id } => Answer::Located { holders: peer.locate(id).await },
+        };
+        send(&mut writer, &answer).await?;
+    }
+    Ok(())
+}
+
+fn refusal(error: &ContentError) -> Answer {
+    let code = match error {
+        ContentError::Unreadable { .. } | ContentError::NotAFile { .. } => FailureCode::Unreadable,
+        ContentError::Extent { .. } => FailureCode::BadRequest,
+        ContentError::TooLarge { .. } | ContentError::Full { .. } => FailureCode::Full,
+    };
+    Answer::Failed { code, message: error.to_string() }
+}
+
+async fn send(writer: &mut OwnedWriteHalf, answer: &Answer) -> io::Result<()> {
+    let mut bytes = Vec::new();
+    answer.encode(&mut bytes);
+    writer.write_all(&bytes).await
+}
+
+/// Writes the pages of `ids` as they are found; `false` if the client went away, which cancels the search.
+async fn resolve(
+    peer: &Arc<Peer>,
+    ids: Vec<ShortId>,
+    requests: &mut Requests,
+    writer: &mut OwnedWriteHalf,
+) -> Result<bool, ConnectionError> {
+    let (found, mut results) = mpsc::channel(LOCAL_FRAME_QUEUE);
+    let search = peer.resolve(ids, found);
+    let write = async {
+        let mut bytes = Vec::new();
+        while let Some((rung, pages)) = results.recv().await {
+            bytes.clear();
+            Answer::Pages { rung, pages }.encode(&mut bytes);
+            writer.write_all(&bytes).await?;
+        }
+        Ok::<_, io::Error>(())
+    };
+    tokio::select! {
+        ((), written) = async { tokio::join!(search, write) } => { written?; Ok(true) }
+        closed = requests.closed() => { closed?; Ok(false) }
+    }
+}
+
+/// The client's requests, and the descriptor that came with them.
+struct Requests {
+    reader: OwnedReadHalf,
+    buffer: Vec<u8>,
+    at: usize,
+    descriptor: Option<OwnedFd>,
+}
+
+impl Requests {
+    /// The next request; `None` once the client has closed.
+    async fn next(&mut self) -> Result<Option<Request>, ConnectionError> {
+        loop {
+            if let Some((frame, used)) = take_frame(&self.buffer[self.at..])? {
+                let request = Request::decode(frame)?;
+                self.at += used;
+                return Ok(Some(request));
+            }
+            if !self.receive().await? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Returns when the client has closed. Whatever it sends meanwhile is kept for later, up to one frame.
+    async fn closed(&mut self) -> io::Result<()> {
+        while self.buffer.len() - self.at <= crate::limits::LOCAL_FRAME_BYTES {
+            if !self.receive().await? {
+                return Ok(());
+            }
+        }
+        Err(io::Error::other("the client sends requests without waiting for answers"))
+    }
+
+    /// Reads more bytes, and a descriptor if one comes along; `false` at the end. Safe to cancel.
+    async fn receive(&mut self) -> io::Result<bool> {
+        self.buffer.drain(..self.at);
+        self.at = 0;
+        let mut bytes = [0; 16 << 10];
+        let stream: &UnixStream = self.reader.as_ref();
+        let (count, descriptor) = stream
+            .async_io(Interest::READABLE, || {
+                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+                let mut control = RecvAncillaryBuffer::new(&mut space);
+                let mut data = [io::IoSliceMut::new(&mut bytes)];
+                let message = rustix::net::recvmsg(stream, &mut data, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+                let mut descriptor = None;
+                for part in control.drain() {
+                    if let RecvAncillaryMessage::ScmRights(mut fds) = part {
+                        descriptor = fds.next();
+                    }
+                }
+                Ok((message.bytes, descriptor))
+            })
+            .await?;
+        if descriptor.is_some() {
+            self.descriptor = descriptor;
+        }
+        self.buffer.extend_from_slice(&bytes[..count]);
+        Ok(count > 0)
+    }
+}

@@ -1,0 +1,200 @@
+//! Who is in the site, and who of them answers, as one peer sees it. Pure: time comes in as `now`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
+
+use crate::{
+    limits::{AVOID_LIAR, MEMBERS, SKIP_FIRST, SKIP_LONGEST, SUSPECTS},
+    shard::{MemberId, ShardId, ShardMap},
+};
+
+/// The members and their records.
+#[derive(Debug)]
+pub struct Membership {
+    me: MemberId,
+    members: BTreeSet<MemberId>,
+    records: BTreeMap<MemberId, Record>,
+    shards: ShardMap,
+    version: u64,
+}
+
+/// What is remembered of a peer that misbehaved; it outlasts the peer's connection.
+#[derive(Clone, Copy, Default, Debug)]
+struct Record {
+    skip_until: Option<Instant>,
+    timeouts: u32,
+    avoid_until: Option<Instant>,
+    wrong_pages: u64,
+}
+
+impl Membership {
+    /// A site of this peer alone.
+    #[must_use]
+    pub fn new(me: MemberId) -> Self {
+        let members = BTreeSet::from([me]);
+        let shards = ShardMap::new(&members);
+        Self { me, members, records: BTreeMap::new(), shards, version: 0 }
+    }
+
+    /// This peer.
+    #[must_use]
+    pub fn me(&self) -> MemberId {
+        self.me
+    }
+
+    /// A peer proved the site's key and speaks the site's protocols. Returns whether it is new.
+    pub fn joined(&mut self, member: MemberId) -> bool {
+        if self.members.len() >= MEMBERS || !self.members.insert(member) {
+            return false;
+        }
+        if let Some(record) = self.records.get_mut(&member) {
+            record.skip_until = None;
+            record.timeouts = 0;
+        }
+        self.changed();
+        true
+    }
+
+    /// The connection to a peer is gone. Returns whether it was a member.
+    pub fn left(&mut self, member: MemberId) -> bool {
+        let was = member != self.me && self.members.remove(&member);
+        if was {
+            self.changed();
+        }
+        was
+    }
+
+    fn changed(&mut self) {
+        self.shards = ShardMap::new(&self.members);
+        self.version += 1;
+    }
+
+    /// Counts the changes of membership.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// The owners of all shards.
+    #[must_use]
+    pub fn shards(&self) -> &ShardMap {
+        &self.shards
+    }
+
+    /// Whether a peer is a member now.
+    #[must_use]
+    pub fn contains(&self, member: MemberId) -> bool {
+        self.members.contains(&member)
+    }
+
+    /// Whether a peer is a member and has not just left a request unanswered.
+    #[must_use]
+    pub fn answering(&self, member: MemberId, now: Instant) -> bool {
+        let skipped = |record: &Record| record.skip_until.is_some_and(|until| now < until);
+        self.members.contains(&member) && !self.records.get(&member).is_some_and(skipped)
+    }
+
+    /// Whether a peer served wrong bytes not long ago.
+    #[must_use]
+    pub fn avoided(&self, member: MemberId, now: Instant) -> bool {
+        self.records.get(&member).and_then(|record| record.avoid_until).is_some_and(|until| now < until)
+    }
+
+    /// Whether pages may be asked of a peer.
+    #[must_use]
+    pub fn usable_holder(&self, member: MemberId, now: Instant) -> bool {
+        member != self.me && self.answering(member, now) && !self.avoided(member, now)
+    }
+
+    /// The other owners of a shard that answer, the closest first.
+    pub fn owners_to_ask(&self, shard: ShardId, now: Instant) -> impl Iterator<Item = MemberId> + '_ {
+        let owners = self.shards.owners(shard).iter().copied();
+        owners.filter(move |owner| *owner != self.me && self.answering(*owner, now))
+    }
+
+    /// A request was not answered in time: the peer is skipped for a while, longer each time.
+    pub fn timed_out(&mut self, member: MemberId, now: Instant) {
+        if let Some(record) = self.record(member) {
+            let skip = SKIP_FIRST.saturating_mul(1 << record.timeouts.min(16)).min(SKIP_LONGEST);
+            record.timeouts = record.timeouts.saturating_add(1);
+            record.skip_until = Some(now + skip);
+        }
+    }
+
+    /// A request was answered.
+    pub fn answered(&mut self, member: MemberId) {
+        if let Some(record) = self.records.get_mut(&member) {
+            record.skip_until = None;
+            record.timeouts = 0;
+        }
+    }
+
+    /// A peer served bytes that do not hash to the name they were asked by.
+    pub fn lied(&mut self, member: MemberId, pages: u64, now: Instant) {
+        if let Some(record) = self.record(member) {
+            record.avoid_until = Some(now + AVOID_LIAR);
+            record.wrong_pages = record.wrong_pages.saturating_add(pages);
+        }
+    }
+
+    /// Wrong pages that came from a peer.
+    #[must_use]
+    pub fn wrong_pages(&self, member: MemberId) -> u64 {
+        self.records.get(&member).map_or(0, |record| record.wrong_pages)
+    }
+
+    /// The record of a peer, while there is room for one more.
+    fn record(&mut self, member: MemberId) -> Option<&mut Record> {
+        if self.records.len() >= SUSPECTS && !self.records.contains_key(&member) {
+            let members = &self.members;
+            self.records.retain(|member, _| members.contains(member));
+        }
+        let room = self.records.len() < SUSPECTS || self.records.contains_key(&member);
+        room.then(|| self.records.entry(member).or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member(n: u8) -> MemberId {
+        MemberId::of_peer(&[n])
+    }
+
+    #[test]
+    fn a_peer_that_does_not_answer_is_skipped_for_longer_each_time_until_it_answers() {
+        let now = Instant::now();
+        let mut site = Membership::new(member(0));
+        assert!(site.joined(member(1)) && !site.joined(member(1)));
+        site.timed_out(member(1), now);
+        assert!(!site.answering(member(1), now));
+        assert!(site.answering(member(1), now + SKIP_FIRST));
+        site.timed_out(member(1), now);
+        assert!(!site.answering(member(1), now + SKIP_FIRST));
+        site.answered(member(1));
+        assert!(site.answering(member(1), now));
+    }
+
+    #[test]
+    fn a_liar_stays_avoided_when_it_reconnects() {
+        let now = Instant::now();
+        let mut site = Membership::new(member(0));
+        site.joined(member(1));
+        site.lied(member(1), 3, now);
+        assert!(!site.usable_holder(member(1), now) && site.answering(member(1), now));
+        assert!(site.left(member(1)) && site.joined(member(1)));
+        assert!(!site.usable_holder(member(1), now));
+        assert!(site.usable_holder(member(1), now + AVOID_LIAR));
+        assert_eq!(site.wrong_pages(member(1)), 3);
+    }
+
+    #[test]
+    fn this_peer_never_leaves() {
+        let mut site = Membership::new(member(0));
+        assert!(!site.left(member(0)));
+        assert_eq!(site.shards().owned_by(member(0)), crate::shard::SHARDS);
+    }
+}

@@ -1,0 +1,416 @@
+//! The one task that owns the swarm: it makes connections, keeps the membership, and carries requests and responses.
+
+use std::{
+    collections::{HashMap, HashSet},
+    error::Error,
+    io,
+    sync::Arc,
+    time::Instant,
+};
+
+use futures::StreamExt;
+use libp2p::{
+    Multiaddr, PeerId, Swarm,
+    core::ConnectedPoint,
+    identify, kad,
+    multiaddr::Protocol,
+    ping,
+    request_response::{self, Message, OutboundRequestId, ResponseChannel},
+    swarm::{DialError, SwarmEvent, dial_opts::DialOpts},
+};
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{
+    behaviour::{Behaviour, BehaviourEvent, Protocols},
+    error::NodeError,
+    limits::{HANDSHAKE_LOG_EVERY, REJOIN_EVERY},
+    node::Peer,
+    wire::{IndexRequest, IndexResponse, PagesRequest, PagesResponse},
+};
+
+/// Why a request to another peer brought no answer.
+#[derive(Debug, Error)]
+pub(crate) enum RequestError {
+    #[error("the request failed")]
+    Failed(#[from] request_response::OutboundFailure),
+    #[error("the peer is shutting down")]
+    Stopping,
+}
+
+type Reply<R> = oneshot::Sender<Result<R, RequestError>>;
+
+/// What the network task is asked to do.
+pub(crate) enum Command {
+    Index { peer: PeerId, request: IndexRequest, reply: Reply<IndexResponse> },
+    Pages { peer: PeerId, request: PagesRequest, reply: Reply<PagesResponse> },
+    RespondIndex { channel: ResponseChannel<IndexResponse>, response: IndexResponse },
+    RespondPages { channel: ResponseChannel<PagesResponse>, response: PagesResponse },
+}
+
+/// A handle to the network task.
+#[derive(Clone, Debug)]
+pub(crate) struct Network {
+    pub(crate) commands: mpsc::Sender<Command>,
+}
+
+impl Network {
+    pub(crate) async fn index(
+        &self,
+        peer: PeerId,
+        request: IndexRequest,
+    ) -> Result<IndexResponse, RequestError> {
+        let (reply, answer) = oneshot::channel();
+        let sent = self.commands.send(Command::Index { peer, request, reply }).await;
+        sent.map_err(|_| RequestError::Stopping)?;
+        answer.await.map_err(|_| RequestError::Stopping)?
+    }
+
+    pub(crate) async fn pages(
+        &self,
+        peer: PeerId,
+        request: PagesRequest,
+    ) -> Result<PagesResponse, RequestError> {
+        let (reply, answer) = oneshot::channel();
+        let sent = self.commands.send(Command::Pages { peer, request, reply }).await;
+        sent.map_err(|_| RequestError::Stopping)?;
+        answer.await.map_err(|_| RequestError::Stopping)?
+    }
+
+    /// Sends a response; one that cannot be sent any more is the asker's time-out.
+    pub(crate) async fn respond(&self, response: Command) {
+        if self.commands.send(response).await.is_err() {
+            tracing::debug!("a response was ready after the network task had ended");
+        }
+    }
+}
+
+/// The network task's state.
+pub(crate) struct Driver {
+    swarm: Swarm<Behaviour>,
+    protocols: Protocols,
+    peer: Arc<Peer>,
+    index_replies: HashMap<OutboundRequestId, Reply<IndexResponse>>,
+    pages_replies: HashMap<OutboundRequestId, Reply<PagesResponse>>,
+    join: Vec<Join>,
+    last_refusal_logged: Option<Instant>,
+}
+
+/// A peer to join by.
+struct Join {
+    address: Multiaddr,
+    peer: Option<PeerId>,
+    /// It turned out to be this very peer.
+    myself: bool,
+}
+
+impl Driver {
+    pub(crate) fn new(
+        swarm: Swarm<Behaviour>,
+        protocols: Protocols,
+        peer: Arc<Peer>,
+        join: &[Multiaddr],
+    ) -> Self {
+        let join = join.iter().map(|address| {
+            let peer = address.iter().find_map(|part| match part {
+                Protocol::P2p(peer) => Some(peer),
+                _ => None,
+            });
+            Join { address: address.clone(), peer, myself: false }
+        });
+        Self {
+            swarm,
+            protocols,
+            peer,
+            index_replies: HashMap::new(),
+            pages_replies: HashMap::new(),
+            join: join.collect(),
+            last_refusal_logged: None,
+        }
+    }
+
+    /// Listens; returns the first address, with this peer's identity, as `--join` takes it.
+    pub(crate) async fn listen(&mut self, address: Multiaddr) -> Result<Multiaddr, NodeError> {
+        let listener = self
+            .swarm
+            .listen_on(address.clone())
+            .map_err(|source| NodeError::Listen { address: address.clone(), source })?;
+        loop {
+            match self.swarm.select_next_some().await {
+                SwarmEvent::NewListenAddr { listener_id, address } if listener_id == listener => {
+                    self.peer.listening(self.full(&address).to_string());
+                    return Ok(self.full(&address));
+                }
+                SwarmEvent::ListenerClosed { listener_id, reason, .. } if listener_id == listener => {
+                    return Err(NodeError::ListenerEnded { source: reason.err() });
+                }
+                event => self.on_event(event),
+            }
+        }
+    }
+
+    fn full(&self, address: &Multiaddr) -> Multiaddr {
+        address.clone().with(Protocol::P2p(*self.swarm.local_peer_id()))
+    }
+
+    /// Runs until all handles are gone or the listener ends.
+    pub(crate) async fn run(mut self, mut commands: mpsc::Receiver<Command>) -> Result<(), NodeError> {
+        let mut rejoin = tokio::time::interval(REJOIN_EVERY);
+        rejoin.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                event = self.swarm.select_next_some() => match event {
+                    SwarmEvent::ListenerClosed { reason, .. } => {
+                        return Err(NodeError::ListenerEnded { source: reason.err() });
+                    }
+                    event => self.on_event(event),
+                },
+                command = commands.recv() => match command {
+                    Some(command) => self.on_command(command),
+                    None => return Ok(()),
+                },
+                _ = rejoin.tick() => self.rejoin(),
+            }
+        }
+    }
+
+    /// Dials the peers to join by that are not connected.
+    fn rejoin(&mut self) {
+        for join in self.join.iter().filter(|join| !join.myself) {
+            let dial = match join.peer {
+                Some(peer) if self.swarm.is_connected(&peer) => continue,
+                Some(peer) => DialOpts::peer_id(peer).addresses(vec![join.address.clone()]).build(),
+                None => DialOpts::unknown_peer_id().address(join.address.clone()).build(),
+            };
+            if let Err(error) = self.swarm.dial(dial) {
+                // A dial is under way already, or the limits say no: both pass.
+                tracing::debug!(address = %join.address, %error, "not dialled");
+            }
+        }
+    }
+
+    fn on_command(&mut self, command: Command) {
+        let behaviour = self.swarm.behaviour_mut();
+        match command {
+            Command::Index { peer, request, reply } => {
+                let id = behaviour.index.send_request(&peer, request);
+                self.index_replies.insert(id, reply);
+            }
+            Command::Pages { peer, request, reply } => {
+                let id = behaviour.pages.send_request(&peer, request);
+                self.pages_replies.insert(id, reply);
+            }
+            // A response that comes too late was the asker's time-out already.
+            Command::RespondIndex { channel, response } => {
+                if behaviour.index.send_response(channel, response).is_err() {
+                    tracing::debug!("an index response came too late");
+                }
+            }
+            Command::RespondPages { channel, response } => {
+                if behaviour.pages.send_response(channel, response).is_err() {
+                    tracing::debug!("a pages response came too late");
+                }
+            }
+        }
+    }
+
+    fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
+        match event {
+            SwarmEvent::Behaviour(event) => self.on_behaviour(event),
+            SwarmEvent::NewListenAddr { address, .. } => {
+                self.peer.listening(self.full(&address).to_string());
+            }
+            SwarmEvent::ConnectionEstablished { peer_id, endpoint, .. } => {
+                tracing::debug!(%peer_id, ?endpoint, "connected");
+                if let ConnectedPoint::Dialer { address, .. } = &endpoint {
+                    self.joined_by(address, peer_id);
+                }
+                self.peer.connected(peer_id, endpoint.get_remote_address().to_string());
+            }
+            SwarmEvent::ConnectionClosed { peer_id, num_established: 0, cause, .. } => {
+                tracing::info!(%peer_id, ?cause, "a peer is gone");
+                self.peer.disconnected(peer_id);
+            }
+            SwarmEvent::IncomingConnectionError { send_back_addr, error, .. } => {
+                self.refused("incoming", &send_back_addr.to_string(), &error);
+            }
+            SwarmEvent::OutgoingConnectionError { peer_id, error, .. } => self.on_dial_error(peer_id, &error),
+            SwarmEvent::ListenerError { error, .. } => {
+                tracing::warn!(%error, "the listener had an error");
+            }
+            other => tracing::trace!(?other, "swarm"),
+        }
+    }
+
+    fn joined_by(&mut self, address: &Multiaddr, peer: PeerId) {
+        let bare = |address: &Multiaddr| -> Multiaddr {
+            address.iter().filter(|part| !matches!(part, Protocol::P2p(_))).collect()
+        };
+        for join in self.join.iter_mut().filter(|join| bare(&join.address) == bare(address)) {
+            // A peer that restarted may have another identity by now.
+            join.peer = Some(peer);
+        }
+    }
+
+    fn on_dial_error(&mut self, peer: Option<PeerId>, error: &DialError) {
+        match error {
+            DialError::LocalPeerId { address } => {
+                for join in self
+                    .join
+                    .iter_mut()
+                    .filter(|join| address.to_string().starts_with(&join.address.to_string()))
+                {
+                    join.myself = true;
+                }
+            }
+            DialError::WrongPeerId { obtained, address } => {
+                tracing::info!(%address, %obtained, "a peer has a new identity");
+                self.joined_by(address, *obtained);
+            }
+            DialError::Transport(failures) => {
+                for (address, failure) in failures {
+                    if unreachable(failure) {
+                        tracing::debug!(%address, error = %failure, "nobody answers there");
+                    } else {
+                        self.refused("outgoing", &address.to_string(), failure);
+                    }
+                }
+            }
+            other => tracing::debug!(?peer, error = %other, "not connected"),
+        }
+        // A dead peer that was joined by under an identity may come back under another one.
+        for join in self.join.iter_mut().filter(|join| join.peer == peer && peer.is_some()) {
+            let named = join.address.iter().any(|part| matches!(part, Protocol::P2p(_)));
+            if !named {
+                join.peer = None;
+            }
+        }
+    }
+
+    /// A connection failed before both ends were authenticated.
+    fn refused(&mut self, direction: &str, address: &str, error: &(dyn Error + 'static)) {
+        self.peer.counters.refused_connections();
+        let now = Instant::now();
+        let quiet = |at: Instant| now.saturating_duration_since(at) < HANDSHAKE_LOG_EVERY;
+        if self.last_refusal_logged.is_some_and(quiet) {
+            return;
+        }
+        self.last_refusal_logged = Some(now);
+        tracing::warn!(
+            direction,
+            address,
+            error,
+            "a connection failed before it was authenticated: the other end has a different site key, or is not a peer of a site"
+        );
+    }
+
+    fn on_behaviour(&mut self, event: BehaviourEvent) {
+        match event {
+            BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. }) => {
+                self.identified(peer_id, &info);
+            }
+            BehaviourEvent::Identify(other) => tracing::trace!(?other, "identify"),
+            BehaviourEvent::Ping(ping::Event { peer, result: Err(error), .. }) => {
+                tracing::info!(%peer, %error, "a peer does not answer its ping; closing the connection");
+                // An error says that it is closed already.
+                let _ = self.swarm.disconnect_peer_id(peer);
+            }
+            BehaviourEvent::Ping(ping::Event { result: Ok(_), .. }) => {}
+            BehaviourEvent::Kad(kad::Event::RoutingUpdated { peer, is_new_peer: true, .. }) => {
+                if !self.swarm.is_connected(&peer) {
+                    // Refused if it is being dialled; the rest is reported as an event.
+                    let _ = self.swarm.dial(peer);
+                }
+            }
+            BehaviourEvent::Kad(other) => tracing::trace!(?other, "kad"),
+            BehaviourEvent::Index(event) => self.on_index(event),
+            BehaviourEvent::Pages(event) => self.on_pages(event),
+        }
+    }
+
+    /// A peer said what it speaks: if that is this site's index in this domain, it is a member.
+    fn identified(&mut self, peer: PeerId, info: &identify::Info) {
+        let speaks: HashSet<_> = info.protocols.iter().collect();
+        if speaks.contains(&self.protocols.kad) {
+            for address in &info.listen_addrs {
+                self.swarm.behaviour_mut().kad.add_address(&peer, address.clone());
+            }
+        }
+        if speaks.contains(&self.protocols.index) && speaks.contains(&self.protocols.pages) {
+            self.peer.joined(peer);
+        } else {
+            tracing::warn!(%peer, "a peer of this site is in another dedup domain, or of another version; no pages are shared with it");
+        }
+    }
+
+    fn on_index(&mut self, event: request_response::Event<IndexRequest, IndexResponse>) {
+        use request_response::Event;
+        match event {
+            Event::Message { peer, message: Message::Request { request, channel, .. }, .. } => {
+                self.peer.serve_index(peer, request, channel);
+            }
+            Event::Message { message: Message::Response { request_id, response }, .. } => {
+                reply(&mut self.index_replies, request_id, Ok(response));
+            }
+            Event::OutboundFailure { request_id, error, .. } => {
+                reply(&mut self.index_replies, request_id, Err(error.into()));
+            }
+            Event::InboundFailure { peer, error, .. } => {
+                tracing::debug!(%peer, %error, "an index request failed")
+            }
+            Event::ResponseSent { .. } => {}
+        }
+    }
+
+    fn on_pages(&mut self, event: request_response::Event<PagesRequest, PagesResponse>) {
+        use request_response::Event;
+        match event {
+            Event::Message { peer, message: Message::Request { request, channel, .. }, .. } => {
+                self.peer.serve_pages(peer, request, channel);
+            }
+            Event::Message { message: Message::Response { request_id, response }, .. } => {
+                reply(&mut self.pages_replies, request_id, Ok(response));
+            }
+            Event::OutboundFailure { request_id, error, .. } => {
+                reply(&mut self.pages_replies, request_id, Err(error.into()));
+            }
+            Event::InboundFailure { peer, error, .. } => {
+                tracing::debug!(%peer, %error, "a pages request failed")
+            }
+            Event::ResponseSent { .. } => {}
+        }
+    }
+}
+
+fn reply<R>(
+    replies: &mut HashMap<OutboundRequestId, Reply<R>>,
+    id: OutboundRequestId,
+    result: Result<R, RequestError>,
+) {
+    // Whoever asked may have given up meanwhile; then there is nobody to tell.
+    let _ = replies.remove(&id).map(|reply| reply.send(result));
+}
+
+/// Whether a dial failed because nothing answers there, as opposed to somebody who does not know the site's key.
+fn unreachable(error: &(dyn Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            let kind = io.kind();
+            if matches!(
+                kind,
+                io::ErrorKind::ConnectionRefused
+                    | io::ErrorKind::HostUnreachable
+                    | io::ErrorKind::NetworkUnreachable
+                    | io::ErrorKind::AddrNotAvailable
+            ) {
+                return true;
+            }
+            if let Some(inner) = io.get_ref() {
+                return unreachable(inner);
+            }
+        }
+        cause = error.source();
+    }
+    false
+}

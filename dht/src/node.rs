@@ -1,0 +1,303 @@
+//! The peer: its state, and its life from start to SIGTERM.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    os::fd::OwnedFd,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, atomic::Ordering},
+    time::Instant,
+};
+
+use libp2p::{Multiaddr, PeerId};
+use page::{Domain, ShortId};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{Notify, Semaphore, mpsc},
+};
+
+use crate::{
+    announce::Announcer,
+    behaviour,
+    config::{Fault, NodeConfig},
+    content::{Content, Contents, scan},
+    counters::Counters,
+    error::{ContentError, NodeError},
+    lease::OwnerTable,
+    limits::{COMMANDS, LISTEN_ADDRESSES, RECENT_SOURCES, SERVING},
+    local::{
+        protocol::{FoundOn, Holder, MemoryExtent},
+        server::LocalSocket,
+    },
+    membership::Membership,
+    network::{Driver, Network},
+    shard::MemberId,
+    status::{IndexStatus, PeerStatus, SiteStatus},
+    upkeep,
+};
+
+/// A peer's state, shared by its tasks. Where several locks are held at once, they are taken in the order of the fields.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    peer_text: String,
+    pub(crate) fault: Option<Fault>,
+    pub(crate) contents: Arc<Contents>,
+    pub(crate) network: Network,
+    pub(crate) counters: Counters,
+    /// Bounds the requests of other peers that are worked on at once.
+    pub(crate) serving: Arc<Semaphore>,
+    /// Wakes the announcer.
+    pub(crate) news: Notify,
+    listening: Mutex<Vec<String>>,
+    site: Mutex<Membership>,
+    owned: Mutex<OwnerTable>,
+    announcer: Mutex<Announcer>,
+    directory: Mutex<BTreeMap<MemberId, Known>>,
+    /// Where the latest pages came from, for a report that one was wrong.
+    sources: Mutex<VecDeque<(ShortId, MemberId)>>,
+}
+
+/// A connected peer.
+#[derive(Clone, Debug)]
+pub(crate) struct Known {
+    pub(crate) peer_id: PeerId,
+    address: String,
+}
+
+/// A registered memory; dropping it takes the memory out.
+#[derive(Debug)]
+pub(crate) struct Registered {
+    contents: Arc<Contents>,
+    content: Arc<Content>,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.contents.remove(self.content.id);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("nothing panics while it holds this lock")
+}
+
+impl Peer {
+    fn new(config: &NodeConfig, network: Network) -> Self {
+        let peer_id = PeerId::from(config.identity.public());
+        let now = Instant::now();
+        Self {
+            peer_text: peer_id.to_string(),
+            fault: config.fault,
+            contents: Arc::new(Contents::new(config.domain.clone())),
+            network,
+            counters: Counters::default(),
+            serving: Arc::new(Semaphore::new(SERVING)),
+            news: Notify::new(),
+            listening: Mutex::default(),
+            site: Mutex::new(Membership::new(MemberId::of_peer(&peer_id.to_bytes()))),
+            owned: Mutex::new(OwnerTable::new(now)),
+            announcer: Mutex::new(Announcer::new(now)),
+            directory: Mutex::default(),
+            sources: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn domain(&self) -> &Domain {
+        &self.contents.domain
+    }
+
+    pub(crate) fn peer_id(&self) -> &str {
+        &self.peer_text
+    }
+
+    pub(crate) fn site(&self) -> MutexGuard<'_, Membership> {
+        lock(&self.site)
+    }
+
+    pub(crate) fn owned(&self) -> MutexGuard<'_, OwnerTable> {
+        lock(&self.owned)
+    }
+
+    pub(crate) fn announcer(&self) -> MutexGuard<'_, Announcer> {
+        lock(&self.announcer)
+    }
+
+    pub(crate) fn directory(&self) -> MutexGuard<'_, BTreeMap<MemberId, Known>> {
+        lock(&self.directory)
+    }
+
+    pub(crate) fn listening(&self, address: String) {
+        let mut listening = lock(&self.listening);
+        if listening.len() < LISTEN_ADDRESSES && !listening.contains(&address) {
+            listening.push(address);
+        }
+    }
+
+    pub(crate) fn connected(&self, peer_id: PeerId, address: String) {
+        let member = MemberId::of_peer(&peer_id.to_bytes());
+        self.directory().entry(member).or_insert(Known { peer_id, address });
+    }
+
+    /// A connected peer turned out to be a member of this site and domain.
+    pub(crate) fn joined(&self, peer_id: PeerId) {
+        let member = MemberId::of_peer(&peer_id.to_bytes());
+        if self.site().joined(member) {
+            tracing::info!(%peer_id, "a peer joined");
+            self.rehome();
+        }
+    }
+
+    pub(crate) fn disconnected(&self, peer_id: PeerId) {
+        let member = MemberId::of_peer(&peer_id.to_bytes());
+        self.directory().remove(&member);
+        if self.site().left(member) {
+            self.rehome();
+        }
+    }
+
+    /// The members changed, and with them the owners of some shards.
+    fn rehome(&self) {
+        let site = self.site();
+        self.announcer().set_owners(site.shards(), site.me());
+        self.news.notify_one();
+    }
+
+    /// Serves a VM's memory for as long as the result lives.
+    pub(crate) fn add_memory(
+        self: &Arc<Self>,
+        name: String,
+        fd: OwnedFd,
+        extents: Vec<MemoryExtent>,
+    ) -> Result<Registered, ContentError> {
+        let content = self.contents.add_memory(name, fd, extents)?;
+        self.keep_indexed(&content);
+        Ok(Registered { contents: Arc::clone(&self.contents), content })
+    }
+
+    /// Serves a file from now on; returns its pages.
+    pub(crate) fn add_file(self: &Arc<Self>, path: &Path) -> Result<u64, ContentError> {
+        let content = self.contents.add_file(path)?;
+        let pages = content.source.pages();
+        self.keep_indexed(&content);
+        Ok(pages.into())
+    }
+
+    fn keep_indexed(self: &Arc<Self>, content: &Arc<Content>) {
+        let (noting, scanned) = (Arc::clone(self), Arc::clone(self));
+        let note = move |ids: &[ShortId]| {
+            noting.announcer().note(ids);
+            noting.news.notify_one();
+        };
+        let done = move || scanned.news.notify_one();
+        tokio::spawn(scan::keep_indexed(Arc::clone(&self.contents), Arc::clone(content), note, done));
+    }
+
+    /// Remembers where pages came from.
+    pub(crate) fn note_source(&self, ids: &[ShortId], from: MemberId) {
+        let mut sources = lock(&self.sources);
+        sources.extend(ids.iter().map(|id| (*id, from)));
+        let over = sources.len().saturating_sub(RECENT_SOURCES);
+        sources.drain(..over);
+    }
+
+    /// A VM found that a page does not have the full name it needed. Every page was hashed here before it was handed on, so
+    /// this is two pages with one short id; whoever sent the page is avoided all the same, should this host be at fault
+    /// the place is forgotten until the next scan.
+    pub(crate) fn report_wrong(&self, id: ShortId) {
+        self.counters.wrong_pages(1);
+        let source = lock(&self.sources).iter().rev().find(|(other, _)| *other == id).map(|(_, from)| *from);
+        tracing::warn!(?id, ?source, "a VM reports a page with the right short id and the wrong name");
+        match source {
+            Some(member) => self.site().lied(member, 1, Instant::now()),
+            None => {
+                let mut index = self.contents.index_mut();
+                if let Some(place) = index.place(id) {
+                    index.forget(id, place);
+                }
+            }
+        }
+    }
+
+    /// Who holds a page: this host first, then whom the owners name.
+    pub(crate) async fn locate(self: &Arc<Self>, id: ShortId) -> Vec<Holder> {
+        let here = self.contents.describe(id).map(|what| Holder {
+            rung: FoundOn::Host,
+            peer_id: self.peer_text.clone(),
+            what,
+        });
+        let mut holders: Vec<Holder> = here.into_iter().collect();
+        let members = self.holders_on_site(id).await;
+        let directory = self.directory();
+        let known = members.iter().filter_map(|member| directory.get(member));
+        holders.extend(known.map(|known| Holder {
+            rung: FoundOn::Site,
+            peer_id: known.peer_id.to_string(),
+            what: String::new(),
+        }));
+        holders
+    }
+
+    pub(crate) fn status(&self) -> SiteStatus {
+        let now = Instant::now();
+        let announced = self.announcer().complete();
+        let contents = self.contents.status(announced);
+        let directory = self.directory().clone();
+        let (peers, shards_owned) = {
+            let site = self.site();
+            let peer = |(member, known): (&MemberId, &Known)| PeerStatus {
+                peer_id: known.peer_id.to_string(),
+                address: known.address.clone(),
+                answering: site.answering(*member, now),
+                avoided: site.avoided(*member, now),
+                wrong_pages: site.wrong_pages(*member),
+            };
+            (directory.iter().map(peer).collect(), site.shards().owned_by(site.me()))
+        };
+        let owned = self.owned();
+        SiteStatus {
+            peer_id: self.peer_text.clone(),
+            listen: lock(&self.listening).clone(),
+            domain: hex::encode(self.domain().id().0),
+            ready: announced && contents.iter().all(|content| content.scanned),
+            peers,
+            contents,
+            index: IndexStatus {
+                host_names: self.contents.index().len() as u64,
+                shards_owned: shards_owned as u64,
+                owner_entries: owned.len() as u64,
+                owner_bytes: owned.bytes() as u64,
+            },
+            counters: self.counters.show(self.contents.stale_misses.load(Ordering::Relaxed)),
+        }
+    }
+}
+
+/// Runs a peer until SIGTERM or SIGINT. `started` hears of its identity and address once both sockets serve.
+///
+/// # Errors
+/// [`NodeError`] if a socket cannot be had; and the error of `started`, which ends the peer.
+pub async fn serve<E>(
+    config: NodeConfig,
+    started: impl FnOnce(&str, &Multiaddr) -> Result<(), E>,
+) -> Result<(), E>
+where
+    E: From<NodeError>,
+{
+    let mut terminate = signal(SignalKind::terminate()).map_err(NodeError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(NodeError::Signals)?;
+    let local = LocalSocket::bind(&config.local)?;
+    let (commands, receiver) = mpsc::channel(COMMANDS);
+    let (swarm, protocols) = behaviour::swarm(&config)?;
+    let peer = Arc::new(Peer::new(&config, Network { commands }));
+    let mut driver = Driver::new(swarm, protocols, Arc::clone(&peer), &config.join);
+    let address = driver.listen(config.listen.clone()).await?;
+    tracing::info!(peer_id = peer.peer_id(), %address, local = %config.local.display(), "serving");
+    started(peer.peer_id(), &address)?;
+    tokio::select! {
+        result = driver.run(receiver) => result?,
+        () = local.serve(Arc::clone(&peer)) => {}
+        () = upkeep::run(&peer) => {}
+        _ = terminate.recv() => tracing::info!("SIGTERM: leaving the site"),
+        _ = interrupt.recv() => tracing::info!("SIGINT: leaving the site"),
+    }
+    Ok(())
+}

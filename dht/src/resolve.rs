@@ -1,0 +1,259 @@
+//! Answering a VM: the pages of this host, then those of the site.
+
+use std::{sync::Arc, time::Instant};
+
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream, stream::FuturesUnordered};
+use page::{Page, ShortId};
+use tokio::sync::mpsc;
+
+use crate::{
+    content::FoundPages,
+    limits::{FETCH_TIMEOUT, INDEX_BATCH, LOCAL_PAGES_PER_FRAME, LOCAL_READERS, LOOKUP_TIMEOUT},
+    local::protocol::FoundOn,
+    lookup::{Request, Search, Ticket},
+    node::Peer,
+    shard::{MemberId, SHARDS, ShardId},
+    wire::{IndexRequest, IndexResponse, PagesRequest},
+};
+
+/// A batch of pages for a local client.
+pub(crate) type FoundBatch = (FoundOn, Vec<(ShortId, Box<Page>)>);
+
+/// What came of a request.
+enum Outcome {
+    Holders { ticket: Ticket, owner: MemberId, holders: Vec<(ShortId, MemberId)> },
+    Pages { ticket: Ticket, holder: MemberId, pages: FoundPages, wrong: usize },
+    Failed { ticket: Ticket },
+}
+
+impl Peer {
+    /// Sends the pages of `ids` to `found`, first what this host has, with the site asked for the rest meanwhile. Ends when all is
+    /// said, or when the receiver is gone; dropping the future cancels.
+    pub(crate) async fn resolve(self: &Arc<Self>, mut ids: Vec<ShortId>, found: mpsc::Sender<FoundBatch>) {
+        ids.sort_unstable();
+        ids.dedup();
+        self.counters.asked(ids.len());
+        let (here, elsewhere): (Vec<_>, Vec<_>) = {
+            let index = self.contents.index();
+            ids.into_iter().partition(|id| index.place(*id).is_some())
+        };
+        let (stale, ()) = tokio::join!(self.from_host(here, &found), self.from_site(elsewhere, &found));
+        self.from_site(stale, &found).await;
+    }
+
+    /// Sends this host's pages; returns the ids whose pages are gone.
+    async fn from_host(
+        self: &Arc<Self>,
+        ids: Vec<ShortId>,
+        found: &mpsc::Sender<FoundBatch>,
+    ) -> Vec<ShortId> {
+        let batches: Vec<Vec<ShortId>> = ids.chunks(LOCAL_PAGES_PER_FRAME).map(<[_]>::to_vec).collect();
+        let read = |ids: Vec<ShortId>| {
+            let contents = Arc::clone(&self.contents);
+            tokio::task::spawn_blocking(move || {
+                let pages = contents.read_pages(&ids);
+                (ids, pages)
+            })
+        };
+        let mut results = stream::iter(batches).map(read).buffered(LOCAL_READERS);
+        let mut stale = Vec::new();
+        while let Some(result) = results.next().await {
+            let (ids, pages) = result.expect("reading pages does not panic");
+            if pages.len() < ids.len() {
+                stale.extend(ids.into_iter().filter(|id| !pages.iter().any(|(found, _)| found == id)));
+            }
+            self.counters.host_hits(pages.len());
+            if !pages.is_empty() && found.send((FoundOn::Host, pages)).await.is_err() {
+                break;
+            }
+        }
+        stale
+    }
+
+    fn search(&self, ids: Vec<ShortId>) -> Search {
+        let now = Instant::now();
+        let owners: Vec<Vec<MemberId>> = {
+            let site = self.site();
+            ShardId::all().map(|shard| site.owners_to_ask(shard, now).collect()).collect()
+        };
+        debug_assert_eq!(owners.len(), SHARDS);
+        let known = self.known_holders(&ids, now);
+        let mut search = Search::new(ids, |id| owners[ShardId::of(id).index()].iter().copied());
+        search.known(known);
+        search
+    }
+
+    /// Holders that this peer knows as an owner.
+    fn known_holders(&self, ids: &[ShortId], now: Instant) -> Vec<(ShortId, MemberId)> {
+        let me = self.site().me();
+        let mut known = Vec::new();
+        for ids in ids.chunks(INDEX_BATCH) {
+            let claims = self.claims(ids, me, now);
+            known.extend(
+                claims.into_iter().filter(|claim| claim.1 != me).map(|(at, m)| (ids[at as usize], m)),
+            );
+        }
+        known
+    }
+
+    /// Sends pages of other hosts.
+    async fn from_site(self: &Arc<Self>, ids: Vec<ShortId>, found: &mpsc::Sender<FoundBatch>) {
+        if ids.is_empty() {
+            return;
+        }
+        let mut search = self.search(ids);
+        let mut flying: FuturesUnordered<BoxFuture<'static, Outcome>> = FuturesUnordered::new();
+        while !search.done() {
+            while let Some(request) = search.next(Instant::now()) {
+                flying.extend(Arc::clone(self).make(request));
+            }
+            if search.done() {
+                break;
+            }
+            let deadline = search.deadline().unwrap_or_else(|| Instant::now() + FETCH_TIMEOUT);
+            tokio::select! {
+                // What has come goes before deadlines: they are no fault of a peer while this task waits for its client.
+                biased;
+                Some(outcome) = flying.next() => {
+                    if !self.take(&mut search, outcome, found).await {
+                        return;
+                    }
+                }
+                () = tokio::time::sleep_until(deadline.into()) => {}
+            }
+        }
+    }
+
+    /// Starts a request.
+    fn make(self: Arc<Self>, request: Request) -> Option<BoxFuture<'static, Outcome>> {
+        match request {
+            Request::Lookup { ticket, owner, ids } => {
+                Some(async move { self.lookup(ticket, owner, ids).await }.boxed())
+            }
+            Request::Fetch { ticket, holder, ids } => {
+                Some(async move { self.fetch(ticket, holder, ids).await }.boxed())
+            }
+            Request::TimedOut { peer } => {
+                self.counters.failed_request();
+                tracing::info!(?peer, "a peer did not answer in time; skipping it for a while");
+                self.site().timed_out(peer, Instant::now());
+                None
+            }
+        }
+    }
+
+    /// Hands an outcome to the search and its pages to the client; `false` if the client is gone.
+    async fn take(&self, search: &mut Search, outcome: Outcome, found: &mpsc::Sender<FoundBatch>) -> bool {
+        match outcome {
+            Outcome::Holders { ticket, owner, holders } => {
+                self.site().answered(owner);
+                search.on_holders(ticket, &holders);
+            }
+            Outcome::Pages { ticket, holder, pages, wrong } => {
+                let ids: Vec<_> = pages.iter().map(|(id, _)| *id).collect();
+                let news = search.on_pages(ticket, &ids);
+                let pages: Vec<_> =
+                    pages.into_iter().zip(news).filter(|p| p.1).map(|(page, _)| page).collect();
+                self.fetched(holder, &ids, wrong);
+                self.counters.fetched(pages.len());
+                return pages.is_empty() || found.send((FoundOn::Site, pages)).await.is_ok();
+            }
+            Outcome::Failed { ticket } => {
+                self.counters.failed_request();
+                search.on_failed(ticket);
+            }
+        }
+        true
+    }
+
+    fn fetched(&self, holder: MemberId, ids: &[ShortId], wrong: usize) {
+        self.note_source(ids, holder);
+        let mut site = self.site();
+        site.answered(holder);
+        if wrong > 0 {
+            self.counters.wrong_pages(wrong);
+            site.lied(holder, wrong as u64, Instant::now());
+            tracing::warn!(
+                ?holder,
+                wrong,
+                "a peer served pages that do not hash to their names; avoiding it"
+            );
+        }
+    }
+
+    async fn lookup(&self, ticket: Ticket, owner: MemberId, ids: Vec<ShortId>) -> Outcome {
+        match self.ask_owner(owner, &ids).await {
+            Some(holders) => Outcome::Holders { ticket, owner, holders },
+            None => Outcome::Failed { ticket },
+        }
+    }
+
+    /// Asks an owner who holds `ids`; `None` if it does not answer as it should.
+    async fn ask_owner(&self, owner: MemberId, ids: &[ShortId]) -> Option<Vec<(ShortId, MemberId)>> {
+        let to = self.directory().get(&owner)?.peer_id;
+        self.counters.lookup_sent(ids.len());
+        match self.network.index(to, IndexRequest::Lookup { ids: ids.to_vec() }).await {
+            Ok(IndexResponse::Holders { peers, claims }) => {
+                let now = Instant::now();
+                let site = self.site();
+                let members: Vec<_> = peers.iter().map(|peer| MemberId::of_peer(&peer.to_bytes())).collect();
+                let named = claims.into_iter().filter_map(|(at, peer)| {
+                    let id = *ids.get(usize::try_from(at).ok()?)?;
+                    let member = *members.get(usize::from(peer))?;
+                    site.usable_holder(member, now).then_some((id, member))
+                });
+                Some(named.collect())
+            }
+            Ok(IndexResponse::Announced) => {
+                tracing::warn!(peer = %to, "an owner answered a lookup as if it were an announcement");
+                None
+            }
+            Err(error) => {
+                tracing::debug!(peer = %to, %error, "a lookup failed");
+                None
+            }
+        }
+    }
+
+    /// Asks a holder for pages, and hashes what comes.
+    async fn fetch(self: Arc<Self>, ticket: Ticket, holder: MemberId, ids: Vec<ShortId>) -> Outcome {
+        let Some(to) = self.directory().get(&holder).map(|known| known.peer_id) else {
+            return Outcome::Failed { ticket };
+        };
+        if self.site().avoided(holder, Instant::now()) {
+            return Outcome::Failed { ticket };
+        }
+        self.counters.fetch_sent();
+        let response = match self.network.pages(to, PagesRequest { ids: ids.clone() }).await {
+            Ok(response) => response,
+            Err(error) => {
+                tracing::debug!(peer = %to, %error, "a fetch failed");
+                return Outcome::Failed { ticket };
+            }
+        };
+        let peer = Arc::clone(&self);
+        let verify = move || {
+            let domain = peer.domain();
+            let right =
+                |(id, page): &(ShortId, Box<Page>)| ids.contains(id) && domain.name(page).short() == *id;
+            let (pages, wrong): (FoundPages, FoundPages) = response.pages.into_iter().partition(right);
+            Outcome::Pages { ticket, holder, pages, wrong: wrong.len() }
+        };
+        tokio::task::spawn_blocking(verify).await.expect("hashing does not panic")
+    }
+
+    /// The other peers that hold a page, by all owners' word.
+    pub(crate) async fn holders_on_site(&self, id: ShortId) -> Vec<MemberId> {
+        let now = Instant::now();
+        let mut holders: Vec<_> =
+            self.known_holders(&[id], now).into_iter().map(|(_, member)| member).collect();
+        let owners: Vec<_> = self.site().owners_to_ask(ShardId::of(id), now).collect();
+        for owner in owners {
+            let answer = tokio::time::timeout(LOOKUP_TIMEOUT, self.ask_owner(owner, &[id])).await;
+            holders.extend(answer.ok().flatten().unwrap_or_default().into_iter().map(|(_, member)| member));
+        }
+        holders.sort_unstable();
+        holders.dedup();
+        holders
+    }
+}

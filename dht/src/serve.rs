@@ -1,0 +1,117 @@
+//! Answers to other peers: as an owner about the index, as a holder with pages.
+
+use std::{collections::HashMap, sync::Arc, time::Instant};
+
+use libp2p::{PeerId, request_response::ResponseChannel};
+use page::ShortId;
+
+use crate::{
+    config::Fault,
+    limits::REQUEST_TIMEOUT,
+    network::Command,
+    node::Peer,
+    shard::MemberId,
+    wire::{IndexRequest, IndexResponse, PagesRequest, PagesResponse},
+};
+
+impl Peer {
+    /// Answers about the index, on another task. A request beyond the bound is dropped, which the asker sees at once.
+    pub(crate) fn serve_index(
+        self: &Arc<Self>,
+        from: PeerId,
+        request: IndexRequest,
+        channel: ResponseChannel<IndexResponse>,
+    ) {
+        let Ok(permit) = Arc::clone(&self.serving).try_acquire_owned() else { return };
+        let peer = Arc::clone(self);
+        tokio::spawn(async move {
+            let answered = Arc::clone(&peer);
+            let answer = tokio::task::spawn_blocking(move || answered.answer_index(from, &request)).await;
+            // A panic in there is reported by the runtime; the asker's request ends with the channel.
+            if let Ok(response) = answer {
+                peer.network.respond(Command::RespondIndex { channel, response }).await;
+            }
+            drop(permit);
+        });
+    }
+
+    fn answer_index(&self, from: PeerId, request: &IndexRequest) -> IndexResponse {
+        let (now, asker) = (Instant::now(), MemberId::of_peer(&from.to_bytes()));
+        match request {
+            IndexRequest::Announce { ids } => {
+                self.owned().announce(asker, ids, now);
+                IndexResponse::Announced
+            }
+            IndexRequest::Lookup { ids } => {
+                self.counters.lookup_answered(ids.len());
+                let claims = self.claims(ids, asker, now);
+                let directory = self.directory();
+                let (mut peers, mut numbers, mut answer) = (Vec::new(), HashMap::new(), Vec::new());
+                for (at, member) in claims {
+                    let Some(peer) = directory.get(&member).map(|known| known.peer_id) else { continue };
+                    let number = *numbers.entry(member).or_insert_with(|| {
+                        peers.push(peer);
+                        peers.len() - 1
+                    });
+                    let Ok(number) = u16::try_from(number) else { continue };
+                    answer.push((at, number));
+                }
+                IndexResponse::Holders { peers, claims: answer }
+            }
+        }
+    }
+
+    /// Who holds `ids` as far as this peer knows: what was announced to it, and its own contents.
+    pub(crate) fn claims(&self, ids: &[ShortId], asker: MemberId, now: Instant) -> Vec<(u32, MemberId)> {
+        let me = {
+            let site = self.site();
+            site.me()
+        };
+        let mut claims: Vec<(u32, MemberId)> = Vec::new();
+        {
+            let index = self.contents.index();
+            claims.extend(
+                (0u32..).zip(ids).filter(|(_, id)| index.place(**id).is_some()).map(|(at, _)| (at, me)),
+            );
+        }
+        let site = self.site();
+        let owned = self.owned();
+        claims.extend(owned.lookup(ids, now, |member| member != asker && site.usable_holder(member, now)));
+        claims
+    }
+
+    /// Serves pages, on another task.
+    pub(crate) fn serve_pages(
+        self: &Arc<Self>,
+        from: PeerId,
+        request: PagesRequest,
+        channel: ResponseChannel<PagesResponse>,
+    ) {
+        let Ok(permit) = Arc::clone(&self.serving).try_acquire_owned() else {
+            tracing::debug!(%from, "too many requests at once; one is refused");
+            return;
+        };
+        let peer = Arc::clone(self);
+        tokio::spawn(async move {
+            let contents = Arc::clone(&peer.contents);
+            let read = tokio::task::spawn_blocking(move || contents.read_pages(&request.ids)).await;
+            if let Ok(mut pages) = read {
+                match peer.fault {
+                    None => {}
+                    Some(Fault::WrongBytes) => pages.iter_mut().for_each(|(_, page)| page[0] ^= 0xff),
+                    Some(Fault::Silent) => {
+                        // Kept open until the asker has long given up.
+                        tokio::time::sleep(REQUEST_TIMEOUT).await;
+                        return;
+                    }
+                    Some(Fault::Slow(delay)) => tokio::time::sleep(delay).await,
+                }
+                peer.counters.served(pages.len());
+                peer.network
+                    .respond(Command::RespondPages { channel, response: PagesResponse { pages } })
+                    .await;
+            }
+            drop(permit);
+        });
+    }
+}

@@ -1,0 +1,146 @@
+//! Which peers own which part of the index.
+//!
+//! The index is cut by the first byte of a page's short id into [`SHARDS`] shards. A shard's key and a peer's key are points in
+//! Kademlia's key space (SHA-256 of a label, and of the peer id, as libp2p has it), and the owners of a shard are the
+//! [`OWNERS`] peers whose keys are closest to the shard's key by the XOR metric (Maymounkov and Mazières 2002, section 2.1).
+//! Every peer computes that from the members it knows; while two peers know different members, one of them may ask a
+//! peer that has not been told, which is a miss and nothing worse.
+
+use std::collections::BTreeSet;
+
+use page::ShortId;
+use sha2::{Digest, Sha256};
+
+use crate::limits::OWNERS;
+
+/// The number of shards: a constant of the protocol.
+pub const SHARDS: usize = 256;
+
+/// A shard: the first byte of the short ids in it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ShardId(pub u8);
+
+impl ShardId {
+    /// The shard of a page.
+    #[must_use]
+    pub fn of(id: ShortId) -> Self {
+        let [first, ..] = id.0.to_be_bytes();
+        Self(first)
+    }
+
+    /// All shards.
+    pub fn all() -> impl Iterator<Item = Self> + Clone {
+        (0..=u8::MAX).map(Self)
+    }
+
+    /// The shard as a place in an array.
+    #[must_use]
+    pub fn index(self) -> usize {
+        self.0.into()
+    }
+
+    fn key(self) -> [u8; 32] {
+        Sha256::new().chain_update(b"tern shard 1").chain_update([self.0]).finalize().into()
+    }
+}
+
+/// A member of the site, by its key in Kademlia's key space.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MemberId(pub [u8; 32]);
+
+impl MemberId {
+    /// The member with this libp2p peer id.
+    #[must_use]
+    pub fn of_peer(peer_id: &[u8]) -> Self {
+        Self(Sha256::digest(peer_id).into())
+    }
+
+    fn distance(&self, key: &[u8; 32]) -> [u8; 32] {
+        std::array::from_fn(|at| self.0[at] ^ key[at])
+    }
+}
+
+impl std::fmt::Debug for MemberId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "member {:02x}{:02x}{:02x}…", self.0[0], self.0[1], self.0[2])
+    }
+}
+
+/// The owners of every shard among some members.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ShardMap {
+    owners: Vec<Vec<MemberId>>,
+}
+
+impl ShardMap {
+    /// Assigns the shards.
+    #[must_use]
+    pub fn new(members: &BTreeSet<MemberId>) -> Self {
+        let owners = ShardId::all().map(|shard| closest(members, &shard.key())).collect();
+        Self { owners }
+    }
+
+    /// The owners of a shard, the closest first; fewer than [`OWNERS`] if there are fewer members.
+    #[must_use]
+    pub fn owners(&self, shard: ShardId) -> &[MemberId] {
+        &self.owners[shard.index()]
+    }
+
+    /// The shards that a member owns.
+    #[must_use]
+    pub fn owned_by(&self, member: MemberId) -> usize {
+        self.owners.iter().filter(|owners| owners.contains(&member)).count()
+    }
+}
+
+fn closest(members: &BTreeSet<MemberId>, key: &[u8; 32]) -> Vec<MemberId> {
+    let mut best: Vec<([u8; 32], MemberId)> = Vec::with_capacity(OWNERS + 1);
+    for member in members {
+        let candidate = (member.distance(key), *member);
+        let at = best.partition_point(|other| *other < candidate);
+        if at < OWNERS {
+            best.insert(at, candidate);
+            best.truncate(OWNERS);
+        }
+    }
+    best.into_iter().map(|(_, member)| member).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn members(count: u32) -> BTreeSet<MemberId> {
+        (0..count).map(|n| MemberId::of_peer(&n.to_be_bytes())).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn owners_are_the_closest_members(count in 0u32..40) {
+            let members = members(count);
+            let map = ShardMap::new(&members);
+            for shard in ShardId::all() {
+                let mut sorted: Vec<_> = members.iter().copied().collect();
+                sorted.sort_by_key(|member| member.distance(&shard.key()));
+                sorted.truncate(OWNERS);
+                prop_assert_eq!(map.owners(shard), &sorted[..]);
+            }
+        }
+
+        #[test]
+        fn a_member_that_leaves_moves_only_its_own_shards(count in 4u32..40, gone in 0u32..4) {
+            let all = members(count);
+            let mut rest = all.clone();
+            let gone = MemberId::of_peer(&gone.to_be_bytes());
+            rest.remove(&gone);
+            let (before, after) = (ShardMap::new(&all), ShardMap::new(&rest));
+            for shard in ShardId::all() {
+                if !before.owners(shard).contains(&gone) {
+                    prop_assert_eq!(before.owners(shard), after.owners(shard));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! What a peer does by itself: it announces what is new, renews leases, and drops entries whose lease has run out.
+
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
+
+use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
+use page::ShortId;
+
+use crate::{
+    announce::Announcement,
+    limits::{LEASE, LOOKUP_TIMEOUT, UPKEEP_EVERY},
+    node::Peer,
+    shard::{SHARDS, ShardId},
+    wire::{IndexRequest, IndexResponse},
+};
+
+/// Runs for ever.
+pub(crate) async fn run(peer: &Arc<Peer>) {
+    tokio::join!(announce(peer), tick(peer));
+}
+
+async fn announce(peer: &Arc<Peer>) {
+    let mut flying = FuturesUnordered::new();
+    loop {
+        while let Some(due) = next(peer) {
+            flying.push(send(peer, due));
+        }
+        tokio::select! {
+            Some((announcement, taken)) = flying.next() => {
+                let now = Instant::now();
+                if taken {
+                    peer.counters.announced(announcement.ids.len());
+                    peer.announcer().acknowledged(&announcement);
+                } else {
+                    peer.announcer().failed(&announcement, now);
+                }
+            }
+            () = peer.news.notified() => {}
+        }
+    }
+}
+
+fn next(peer: &Peer) -> Option<Announcement> {
+    let now = Instant::now();
+    let site = peer.site();
+    peer.announcer().next(now, |member| site.answering(member, now))
+}
+
+/// Tells an owner; `true` if it has taken it.
+async fn send(peer: &Arc<Peer>, announcement: Announcement) -> (Announcement, bool) {
+    let owner = announcement.owner;
+    let Some(to) = peer.directory().get(&owner).map(|known| known.peer_id) else {
+        return (announcement, false);
+    };
+    let request = IndexRequest::Announce { ids: announcement.ids.clone() };
+    let answer = tokio::time::timeout(LOOKUP_TIMEOUT, peer.network.index(to, request)).await;
+    let taken = match answer {
+        Ok(Ok(IndexResponse::Announced)) => {
+            peer.site().answered(owner);
+            true
+        }
+        Ok(Ok(IndexResponse::Holders { .. })) => {
+            tracing::warn!(peer = %to, "an owner answered an announcement with holders");
+            false
+        }
+        Ok(Err(error)) => {
+            tracing::debug!(peer = %to, %error, "an announcement failed");
+            peer.counters.failed_request();
+            false
+        }
+        Err(_) => {
+            tracing::info!(peer = %to, "an owner did not answer an announcement; skipping it for a while");
+            peer.counters.failed_request();
+            peer.site().timed_out(owner, Instant::now());
+            false
+        }
+    };
+    (announcement, taken)
+}
+
+/// Once a tick: renewals that are due, one shard swept, and a look at what can be tried again.
+async fn tick(peer: &Arc<Peer>) {
+    let mut interval = tokio::time::interval(UPKEEP_EVERY);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    for shard in ShardId::all().cycle() {
+        interval.tick().await;
+        let (worker, now) = (Arc::clone(peer), Instant::now());
+        let work = move || {
+            sweep(&worker, shard, now);
+            renew(&worker, now);
+        };
+        tokio::task::spawn_blocking(work).map(|done| done.expect("upkeep does not panic")).await;
+        peer.news.notify_one();
+    }
+}
+
+fn sweep(peer: &Peer, shard: ShardId, now: Instant) {
+    let keep = {
+        let site = peer.site();
+        site.shards().owners(shard).contains(&site.me())
+    };
+    peer.owned().sweep(shard, keep, now);
+}
+
+fn renew(peer: &Peer, now: Instant) {
+    let due = peer.announcer().renewals(now);
+    if due.is_empty() {
+        return;
+    }
+    let mut held: BTreeMap<ShardId, Vec<ShortId>> = due.iter().map(|shard| (*shard, Vec::new())).collect();
+    for id in peer.contents.index().ids() {
+        if let Some(ids) = held.get_mut(&ShardId::of(id)) {
+            ids.push(id);
+        }
+    }
+    let mut announcer = peer.announcer();
+    for (shard, ids) in held {
+        announcer.renew(shard, ids, now);
+    }
+}
+
+// Each shard is swept at least once within a lease.
+const _: () = assert!(SHARDS as u64 * UPKEEP_EVERY.as_secs() < LEASE.as_secs());
