@@ -28,6 +28,8 @@ pub struct Announcer {
 struct Log {
     generation: u32,
     ids: Vec<ShortId>,
+    /// How many of `ids` were announced in the generation before as well.
+    renewed_ids: usize,
     renewed: Instant,
 }
 
@@ -43,6 +45,16 @@ struct Owner {
 struct Position {
     generation: u32,
     offset: usize,
+    /// It has not yet been told everything once.
+    behind: bool,
+}
+
+impl Position {
+    /// Whether the owner knows all names of the log; a renewal under way does not take back what was said before.
+    fn knows_all(self, log: &Log) -> bool {
+        let told = self.generation == log.generation && self.offset >= log.ids.len();
+        told || (!self.behind && log.ids.len() == log.renewed_ids)
+    }
 }
 
 /// One announcement. Hand it back to [`Announcer::acknowledged`] or [`Announcer::failed`].
@@ -52,7 +64,15 @@ pub struct Announcement {
     pub owner: MemberId,
     /// What this host holds.
     pub ids: Vec<ShortId>,
-    reached: Vec<(ShardId, Position)>,
+    reached: Vec<Reached>,
+}
+
+/// How far an announcement goes in a shard's log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Reached {
+    shard: ShardId,
+    generation: u32,
+    offset: usize,
 }
 
 impl Announcer {
@@ -63,6 +83,7 @@ impl Announcer {
         let log = |shard: ShardId| Log {
             generation: 0,
             ids: Vec::new(),
+            renewed_ids: 0,
             renewed: now + RENEW_AFTER * u32::from(shard.0) / 256,
         };
         Self { logs: ShardId::all().map(log).collect(), owners: BTreeMap::new() }
@@ -88,7 +109,8 @@ impl Announcer {
             let owner = self.owners.entry(owner).or_default();
             owner.positions.retain(|shard, _| shards.contains(shard));
             for shard in shards {
-                let start = Position { generation: self.logs[shard.index()].generation, offset: 0 };
+                let generation = self.logs[shard.index()].generation;
+                let start = Position { generation, offset: 0, behind: true };
                 owner.positions.entry(shard).or_insert(start);
             }
         }
@@ -110,7 +132,7 @@ impl Announcer {
                     continue;
                 }
                 ids.extend_from_slice(&due[..taken]);
-                reached.push((*shard, Position { generation: log.generation, offset: from + taken }));
+                reached.push(Reached { shard: *shard, generation: log.generation, offset: from + taken });
             }
             if !ids.is_empty() {
                 owner.in_flight = true;
@@ -125,13 +147,12 @@ impl Announcer {
     pub fn acknowledged(&mut self, announcement: &Announcement) {
         let Some(owner) = self.owners.get_mut(&announcement.owner) else { return };
         owner.in_flight = false;
-        for (shard, reached) in &announcement.reached {
+        for Reached { shard, generation, offset } in announcement.reached.iter().copied() {
+            let log = &self.logs[shard.index()];
             // The shard may have been taken from the owner meanwhile, or its log made anew.
-            if self.logs[shard.index()].generation != reached.generation {
-                continue;
-            }
-            if let Some(position) = owner.positions.get_mut(shard) {
-                *position = *reached;
+            if let Some(position) = owner.positions.get_mut(&shard).filter(|_| log.generation == generation) {
+                let behind = position.behind && offset < log.ids.len();
+                *position = Position { generation, offset, behind };
             }
         }
     }
@@ -157,21 +178,19 @@ impl Announcer {
     /// Makes a shard's log anew from what the host holds in it now.
     pub fn renew(&mut self, shard: ShardId, ids: Vec<ShortId>, now: Instant) {
         let log = &mut self.logs[shard.index()];
-        *log = Log { generation: log.generation.wrapping_add(1), ids, renewed: now };
+        for position in self.owners.values_mut().filter_map(|owner| owner.positions.get_mut(&shard)) {
+            position.behind = !position.knows_all(log);
+        }
+        let (generation, renewed_ids) = (log.generation.wrapping_add(1), ids.len());
+        *log = Log { generation, ids, renewed_ids, renewed: now };
     }
 
     /// Whether every owner has acknowledged everything.
     #[must_use]
     pub fn complete(&self) -> bool {
-        self.owners.values().all(|owner| {
-            owner.positions.iter().all(|(shard, position)| {
-                let log = &self.logs[shard.index()];
-                // A renewal under way does not take back what was said before.
-                log.ids.is_empty()
-                    || position.generation != log.generation
-                    || position.offset >= log.ids.len()
-            })
-        })
+        let knows_all =
+            |(shard, position): (&ShardId, &Position)| position.knows_all(&self.logs[shard.index()]);
+        self.owners.values().all(|owner| owner.positions.iter().all(knows_all))
     }
 }
 
@@ -267,6 +286,9 @@ mod tests {
         }
         let again = announcer.next(later, |_| true).unwrap();
         assert_eq!(again.ids.len(), held.len());
+        assert!(announcer.complete(), "a renewal takes nothing back");
+        announcer.note(&ids(1, 77));
+        assert!(!announcer.complete(), "a new name is not announced yet");
         for shard in ShardId::all() {
             announcer.renew(shard, Vec::new(), later);
         }

@@ -45,9 +45,7 @@ fn run(
                     let n = (0..owners.len()).find(|n| member(*n) == owner).unwrap();
                     let names = ids.iter().flat_map(|id| {
                         let held = &held;
-                        (0..holders.len())
-                            .filter(move |h| held(*id, *h))
-                            .map(|h| (*id, member(100 + h)))
+                        (0..holders.len()).filter(move |h| held(*id, *h)).map(|h| (*id, member(100 + h)))
                     });
                     match owners[n] {
                         Behaviour::Good => search.on_holders(ticket, &names.collect::<Vec<_>>()),

@@ -250,7 +250,8 @@ impl Peer {
                 avoided: site.avoided(*member, now),
                 wrong_pages: site.wrong_pages(*member),
             };
-            (directory.iter().map(peer).collect(), site.shards().owned_by(site.me()))
+            let members = directory.iter().filter(|(member, _)| site.contains(**member));
+            (members.map(peer).collect(), site.shards().owned_by(site.me()))
         };
         let owned = self.owned();
         SiteStatus {

@@ -1,0 +1,7 @@
+//! Tests of real `dht` processes: one peer and its host's processes, and sites of several peers on loopback.
+
+#![expect(clippy::unwrap_used, reason = "a failure outside of #[test] functions is a failed test too")]
+
+mod common;
+mod host;
+mod site;
