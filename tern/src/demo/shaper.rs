@@ -316,4 +316,31 @@ mod tests {
             assert_eq!(&buffer[..length], expected);
         }
     }
+
+    /// How close a saturated relay comes to its rate here: `cargo test -p tern -- --ignored --nocapture relay_that`.
+    #[test]
+    #[ignore = "a measurement: it depends on the machine's load"]
+    fn a_relay_that_is_flooded_carries_its_rate() {
+        for (rate_bps, rtt) in [(100_000_000, 50 * MS), (1_000_000_000, MS), (1_000_000_000, 200 * MS)] {
+            let (source, destination, shaper) = ends(LinkConfig::half_of(rate_bps, rtt));
+            let time = Duration::from_secs(2);
+            let begun = Instant::now();
+            let flood = std::thread::spawn(move || {
+                while begun.elapsed() < time {
+                    source.send(&[0; 1400]).unwrap();
+                }
+            });
+            let (mut buffer, mut received) = ([0; 2048], 0u64);
+            while begun.elapsed() < time + rtt / 2 {
+                received += destination.recv(&mut buffer).unwrap() as u64 + HEADER_BYTES;
+            }
+            flood.join().unwrap();
+            let rate = received as f64 * 8.0 / time.as_secs_f64();
+            println!(
+                "{rate_bps} bit/s, {rtt:?}: {:.3} of the rate, {:?}",
+                rate / rate_bps as f64,
+                shaper.counts()
+            );
+        }
+    }
 }
