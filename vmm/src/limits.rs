@@ -38,3 +38,20 @@ pub const DESTINATION_BYTES: usize = 512;
 pub const CPUS_MAX: u8 = 32;
 /// RAM comes in multiples of this: one region of the manifest.
 pub const MEMORY_GRANULE_BYTES: u64 = 2 << 20;
+/// The most RAM that a VM may have. KVM's memory slots and this build's frame numbers would go further.
+pub const MEMORY_MAX_BYTES: u64 = 1 << 40;
+/// RAM below 4 GiB ends here at the latest: above it stand the interrupt controllers and, later, devices.
+pub const LOW_RAM_END: u64 = 3 << 30;
+/// The longest kernel command line, bytes, without its final zero.
+pub const CMDLINE_MAX_BYTES: usize = 65_535;
+/// The most program headers of a kernel's ELF file that are looked at.
+pub const ELF_SEGMENTS_MAX: u16 = 128;
+/// Serial output that waits for a slow reader, bytes. What comes beyond it is dropped: a reader must not stall a guest.
+pub const SERIAL_PENDING_MAX_BYTES: usize = 1 << 20;
+/// The longest saved state that is read, bytes: well above what [`CPUS_MAX`] virtual CPUs need.
+pub const STATE_MAX_BYTES: usize = 8 << 20;
+/// The most model-specific registers, and CPUID entries, of one virtual CPU: KVM's own bound.
+pub const STATE_ENTRIES_MAX: usize = 256;
+
+const _: () = assert!(LOW_RAM_END.is_multiple_of(MEMORY_GRANULE_BYTES));
+const _: () = assert!(CPUS_MAX as usize * (STATE_ENTRIES_MAX * 64 + 16_384) < STATE_MAX_BYTES);

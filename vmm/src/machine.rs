@@ -1,12 +1,21 @@
 //! A machine: assembled, run, paused, saved, and stopped.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use page::PageSet;
 use tokio::sync::watch;
 
+use crate::boot::{self, BootError};
 use crate::config::{Serial, VmConfig};
-use crate::memory::{Extent, Memory};
+use crate::devices::serial::INTERRUPT_LINE;
+use crate::devices::{DeviceError, Devices};
+use crate::kvm::state::{self, ChipState, MachineState, VcpuState};
+use crate::kvm::threads::{End, Threads, lock};
+use crate::kvm::vcpu::Vcpu;
+use crate::kvm::vm::{self, Vm};
+use crate::kvm::{KvmError, STATE_VERSION, StateError, cpuid, state_bytes};
+use crate::limits::CPUS_MAX;
+use crate::memory::{Extent, Memory, MemoryError, layout};
 
 /// What another host needs to build the same machine before its state arrives.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
@@ -73,93 +82,381 @@ pub struct Heartbeat {
 
 /// Errors of a machine.
 #[derive(Debug, thiserror::Error)]
-pub enum MachineError {}
+pub enum MachineError {
+    /// Guest memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// KVM.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// The kernel, and what is loaded with it.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// A device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// A saved state that this build cannot load.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A number of virtual CPUs that no VM can have.
+    #[error("{0} virtual CPUs: it must be 1 to {CPUS_MAX}; change --cpus")]
+    Cpus(u8),
+    /// A description from a build with another format.
+    #[error(
+        "the VM's description has version {0}, and this build reads version {STATE_VERSION}: upgrade the older host"
+    )]
+    DescriptionVersion(u32),
+    /// It has ended.
+    #[error("the VM has stopped ({0:?}) and cannot go on")]
+    Stopped(StopReason),
+    /// Something that needs a VM that stands still.
+    #[error("the VM runs: pause it first")]
+    Running,
+    /// Saved state for a VM that has run.
+    #[error("saved state can only be put into a machine that has not run")]
+    HasRun,
+    /// The host gives no random numbers.
+    #[error("could not get random bytes for the VM's identity")]
+    Random(#[source] getrandom::Error),
+    /// The dirty log is off.
+    #[error("dirty logging has not been started")]
+    NotLogging,
+}
+
+/// What is kept from pause to resume.
+#[derive(Debug, Default)]
+struct Still {
+    /// The paravirtual clock to go on from, nanoseconds.
+    clock_ns: Option<u64>,
+}
 
 /// A VM with its threads. Shared as `Arc<Machine>`; every method may be called from any thread.
+///
+/// ```text
+/// Created ──resume──► Running ◄──pause/resume──► Paused
+///    └───────────────────┴──── stop, guest, failure ────┴──► Stopped
+/// ```
 #[derive(Debug)]
-pub struct Machine {}
+pub struct Machine {
+    // The order is that in which they are dropped: threads before what they use.
+    threads: Threads,
+    devices: Arc<Devices>,
+    vm: Vm,
+    memory: Arc<Memory>,
+    description: MachineDescription,
+    run_state: Arc<watch::Sender<RunState>>,
+    /// Held while the machine goes from one run state to another, or its state is read or written.
+    still: Mutex<Still>,
+    /// Whether the dirty log is on.
+    logging: Mutex<bool>,
+    ownership: Mutex<Ownership>,
+}
 
 impl Machine {
     /// Builds the machine and loads its kernel; the virtual CPUs stand still until [`Machine::resume`].
     /// # Errors
     /// What is missing or wrong, and what to do about it.
-    pub fn launch(_config: &VmConfig) -> Result<Arc<Self>, MachineError> {
-        todo!()
+    pub fn launch(config: &VmConfig) -> Result<Arc<Self>, MachineError> {
+        let description = MachineDescription {
+            version: STATE_VERSION,
+            name: config.name.clone(),
+            cpus: config.cpus,
+            extents: layout(config.memory_bytes)?,
+            cpu_template: config.cpu_template,
+        };
+        Self::assemble(description, &config.serial, |vm, memory, vcpus| {
+            let registers = boot::load(config, memory)?;
+            for vcpu in vcpus {
+                let entries = cpuid::entries(vm.kvm(), config.cpu_template, vcpu.index(), config.cpus)?;
+                vcpu.set_cpuid(&entries)?;
+                vcpu.set_virtual_wire()?;
+            }
+            vcpus.iter().take(1).try_for_each(|first| first.set_boot_registers(&registers))?;
+            Ok(())
+        })
     }
+
     /// Builds an empty machine that a migration will fill.
     /// # Errors
     /// As [`Machine::launch`].
-    pub fn prepare(_description: &MachineDescription, _serial: Serial) -> Result<Arc<Self>, MachineError> {
-        todo!()
+    #[expect(clippy::needless_pass_by_value, reason = "one small value, given away by its caller")]
+    pub fn prepare(description: &MachineDescription, serial: Serial) -> Result<Arc<Self>, MachineError> {
+        if description.version != STATE_VERSION {
+            return Err(MachineError::DescriptionVersion(description.version));
+        }
+        Self::assemble(description.clone(), &serial, |_, _, _| Ok(()))
     }
+
+    fn assemble(
+        description: MachineDescription,
+        serial: &Serial,
+        fill: impl FnOnce(&Vm, &Memory, &[Vcpu]) -> Result<(), MachineError>,
+    ) -> Result<Arc<Self>, MachineError> {
+        if !(1..=CPUS_MAX).contains(&description.cpus) {
+            return Err(MachineError::Cpus(description.cpus));
+        }
+        let kvm = vm::open(vm::KVM_PATH)?;
+        let memory = Arc::new(Memory::new(&description.extents)?);
+        let vm = Vm::new(kvm, Arc::clone(&memory))?;
+        let vcpus = vm.create_vcpus(description.cpus)?;
+        fill(&vm, &memory, &vcpus)?;
+
+        let run_state = Arc::new(watch::Sender::new(RunState::Created));
+        let this: Arc<OnceLock<Weak<Self>>> = Arc::default();
+        let quit_target = Arc::clone(&this);
+        let on_quit = move || {
+            if let Some(machine) = quit_target.get().and_then(Weak::upgrade) {
+                machine.stop(StopReason::Requested);
+            }
+        };
+        let devices = Arc::new(Devices::new(serial, vm.interrupt(INTERRUPT_LINE)?, on_quit)?);
+        let (ended_devices, ended_state) = (Arc::clone(&devices), Arc::clone(&run_state));
+        let on_end = move |end| {
+            // First: who sees that the VM has stopped finds its console complete.
+            ended_devices.end_output();
+            let reason = match end {
+                End::PowerOff => StopReason::Guest,
+                End::Failed(what) => StopReason::Failed(what),
+            };
+            set_stopped(&ended_state, reason);
+        };
+        let threads = Threads::start(vcpus, Arc::clone(&devices), Arc::clone(&memory), on_end)?;
+        let machine = Arc::new(Self {
+            threads,
+            devices,
+            vm,
+            memory,
+            description,
+            run_state,
+            still: Mutex::default(),
+            logging: Mutex::new(false),
+            ownership: Mutex::new(new_ownership()?),
+        });
+        this.set(Arc::downgrade(&machine)).expect("set once");
+        Ok(machine)
+    }
+
     /// What a destination needs to build the same.
     pub fn description(&self) -> MachineDescription {
-        todo!()
+        self.description.clone()
     }
+
     /// Which VM it is: random and of epoch 0 at launch.
     pub fn ownership(&self) -> Ownership {
-        todo!()
+        *lock(&self.ownership)
     }
+
     /// Written by a migration: at the destination before the VM runs.
-    pub fn set_ownership(&self, _ownership: Ownership) {
-        todo!()
+    pub fn set_ownership(&self, ownership: Ownership) {
+        *lock(&self.ownership) = ownership;
     }
+
     /// Its RAM.
     pub fn memory(&self) -> &Arc<Memory> {
-        todo!()
+        &self.memory
     }
+
     /// Lets the virtual CPUs run. Idempotent.
     /// # Errors
     /// If it has stopped.
     pub fn resume(&self) -> Result<(), MachineError> {
-        todo!()
+        let mut still = lock(&self.still);
+        match self.run_state() {
+            RunState::Stopped(reason) => return Err(MachineError::Stopped(reason)),
+            RunState::Running => return Ok(()),
+            RunState::Created | RunState::Paused => {}
+        }
+        if let Some(clock_ns) = still.clock_ns {
+            state::set_clock(self.vm.fd(), clock_ns)?;
+            for vcpu in self.threads.vcpus() {
+                lock(vcpu).tell_guest_it_stood_still()?;
+            }
+            still.clock_ns = None;
+        }
+        // Before they run: if the guest ends at once, that must come after.
+        self.leave_for(RunState::Running)?;
+        self.devices.set_running(true);
+        self.threads.run();
+        Ok(())
     }
-    /// Returns when every virtual CPU stands still outside KVM_RUN with its pending exits completed. Idempotent.
+
+    /// Returns when every virtual CPU stands still outside KVM_RUN with its pending exits completed. Idempotent. The guest's
+    /// paravirtual clock stands still as well.
     /// # Errors
     /// If it has stopped.
     pub fn pause(&self) -> Result<(), MachineError> {
-        todo!()
+        let mut still = lock(&self.still);
+        match self.run_state() {
+            RunState::Stopped(reason) => return Err(MachineError::Stopped(reason)),
+            RunState::Created | RunState::Paused => return Ok(()),
+            RunState::Running => {}
+        }
+        self.threads.park();
+        self.devices.set_running(false);
+        still.clock_ns = Some(state::clock(self.vm.fd())?);
+        self.leave_for(RunState::Paused)
     }
-    /// Ends the VM.
-    pub fn stop(&self, _reason: StopReason) {
-        todo!()
+
+    /// Ends the VM; the first reason stays. Returns when its virtual CPUs run no more.
+    pub fn stop(&self, reason: StopReason) {
+        set_stopped(&self.run_state, reason);
+        self.threads.quit();
+        self.devices.shut_down();
     }
+
+    fn run_state(&self) -> RunState {
+        self.run_state.borrow().clone()
+    }
+
+    /// Goes to `next`, unless the VM has stopped.
+    fn leave_for(&self, next: RunState) -> Result<(), MachineError> {
+        let mut stopped = None;
+        self.run_state.send_if_modified(|now| match now {
+            RunState::Stopped(reason) => {
+                stopped = Some(reason.clone());
+                false
+            }
+            RunState::Created | RunState::Running | RunState::Paused => {
+                *now = next;
+                true
+            }
+        });
+        stopped.map_or(Ok(()), |reason| Err(MachineError::Stopped(reason)))
+    }
+
     /// Starts dirty logging, with an empty log.
     /// # Errors
     /// If KVM refuses.
     pub fn start_dirty_log(&self) -> Result<(), MachineError> {
-        todo!()
+        let mut logging = lock(&self.logging);
+        self.vm.log_dirty(true)?;
+        *logging = true;
+        self.collect_dirty().map(drop)
     }
+
     /// The pages written since logging started or since the last call, by the guest (KVM's log) or the monitor; clears both.
     /// # Errors
-    /// If KVM refuses.
+    /// [`MachineError::NotLogging`], or if KVM refuses.
     pub fn take_dirty(&self) -> Result<PageSet, MachineError> {
-        todo!()
+        let logging = lock(&self.logging);
+        if *logging { self.collect_dirty() } else { Err(MachineError::NotLogging) }
     }
+
+    fn collect_dirty(&self) -> Result<PageSet, MachineError> {
+        let mut set = PageSet::empty(self.memory.bound());
+        self.vm.take_log(&mut set)?;
+        self.memory.take_monitor_writes(&mut set);
+        Ok(set)
+    }
+
     /// Ends dirty logging.
     /// # Errors
     /// If KVM refuses.
     pub fn stop_dirty_log(&self) -> Result<(), MachineError> {
-        todo!()
+        let mut logging = lock(&self.logging);
+        self.vm.log_dirty(false)?;
+        *logging = false;
+        Ok(())
     }
+
     /// All vCPU, interrupt controller, timer, clock and device state, versioned. The VM must be paused.
+    ///
+    /// KVM may write guest memory while its state is read: take the dirty log after this, not before.
     /// # Errors
     /// If it runs, or KVM refuses.
     pub fn save_state(&self) -> Result<Vec<u8>, MachineError> {
-        todo!()
+        let still = lock(&self.still);
+        self.must_stand_still()?;
+        let vcpus = self
+            .threads
+            .vcpus()
+            .iter()
+            .map(|vcpu| VcpuState::save(self.vm.kvm(), lock(vcpu).fd()))
+            .collect::<Result<_, _>>()?;
+        let clock_ns = still.clock_ns.map_or_else(|| state::clock(self.vm.fd()), Ok)?;
+        let chips = ChipState::save(self.vm.fd())?;
+        Ok(state_bytes::encode(&MachineState {
+            clock_ns,
+            chips,
+            serial: self.devices.serial().state(),
+            vcpus,
+        }))
     }
+
     /// Puts saved state into a machine that has not run here.
+    ///
+    /// KVM may write guest memory as it takes the state (the guest's wall clock): compare memory before this, not after.
     /// # Errors
-    /// A state of another version or shape, truncated or corrupt; or KVM refuses.
-    pub fn load_state(&self, _bytes: &[u8]) -> Result<(), MachineError> {
-        todo!()
+    /// A state of another version or shape, truncated or corrupt; or KVM refuses. The machine is then of no further use.
+    pub fn load_state(&self, bytes: &[u8]) -> Result<(), MachineError> {
+        let mut still = lock(&self.still);
+        match self.run_state() {
+            RunState::Created => {}
+            RunState::Stopped(reason) => return Err(MachineError::Stopped(reason)),
+            RunState::Running | RunState::Paused => return Err(MachineError::HasRun),
+        }
+        let saved = state_bytes::decode(bytes)?;
+        let vcpus = self.threads.vcpus();
+        if saved.vcpus.len() != vcpus.len() {
+            return Err(KvmError::CpuCount { saved: saved.vcpus.len(), built: vcpus.len() }.into());
+        }
+        for (saved, vcpu) in saved.vcpus.iter().zip(vcpus) {
+            saved.load(self.vm.kvm(), lock(vcpu).fd())?;
+        }
+        saved.chips.load(self.vm.fd())?;
+        self.devices
+            .serial()
+            .set_state(&saved.serial)
+            .map_err(|source| DeviceError::SerialSetup { step: "its saved state", source })?;
+        // Not now but when it runs: until then no guest time passes.
+        still.clock_ns = Some(saved.clock_ns);
+        Ok(())
     }
+
+    fn must_stand_still(&self) -> Result<(), MachineError> {
+        match self.run_state() {
+            RunState::Created | RunState::Paused => Ok(()),
+            RunState::Running => Err(MachineError::Running),
+            RunState::Stopped(reason) => Err(MachineError::Stopped(reason)),
+        }
+    }
+
     /// Follows the run state.
     pub fn watch(&self) -> watch::Receiver<RunState> {
-        todo!()
+        self.run_state.subscribe()
     }
+
     /// The guest's heartbeat so far.
     pub fn heartbeat(&self) -> Heartbeat {
-        todo!()
+        self.devices.debug_console().heartbeat()
     }
+
+    /// Sends bytes to the guest's serial port, besides what it is connected to, and says how many its port took: none
+    /// while the VM stands still, and no more than its buffer of 64 has room for.
+    pub fn serial_input(&self, bytes: &[u8]) -> usize {
+        self.devices.serial().give(bytes)
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.stop(StopReason::Requested);
+    }
+}
+
+fn new_ownership() -> Result<Ownership, MachineError> {
+    let mut id = [0; 16];
+    getrandom::fill(&mut id).map_err(MachineError::Random)?;
+    Ok(Ownership { vm: migration_proto::VmId(id), epoch: migration_proto::Epoch(0) })
+}
+
+fn set_stopped(run_state: &watch::Sender<RunState>, reason: StopReason) {
+    run_state.send_if_modified(|now| match now {
+        RunState::Stopped(_) => false,
+        RunState::Created | RunState::Running | RunState::Paused => {
+            tracing::info!(?reason, "the VM has stopped");
+            *now = RunState::Stopped(reason);
+            true
+        }
+    });
 }

@@ -1,1 +1,106 @@
-//! kvm
+//! KVM: the VM, its virtual CPUs and their threads, and their state.
+
+use std::io;
+
+pub mod cpuid;
+pub(crate) mod run_page;
+pub mod state;
+pub(crate) mod state_bytes;
+pub(crate) mod threads;
+pub(crate) mod vcpu;
+pub mod vm;
+
+pub use state_bytes::{STATE_VERSION, StateError};
+
+/// Errors of KVM.
+#[derive(Debug, thiserror::Error)]
+pub enum KvmError {
+    /// No device node.
+    #[error(
+        "{path} does not exist: load the kernel module (modprobe kvm_intel or kvm_amd), turn virtualisation on in the \
+         firmware, or, inside a VM, ask for nested virtualisation"
+    )]
+    Absent {
+        /// The device node looked for.
+        path: String,
+    },
+    /// The device node may not be opened.
+    #[error(
+        "no permission to open {path}: add the user to the group kvm (sudo usermod -aG kvm \"$USER\") and log in again"
+    )]
+    Permission {
+        /// The device node.
+        path: String,
+    },
+    /// Opening it failed otherwise.
+    #[error("could not open {path}")]
+    Open {
+        /// The device node.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A kernel with another KVM interface.
+    #[error("KVM's interface has version {0} and not 12: this kernel is too old")]
+    ApiVersion(i32),
+    /// Something that this monitor cannot do without.
+    #[error("this host's KVM lacks {capability}, needed for {purpose}: use a newer kernel (5.10 or later)")]
+    Capability {
+        /// KVM's name for it.
+        capability: &'static str,
+        /// What it is needed for.
+        purpose: &'static str,
+    },
+    /// More virtual CPUs than KVM takes.
+    #[error("{asked} virtual CPUs asked for, and this host's KVM gives a VM at most {most}: change --cpus")]
+    Cpus {
+        /// How many were asked for.
+        asked: usize,
+        /// How many there may be.
+        most: usize,
+    },
+    /// A call that should not fail failed.
+    #[error("KVM refused {call}")]
+    Call {
+        /// The ioctl's name, or the call's.
+        call: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The saved CPUID holds features that this host cannot give.
+    #[error(
+        "this host's CPU or KVM lacks features that the VM uses: CPUID leaf {leaf:#x} {register}, bits {missing:#010x}; \
+         launch VMs that move between such hosts with --cpu-template v2"
+    )]
+    CpuFeatures {
+        /// The CPUID leaf.
+        leaf: u32,
+        /// The register.
+        register: &'static str,
+        /// The bits.
+        missing: u32,
+    },
+    /// A model-specific register that this host does not take.
+    #[error(
+        "this host's KVM does not take the value {value:#x} of the VM's model-specific register {index:#x}"
+    )]
+    Msr {
+        /// The register.
+        index: u32,
+        /// Its saved value.
+        value: u64,
+    },
+    /// The saved VM has another number of virtual CPUs.
+    #[error("the saved state has {saved} virtual CPUs and this machine {built}")]
+    CpuCount {
+        /// In the state.
+        saved: usize,
+        /// Here.
+        built: usize,
+    },
+}
+
+/// Names the call that failed.
+pub(crate) fn call(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> KvmError {
+    move |e| KvmError::Call { call, source: e.into() }
+}

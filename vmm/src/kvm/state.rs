@@ -1,0 +1,191 @@
+//! Taking the state of virtual CPUs, interrupt controllers, timers and clock out of KVM, and putting it in.
+//!
+//! The order matters in both directions (found in KVM's source and proven by moving guests):
+//! - MP_STATE is read first, for reading it settles pending start-up events; VCPU_EVENTS last.
+//! - CPUID before everything that it governs. SREGS before LAPIC, for they hold the APIC's mode. LAPIC before MSRS, or the
+//!   TSC-deadline timer never fires again. REGS clear pending exceptions, so VCPU_EVENTS come after them.
+#![expect(unsafe_code, reason = "hands a fixed-size structure to KVM_SET_XSAVE")]
+
+use kvm_bindings::{
+    CpuId, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES, Msrs,
+    kvm_clock_data, kvm_cpuid_entry2, kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_mp_state,
+    kvm_msr_entry, kvm_pit_state2, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use vm_superio::serial::SerialState;
+
+use super::{KvmError, call};
+
+/// Everything but memory.
+#[derive(Debug)]
+pub(crate) struct MachineState {
+    /// The paravirtual clock when the machine was paused, nanoseconds.
+    pub(crate) clock_ns: u64,
+    pub(crate) chips: ChipState,
+    pub(crate) serial: SerialState,
+    pub(crate) vcpus: Vec<VcpuState>,
+}
+
+/// The interrupt controllers (two PICs and the I/O APIC) and the timer.
+#[derive(Debug)]
+pub(crate) struct ChipState {
+    pub(crate) irqchips: [kvm_irqchip; 3],
+    pub(crate) pit: kvm_pit_state2,
+}
+
+/// One virtual CPU.
+#[derive(Debug)]
+pub(crate) struct VcpuState {
+    pub(crate) cpuid: Vec<kvm_cpuid_entry2>,
+    /// 0 where KVM does not know it.
+    pub(crate) tsc_khz: u32,
+    pub(crate) mp_state: kvm_mp_state,
+    pub(crate) regs: kvm_regs,
+    pub(crate) sregs: kvm_sregs,
+    pub(crate) xsave: Box<kvm_xsave>,
+    pub(crate) xcrs: kvm_xcrs,
+    pub(crate) debug: kvm_debugregs,
+    pub(crate) lapic: kvm_lapic_state,
+    pub(crate) msrs: Vec<kvm_msr_entry>,
+    pub(crate) events: kvm_vcpu_events,
+}
+
+const CHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC];
+
+/// How far apart two hosts' TSC rates may be without scaling, parts per million: what NTP corrects.
+const TSC_TOLERANCE_PPM: u64 = 250;
+
+impl ChipState {
+    pub(crate) fn save(vm: &VmFd) -> Result<Self, KvmError> {
+        let mut irqchips = CHIPS.map(|chip_id| kvm_irqchip { chip_id, ..Default::default() });
+        for chip in &mut irqchips {
+            vm.get_irqchip(chip).map_err(call("KVM_GET_IRQCHIP"))?;
+        }
+        Ok(Self { irqchips, pit: vm.get_pit2().map_err(call("KVM_GET_PIT2"))? })
+    }
+
+    pub(crate) fn load(&self, vm: &VmFd) -> Result<(), KvmError> {
+        vm.set_pit2(&self.pit).map_err(call("KVM_SET_PIT2"))?;
+        for (chip, chip_id) in self.irqchips.iter().zip(CHIPS) {
+            let chip = kvm_irqchip { chip_id, ..*chip };
+            vm.set_irqchip(&chip).map_err(call("KVM_SET_IRQCHIP"))?;
+        }
+        Ok(())
+    }
+}
+
+/// The paravirtual clock, nanoseconds.
+pub(crate) fn clock(vm: &VmFd) -> Result<u64, KvmError> {
+    Ok(vm.get_clock().map_err(call("KVM_GET_CLOCK"))?.clock)
+}
+
+/// Sets the paravirtual clock, so that the time for which a machine stood still or travelled does not show in it.
+pub(crate) fn set_clock(vm: &VmFd, clock_ns: u64) -> Result<(), KvmError> {
+    let clock = kvm_clock_data { clock: clock_ns, ..Default::default() };
+    vm.set_clock(&clock).map_err(call("KVM_SET_CLOCK"))
+}
+
+impl VcpuState {
+    pub(crate) fn save(kvm: &Kvm, fd: &VcpuFd) -> Result<Self, KvmError> {
+        let mp_state = fd.get_mp_state().map_err(call("KVM_GET_MP_STATE"))?;
+        let regs = fd.get_regs().map_err(call("KVM_GET_REGS"))?;
+        let sregs = fd.get_sregs().map_err(call("KVM_GET_SREGS"))?;
+        let xsave = Box::new(fd.get_xsave().map_err(call("KVM_GET_XSAVE"))?);
+        let xcrs = fd.get_xcrs().map_err(call("KVM_GET_XCRS"))?;
+        let debug = fd.get_debug_regs().map_err(call("KVM_GET_DEBUGREGS"))?;
+        let lapic = fd.get_lapic().map_err(call("KVM_GET_LAPIC"))?;
+        let tsc_khz = match fd.get_tsc_khz() {
+            Ok(khz) => khz,
+            Err(error) => {
+                tracing::debug!(%error, "KVM does not know the time-stamp counter's rate");
+                0
+            }
+        };
+        let cpuid = fd.get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(call("KVM_GET_CPUID2"))?;
+        let msrs = save_msrs(kvm, fd)?;
+        let events = fd.get_vcpu_events().map_err(call("KVM_GET_VCPU_EVENTS"))?;
+        let cpuid = cpuid.as_slice().to_vec();
+        Ok(Self { cpuid, tsc_khz, mp_state, regs, sregs, xsave, xcrs, debug, lapic, msrs, events })
+    }
+
+    pub(crate) fn load(&self, kvm: &Kvm, fd: &VcpuFd) -> Result<(), KvmError> {
+        super::cpuid::check_supported(kvm, fd, &self.cpuid)?;
+        let cpuid = CpuId::from_entries(&self.cpuid).expect("bounded when it was decoded");
+        fd.set_cpuid2(&cpuid).map_err(call("KVM_SET_CPUID2"))?;
+        self.load_tsc_rate(kvm, fd)?;
+        fd.set_mp_state(self.mp_state).map_err(call("KVM_SET_MP_STATE"))?;
+        fd.set_regs(&self.regs).map_err(call("KVM_SET_REGS"))?;
+        fd.set_sregs(&self.sregs).map_err(call("KVM_SET_SREGS"))?;
+        // SAFETY: KVM reads as many bytes as KVM_CAP_XSAVE2 says: 4096, the structure's size, unless this process has asked
+        // for dynamically enabled features with arch_prctl, which it never does.
+        unsafe { fd.set_xsave(&self.xsave) }.map_err(call("KVM_SET_XSAVE"))?;
+        fd.set_xcrs(&self.xcrs).map_err(call("KVM_SET_XCRS"))?;
+        fd.set_debug_regs(&self.debug).map_err(call("KVM_SET_DEBUGREGS"))?;
+        fd.set_lapic(&self.lapic).map_err(call("KVM_SET_LAPIC"))?;
+        load_msrs(fd, &self.msrs)?;
+        fd.set_vcpu_events(&self.events).map_err(call("KVM_SET_VCPU_EVENTS"))
+    }
+
+    fn load_tsc_rate(&self, kvm: &Kvm, fd: &VcpuFd) -> Result<(), KvmError> {
+        let (saved, here) = (u64::from(self.tsc_khz), u64::from(fd.get_tsc_khz().unwrap_or(0)));
+        if saved == 0 || here == 0 || saved.abs_diff(here) * 1_000_000 <= here * TSC_TOLERANCE_PPM {
+            return Ok(());
+        }
+        if !kvm.check_extension(Cap::TscControl) {
+            tracing::warn!(
+                saved_khz = saved,
+                here_khz = here,
+                "this host cannot give the VM's time-stamp counter its old rate: guests must not use it as their clock"
+            );
+            return Ok(());
+        }
+        fd.set_tsc_khz(self.tsc_khz).map_err(call("KVM_SET_TSC_KHZ"))
+    }
+}
+
+/// All that KVM lists and this host can read.
+fn save_msrs(kvm: &Kvm, fd: &VcpuFd) -> Result<Vec<kvm_msr_entry>, KvmError> {
+    let list = kvm.get_msr_index_list().map_err(call("KVM_GET_MSR_INDEX_LIST"))?;
+    let wanted: Vec<_> =
+        list.as_slice().iter().map(|&index| kvm_msr_entry { index, ..Default::default() }).collect();
+    let mut saved = Vec::with_capacity(wanted.len());
+    let mut left = wanted.as_slice();
+    while !left.is_empty() {
+        let mut batch = Msrs::from_entries(left).expect("KVM's own list is within KVM's own bound");
+        let read = fd.get_msrs(&mut batch).map_err(call("KVM_GET_MSRS"))?;
+        saved.extend_from_slice(&batch.as_slice()[..read]);
+        if let Some(refused) = left.get(read) {
+            // Listed for this kernel, but not there for this CPU: it holds nothing to save.
+            tracing::debug!(
+                index = refused.index,
+                "KVM lists a model-specific register that it does not read"
+            );
+        }
+        left = left.get(read + 1..).unwrap_or_default();
+    }
+    Ok(saved)
+}
+
+fn load_msrs(fd: &VcpuFd, msrs: &[kvm_msr_entry]) -> Result<(), KvmError> {
+    let mut left = msrs;
+    while !left.is_empty() {
+        let batch = Msrs::from_entries(left).expect("bounded when it was decoded");
+        let written = fd.set_msrs(&batch).map_err(call("KVM_SET_MSRS"))?;
+        if let Some(refused) = left.get(written) {
+            accept_refusal(fd, refused)?;
+        }
+        left = left.get(written + 1..).unwrap_or_default();
+    }
+    Ok(())
+}
+
+/// A register that cannot be written may be left alone if it holds the value anyway, or if the value says nothing.
+fn accept_refusal(fd: &VcpuFd, refused: &kvm_msr_entry) -> Result<(), KvmError> {
+    let mut now = Msrs::from_entries(&[kvm_msr_entry { index: refused.index, ..Default::default() }])
+        .expect("one entry is within the bound");
+    let readable = fd.get_msrs(&mut now).map_err(call("KVM_GET_MSRS"))? == 1;
+    if refused.data == 0 || readable && now.as_slice()[0].data == refused.data {
+        return Ok(());
+    }
+    Err(KvmError::Msr { index: refused.index, value: refused.data })
+}
