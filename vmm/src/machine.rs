@@ -212,8 +212,9 @@ impl Machine {
         let devices = Arc::new(Devices::new(serial, vm.interrupt(INTERRUPT_LINE)?, on_quit)?);
         let (ended_devices, ended_state) = (Arc::clone(&devices), Arc::clone(&run_state));
         let on_end = move |end| {
-            // First: who sees that the VM has stopped finds its console complete.
+            // First: who sees that the VM has stopped finds its console complete, and the terminal as it was.
             ended_devices.end_output();
+            ended_devices.release_terminal();
             let reason = match end {
                 End::PowerOff => StopReason::Guest,
                 End::Failed(what) => StopReason::Failed(what),
@@ -299,6 +300,8 @@ impl Machine {
 
     /// Ends the VM; the first reason stays. Returns when its virtual CPUs run no more.
     pub fn stop(&self, reason: StopReason) {
+        // First: who sees that the VM has stopped may end the process at once.
+        self.devices.release_terminal();
         set_stopped(&self.run_state, reason);
         self.threads.quit();
         self.devices.shut_down();

@@ -47,11 +47,10 @@ impl Input {
     /// Ends it and gives the terminal back. The port must have been closed before.
     pub(crate) fn stop(&self) {
         self.stop.wake();
-        let thread = lock(&self.thread).take();
-        // A user's quit key ends the machine on this very thread.
-        if let Some(thread) = thread.filter(|t| t.thread().id() != std::thread::current().id())
-            && thread.join().is_err()
-        {
+        // A user's quit key ends the machine on this very thread: then whoever drops the machine joins it.
+        let another = |thread: &mut JoinHandle<()>| thread.thread().id() != std::thread::current().id();
+        let thread = lock(&self.thread).take_if(another);
+        if thread.is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("the thread of the serial input panicked");
         }
     }

@@ -126,9 +126,13 @@ impl Devices {
         self.serial.set_open(running);
     }
 
-    /// Gives the terminal back and writes what output can be written; called on the thread that saw the VM end.
+    /// Gives the user's terminal back, if this machine has it.
+    pub(crate) fn release_terminal(&self) {
+        self.line.release_terminal();
+    }
+
+    /// Writes what output can be written; called on the thread that saw the VM end.
     pub(crate) fn end_output(&self) {
-        terminal::restore();
         self.line.end_output();
     }
 

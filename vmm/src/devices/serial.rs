@@ -9,7 +9,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::input::Input;
 use super::output::Output;
-use super::{DeviceError, Effect, PortDevice};
+use super::{DeviceError, Effect, PortDevice, terminal};
 use crate::config::Serial;
 use crate::kvm::threads::lock;
 
@@ -170,6 +170,13 @@ impl SerialLine {
             input.stop();
         }
         self.end_output();
+    }
+
+    /// Gives the user's terminal back, if it is connected to it.
+    pub(crate) fn release_terminal(&self) {
+        if self.input.is_some() {
+            terminal::restore();
+        }
     }
 
     /// Writes what output can be written, and takes no more.
