@@ -36,7 +36,7 @@ enum Command {
     },
     /// Runs this host's peer until SIGTERM or SIGINT.
     Serve(Serve),
-    /// Has the peer index and serve a file.
+    /// Has the peer index and serve a file. Blocks that change in place are noticed; add a file again that grew or was replaced.
     Add {
         /// The file.
         file: PathBuf,

@@ -48,7 +48,7 @@ pub mod status;
 #[cfg(feature = "node")]
 mod upkeep;
 #[cfg(feature = "node")]
-mod wire;
+pub mod wire;
 
 pub use local::client::{Found, Registration, SiteClient};
 pub use local::error::SiteError;

@@ -130,8 +130,12 @@ pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 pub const INBOUND_STREAMS: usize = 64;
 /// Records of Kademlia's store: coarse content alone, never one a page.
 pub const KAD_RECORDS: usize = 1024;
-/// Requests from other peers that are worked on at once; further ones are refused. With pages this is 16 MiB.
+/// Requests from other peers that are worked on at once. With pages this is 16 MiB.
 pub const SERVING: usize = 64;
+/// Requests from other peers that wait or are worked on; further ones are refused.
+pub const WAITING: usize = 1024;
+/// Searches of the site for this host's processes at once (64 MiB of pages in flight).
+pub const SEARCHES: usize = 32;
 /// Commands that wait for the network task.
 pub const COMMANDS: usize = 256;
 /// How often failed handshakes are logged at most; whoever may connect can cause them.

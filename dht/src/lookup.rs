@@ -24,6 +24,7 @@ use crate::{
         FETCH_BATCH, FETCH_HEDGE, FETCH_TIMEOUT, FETCHES_IN_FLIGHT, FETCHES_PER_HOLDER, HOLDERS_PER_NAME,
         INDEX_BATCH, LOOKUP_TIMEOUT, LOOKUPS_IN_FLIGHT,
     },
+    membership::Role,
     shard::MemberId,
 };
 
@@ -56,6 +57,8 @@ pub enum Request {
     TimedOut {
         /// The peer.
         peer: MemberId,
+        /// What it was asked as.
+        role: Role,
     },
 }
 
@@ -97,7 +100,7 @@ pub struct Search {
     lookups: VecDeque<(MemberId, Vec<usize>)>,
     queues: BTreeMap<MemberId, VecDeque<usize>>,
     flights: BTreeMap<Ticket, Flight>,
-    timed_out: VecDeque<MemberId>,
+    timed_out: VecDeque<(MemberId, Role)>,
     next_ticket: u64,
 }
 
@@ -233,8 +236,8 @@ impl Search {
     /// The next request to make.
     pub fn next(&mut self, now: Instant) -> Option<Request> {
         self.run_out(now);
-        if let Some(peer) = self.timed_out.pop_front() {
-            return Some(Request::TimedOut { peer });
+        if let Some((peer, role)) = self.timed_out.pop_front() {
+            return Some(Request::TimedOut { peer, role });
         }
         self.next_lookup(now).or_else(|| self.next_fetch(now))
     }
@@ -242,7 +245,12 @@ impl Search {
     fn run_out(&mut self, now: Instant) {
         let over: Vec<Ticket> = self.flights.iter().filter(|f| f.1.deadline <= now).map(|f| *f.0).collect();
         for ticket in over {
-            self.timed_out.push_back(self.flights[&ticket].peer);
+            let flight = &self.flights[&ticket];
+            let role = match flight.kind {
+                FlightKind::Lookup => Role::Owner,
+                FlightKind::Fetch { .. } => Role::Holder,
+            };
+            self.timed_out.push_back((flight.peer, role));
             self.on_failed(ticket);
         }
         let mut hedged = Vec::new();

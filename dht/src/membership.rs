@@ -23,10 +23,46 @@ pub struct Membership {
 /// What is remembered of a peer that misbehaved; it outlasts the peer's connection.
 #[derive(Clone, Copy, Default, Debug)]
 struct Record {
-    skip_until: Option<Instant>,
-    timeouts: u32,
+    as_owner: Patience,
+    as_holder: Patience,
     avoid_until: Option<Instant>,
     wrong_pages: u64,
+}
+
+/// What a peer was asked as; one may be slow at pages and quick at the index.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// As an owner of the index.
+    Owner,
+    /// As a holder of pages.
+    Holder,
+}
+
+#[derive(Clone, Copy, Default, Debug)]
+struct Patience {
+    skip_until: Option<Instant>,
+    timeouts: u32,
+}
+
+impl Patience {
+    fn skipped(self, now: Instant) -> bool {
+        self.skip_until.is_some_and(|until| now < until)
+    }
+
+    fn timed_out(&mut self, now: Instant) {
+        let skip = SKIP_FIRST.saturating_mul(1 << self.timeouts.min(16)).min(SKIP_LONGEST);
+        self.timeouts = self.timeouts.saturating_add(1);
+        self.skip_until = Some(now + skip);
+    }
+}
+
+impl Record {
+    fn patience(&mut self, role: Role) -> &mut Patience {
+        match role {
+            Role::Owner => &mut self.as_owner,
+            Role::Holder => &mut self.as_holder,
+        }
+    }
 }
 
 impl Membership {
@@ -50,8 +86,8 @@ impl Membership {
             return false;
         }
         if let Some(record) = self.records.get_mut(&member) {
-            record.skip_until = None;
-            record.timeouts = 0;
+            record.as_owner = Patience::default();
+            record.as_holder = Patience::default();
         }
         self.changed();
         true
@@ -89,11 +125,11 @@ impl Membership {
         self.members.contains(&member)
     }
 
-    /// Whether a peer is a member and has not just left a request unanswered.
+    /// Whether a peer is a member and has not just left a request in this role unanswered.
     #[must_use]
-    pub fn answering(&self, member: MemberId, now: Instant) -> bool {
-        let skipped = |record: &Record| record.skip_until.is_some_and(|until| now < until);
-        self.members.contains(&member) && !self.records.get(&member).is_some_and(skipped)
+    pub fn answering(&self, member: MemberId, role: Role, now: Instant) -> bool {
+        let mut record = self.records.get(&member).copied().unwrap_or_default();
+        self.members.contains(&member) && !record.patience(role).skipped(now)
     }
 
     /// Whether a peer served wrong bytes not long ago.
@@ -105,29 +141,26 @@ impl Membership {
     /// Whether pages may be asked of a peer.
     #[must_use]
     pub fn usable_holder(&self, member: MemberId, now: Instant) -> bool {
-        member != self.me && self.answering(member, now) && !self.avoided(member, now)
+        member != self.me && self.answering(member, Role::Holder, now) && !self.avoided(member, now)
     }
 
     /// The other owners of a shard that answer, the closest first.
     pub fn owners_to_ask(&self, shard: ShardId, now: Instant) -> impl Iterator<Item = MemberId> + '_ {
         let owners = self.shards.owners(shard).iter().copied();
-        owners.filter(move |owner| *owner != self.me && self.answering(*owner, now))
+        owners.filter(move |owner| *owner != self.me && self.answering(*owner, Role::Owner, now))
     }
 
     /// A request was not answered in time: the peer is skipped for a while, longer each time.
-    pub fn timed_out(&mut self, member: MemberId, now: Instant) {
+    pub fn timed_out(&mut self, member: MemberId, role: Role, now: Instant) {
         if let Some(record) = self.record(member) {
-            let skip = SKIP_FIRST.saturating_mul(1 << record.timeouts.min(16)).min(SKIP_LONGEST);
-            record.timeouts = record.timeouts.saturating_add(1);
-            record.skip_until = Some(now + skip);
+            record.patience(role).timed_out(now);
         }
     }
 
     /// A request was answered.
-    pub fn answered(&mut self, member: MemberId) {
+    pub fn answered(&mut self, member: MemberId, role: Role) {
         if let Some(record) = self.records.get_mut(&member) {
-            record.skip_until = None;
-            record.timeouts = 0;
+            *record.patience(role) = Patience::default();
         }
     }
 
@@ -169,13 +202,14 @@ mod tests {
         let now = Instant::now();
         let mut site = Membership::new(member(0));
         assert!(site.joined(member(1)) && !site.joined(member(1)));
-        site.timed_out(member(1), now);
-        assert!(!site.answering(member(1), now));
-        assert!(site.answering(member(1), now + SKIP_FIRST));
-        site.timed_out(member(1), now);
-        assert!(!site.answering(member(1), now + SKIP_FIRST));
-        site.answered(member(1));
-        assert!(site.answering(member(1), now));
+        site.timed_out(member(1), Role::Owner, now);
+        assert!(!site.answering(member(1), Role::Owner, now));
+        assert!(site.usable_holder(member(1), now), "one role says nothing of the other");
+        assert!(site.answering(member(1), Role::Owner, now + SKIP_FIRST));
+        site.timed_out(member(1), Role::Owner, now);
+        assert!(!site.answering(member(1), Role::Owner, now + SKIP_FIRST));
+        site.answered(member(1), Role::Owner);
+        assert!(site.answering(member(1), Role::Owner, now));
     }
 
     #[test]
@@ -184,7 +218,7 @@ mod tests {
         let mut site = Membership::new(member(0));
         site.joined(member(1));
         site.lied(member(1), 3, now);
-        assert!(!site.usable_holder(member(1), now) && site.answering(member(1), now));
+        assert!(!site.usable_holder(member(1), now) && site.answering(member(1), Role::Owner, now));
         assert!(site.left(member(1)) && site.joined(member(1)));
         assert!(!site.usable_holder(member(1), now));
         assert!(site.usable_holder(member(1), now + AVOID_LIAR));

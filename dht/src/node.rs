@@ -23,12 +23,12 @@ use crate::{
     counters::Counters,
     error::{ContentError, NodeError},
     lease::OwnerTable,
-    limits::{COMMANDS, LISTEN_ADDRESSES, RECENT_SOURCES, SERVING},
+    limits::{COMMANDS, LISTEN_ADDRESSES, RECENT_SOURCES, SEARCHES, SERVING, WAITING},
     local::{
         protocol::{FoundOn, Holder, MemoryExtent},
         server::LocalSocket,
     },
-    membership::Membership,
+    membership::{Membership, Role},
     network::{Driver, Network},
     shard::MemberId,
     status::{IndexStatus, PeerStatus, SiteStatus},
@@ -43,8 +43,12 @@ pub(crate) struct Peer {
     pub(crate) contents: Arc<Contents>,
     pub(crate) network: Network,
     pub(crate) counters: Counters,
-    /// Bounds the requests of other peers that are worked on at once.
+    /// Bounds the requests of other peers that wait or are worked on.
+    pub(crate) waiting: Arc<Semaphore>,
+    /// Bounds those that are worked on.
     pub(crate) serving: Arc<Semaphore>,
+    /// Bounds the searches of this host that are under way.
+    pub(crate) searching: Semaphore,
     /// Wakes the announcer.
     pub(crate) news: Notify,
     listening: Mutex<Vec<String>>,
@@ -76,6 +80,17 @@ impl Drop for Registered {
     }
 }
 
+/// Runs work that blocks. A panic in it goes on here; when the runtime shuts down, this never returns.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_cancelled) => std::future::pending().await,
+        },
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().expect("nothing panics while it holds this lock")
 }
@@ -90,7 +105,9 @@ impl Peer {
             contents: Arc::new(Contents::new(config.domain.clone())),
             network,
             counters: Counters::default(),
+            waiting: Arc::new(Semaphore::new(WAITING)),
             serving: Arc::new(Semaphore::new(SERVING)),
+            searching: Semaphore::new(SEARCHES),
             news: Notify::new(),
             listening: Mutex::default(),
             site: Mutex::new(Membership::new(MemberId::of_peer(&peer_id.to_bytes()))),
@@ -246,7 +263,8 @@ impl Peer {
             let peer = |(member, known): (&MemberId, &Known)| PeerStatus {
                 peer_id: known.peer_id.to_string(),
                 address: known.address.clone(),
-                answering: site.answering(*member, now),
+                answering: site.answering(*member, Role::Owner, now)
+                    && site.answering(*member, Role::Holder, now),
                 avoided: site.avoided(*member, now),
                 wrong_pages: site.wrong_pages(*member),
             };

@@ -11,7 +11,8 @@ use crate::{
     limits::{FETCH_TIMEOUT, INDEX_BATCH, LOCAL_PAGES_PER_FRAME, LOCAL_READERS, LOOKUP_TIMEOUT},
     local::protocol::FoundOn,
     lookup::{Request, Search, Ticket},
-    node::Peer,
+    membership::Role,
+    node::{Peer, blocking},
     shard::{MemberId, SHARDS, ShardId},
     wire::{IndexRequest, IndexResponse, PagesRequest},
 };
@@ -50,15 +51,14 @@ impl Peer {
         let batches: Vec<Vec<ShortId>> = ids.chunks(LOCAL_PAGES_PER_FRAME).map(<[_]>::to_vec).collect();
         let read = |ids: Vec<ShortId>| {
             let contents = Arc::clone(&self.contents);
-            tokio::task::spawn_blocking(move || {
+            blocking(move || {
                 let pages = contents.read_pages(&ids);
                 (ids, pages)
             })
         };
         let mut results = stream::iter(batches).map(read).buffered(LOCAL_READERS);
         let mut stale = Vec::new();
-        while let Some(result) = results.next().await {
-            let (ids, pages) = result.expect("reading pages does not panic");
+        while let Some((ids, pages)) = results.next().await {
             if pages.len() < ids.len() {
                 stale.extend(ids.into_iter().filter(|id| !pages.iter().any(|(found, _)| found == id)));
             }
@@ -101,6 +101,8 @@ impl Peer {
         if ids.is_empty() {
             return;
         }
+        // Bounds the pages in flight; whoever waits here has asked nobody yet.
+        let _turn = self.searching.acquire().await.expect("the semaphore is never closed");
         let mut search = self.search(ids);
         let mut flying: FuturesUnordered<BoxFuture<'static, Outcome>> = FuturesUnordered::new();
         while !search.done() {
@@ -133,10 +135,10 @@ impl Peer {
             Request::Fetch { ticket, holder, ids } => {
                 Some(async move { self.fetch(ticket, holder, ids).await }.boxed())
             }
-            Request::TimedOut { peer } => {
+            Request::TimedOut { peer, role } => {
                 self.counters.failed_request();
-                tracing::info!(?peer, "a peer did not answer in time; skipping it for a while");
-                self.site().timed_out(peer, Instant::now());
+                tracing::info!(?peer, ?role, "a peer did not answer in time; skipping it for a while");
+                self.site().timed_out(peer, role, Instant::now());
                 None
             }
         }
@@ -146,7 +148,7 @@ impl Peer {
     async fn take(&self, search: &mut Search, outcome: Outcome, found: &mpsc::Sender<FoundBatch>) -> bool {
         match outcome {
             Outcome::Holders { ticket, owner, holders } => {
-                self.site().answered(owner);
+                self.site().answered(owner, Role::Owner);
                 search.on_holders(ticket, &holders);
             }
             Outcome::Pages { ticket, holder, pages, wrong } => {
@@ -169,7 +171,7 @@ impl Peer {
     fn fetched(&self, holder: MemberId, ids: &[ShortId], wrong: usize) {
         self.note_source(ids, holder);
         let mut site = self.site();
-        site.answered(holder);
+        site.answered(holder, Role::Holder);
         if wrong > 0 {
             self.counters.wrong_pages(wrong);
             site.lied(holder, wrong as u64, Instant::now());
@@ -239,7 +241,7 @@ impl Peer {
             let (pages, wrong): (FoundPages, FoundPages) = response.pages.into_iter().partition(right);
             Outcome::Pages { ticket, holder, pages, wrong: wrong.len() }
         };
-        tokio::task::spawn_blocking(verify).await.expect("hashing does not panic")
+        blocking(verify).await
     }
 
     /// The other peers that hold a page, by all owners' word.

@@ -4,35 +4,43 @@ use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use libp2p::{PeerId, request_response::ResponseChannel};
 use page::ShortId;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{
     config::Fault,
     limits::REQUEST_TIMEOUT,
     network::Command,
-    node::Peer,
+    node::{Peer, blocking},
     shard::MemberId,
     wire::{IndexRequest, IndexResponse, PagesRequest, PagesResponse},
 };
 
 impl Peer {
-    /// Answers about the index, on another task. A request beyond the bound is dropped, which the asker sees at once.
+    /// Answers about the index, on another task. A request beyond the bounds is dropped, which the asker sees at once.
     pub(crate) fn serve_index(
         self: &Arc<Self>,
         from: PeerId,
         request: IndexRequest,
         channel: ResponseChannel<IndexResponse>,
     ) {
-        let Ok(permit) = Arc::clone(&self.serving).try_acquire_owned() else { return };
+        let Some(place) = self.queue(from) else { return };
         let peer = Arc::clone(self);
         tokio::spawn(async move {
-            let answered = Arc::clone(&peer);
-            let answer = tokio::task::spawn_blocking(move || answered.answer_index(from, &request)).await;
-            // A panic in there is reported by the runtime; the asker's request ends with the channel.
-            if let Ok(response) = answer {
-                peer.network.respond(Command::RespondIndex { channel, response }).await;
-            }
-            drop(permit);
+            let turn = peer.serving.acquire().await.expect("the semaphore is never closed");
+            let answerer = Arc::clone(&peer);
+            let response = blocking(move || answerer.answer_index(from, &request)).await;
+            peer.network.respond(Command::RespondIndex { channel, response }).await;
+            drop((turn, place));
         });
+    }
+
+    /// A place among the requests that wait; none is left when others flood this peer.
+    fn queue(&self, from: PeerId) -> Option<OwnedSemaphorePermit> {
+        let place = Arc::clone(&self.waiting).try_acquire_owned().ok();
+        if place.is_none() {
+            tracing::debug!(%from, "too many requests wait; one is refused");
+        }
+        place
     }
 
     fn answer_index(&self, from: PeerId, request: &IndexRequest) -> IndexResponse {
@@ -87,31 +95,25 @@ impl Peer {
         request: PagesRequest,
         channel: ResponseChannel<PagesResponse>,
     ) {
-        let Ok(permit) = Arc::clone(&self.serving).try_acquire_owned() else {
-            tracing::debug!(%from, "too many requests at once; one is refused");
-            return;
-        };
+        let Some(place) = self.queue(from) else { return };
         let peer = Arc::clone(self);
         tokio::spawn(async move {
+            let turn = peer.serving.acquire().await.expect("the semaphore is never closed");
             let contents = Arc::clone(&peer.contents);
-            let read = tokio::task::spawn_blocking(move || contents.read_pages(&request.ids)).await;
-            if let Ok(mut pages) = read {
-                match peer.fault {
-                    None => {}
-                    Some(Fault::WrongBytes) => pages.iter_mut().for_each(|(_, page)| page[0] ^= 0xff),
-                    Some(Fault::Silent) => {
-                        // Kept open until the asker has long given up.
-                        tokio::time::sleep(REQUEST_TIMEOUT).await;
-                        return;
-                    }
-                    Some(Fault::Slow(delay)) => tokio::time::sleep(delay).await,
+            let mut pages = blocking(move || contents.read_pages(&request.ids)).await;
+            match peer.fault {
+                None => {}
+                Some(Fault::WrongBytes) => pages.iter_mut().for_each(|(_, page)| page[0] ^= 0xff),
+                Some(Fault::Silent) => {
+                    // Kept open until the asker has long given up.
+                    tokio::time::sleep(REQUEST_TIMEOUT).await;
+                    return;
                 }
-                peer.counters.served(pages.len());
-                peer.network
-                    .respond(Command::RespondPages { channel, response: PagesResponse { pages } })
-                    .await;
+                Some(Fault::Slow(delay)) => tokio::time::sleep(delay).await,
             }
-            drop(permit);
+            peer.counters.served(pages.len());
+            peer.network.respond(Command::RespondPages { channel, response: PagesResponse { pages } }).await;
+            drop((turn, place));
         });
     }
 }

@@ -2,13 +2,14 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
-use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
+use futures::{StreamExt, stream::FuturesUnordered};
 use page::ShortId;
 
 use crate::{
     announce::Announcement,
     limits::{LEASE, LOOKUP_TIMEOUT, UPKEEP_EVERY},
-    node::Peer,
+    membership::Role,
+    node::{Peer, blocking},
     shard::{SHARDS, ShardId},
     wire::{IndexRequest, IndexResponse},
 };
@@ -42,7 +43,7 @@ async fn announce(peer: &Arc<Peer>) {
 fn next(peer: &Peer) -> Option<Announcement> {
     let now = Instant::now();
     let site = peer.site();
-    peer.announcer().next(now, |member| site.answering(member, now))
+    peer.announcer().next(now, |member| site.answering(member, Role::Owner, now))
 }
 
 /// Tells an owner; `true` if it has taken it.
@@ -55,7 +56,7 @@ async fn send(peer: &Arc<Peer>, announcement: Announcement) -> (Announcement, bo
     let answer = tokio::time::timeout(LOOKUP_TIMEOUT, peer.network.index(to, request)).await;
     let taken = match answer {
         Ok(Ok(IndexResponse::Announced)) => {
-            peer.site().answered(owner);
+            peer.site().answered(owner, Role::Owner);
             true
         }
         Ok(Ok(IndexResponse::Holders { .. })) => {
@@ -70,7 +71,7 @@ async fn send(peer: &Arc<Peer>, announcement: Announcement) -> (Announcement, bo
         Err(_) => {
             tracing::info!(peer = %to, "an owner did not answer an announcement; skipping it for a while");
             peer.counters.failed_request();
-            peer.site().timed_out(owner, Instant::now());
+            peer.site().timed_out(owner, Role::Owner, Instant::now());
             false
         }
     };
@@ -88,7 +89,7 @@ async fn tick(peer: &Arc<Peer>) {
             sweep(&worker, shard, now);
             renew(&worker, now);
         };
-        tokio::task::spawn_blocking(work).map(|done| done.expect("upkeep does not panic")).await;
+        blocking(work).await;
         peer.news.notify_one();
     }
 }

@@ -17,8 +17,9 @@ use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use libp2p::{PeerId, StreamProtocol, request_response};
 use page::{PAGE_SIZE, Page, ShortId};
 
+pub use crate::codec::CodecError;
 use crate::{
-    codec::{CodecError, Reader, put_count, put_sized},
+    codec::{Reader, put_count, put_sized},
     limits::{FETCH_BATCH, HOLDERS_PER_NAME, INDEX_BATCH},
 };
 
@@ -31,37 +32,59 @@ const ANNOUNCE: u8 = 1;
 const LOOKUP: u8 = 2;
 
 /// A message with a bounded encoding.
-pub(crate) trait Message: Sized + Send + Sync + fmt::Debug + 'static {
+pub trait Message: Sized + Send + Sync + fmt::Debug + 'static {
     /// The longest body in bytes.
     const BOUND: usize;
+    /// Appends the body to `out`.
     fn encode(&self, out: &mut Vec<u8>);
+    /// Decodes a body.
+    ///
+    /// # Errors
+    /// [`CodecError`] names the field that is wrong.
     fn decode(body: &[u8]) -> Result<Self, CodecError>;
 }
 
 /// What an owner is asked or told.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum IndexRequest {
-    Announce { ids: Vec<ShortId> },
-    Lookup { ids: Vec<ShortId> },
+pub enum IndexRequest {
+    /// The sender holds these pages.
+    Announce {
+        /// The pages.
+        ids: Vec<ShortId>,
+    },
+    /// Who holds these pages?
+    Lookup {
+        /// The pages.
+        ids: Vec<ShortId>,
+    },
 }
 
 /// What an owner answers.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum IndexResponse {
+pub enum IndexResponse {
+    /// Noted.
     Announced,
-    Holders { peers: Vec<PeerId>, claims: Vec<(u32, u16)> },
+    /// The holders known.
+    Holders {
+        /// The peers that the claims speak of.
+        peers: Vec<PeerId>,
+        /// Places in the lookup's ids and in `peers`.
+        claims: Vec<(u32, u16)>,
+    },
 }
 
 /// A request for pages.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct PagesRequest {
-    pub(crate) ids: Vec<ShortId>,
+pub struct PagesRequest {
+    /// The pages.
+    pub ids: Vec<ShortId>,
 }
 
 /// Those of the pages that the holder has.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct PagesResponse {
-    pub(crate) pages: Vec<(ShortId, Box<Page>)>,
+pub struct PagesResponse {
+    /// The pages, each with the id it was asked by.
+    pub pages: Vec<(ShortId, Box<Page>)>,
 }
 
 impl fmt::Debug for PagesResponse {

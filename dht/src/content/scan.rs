@@ -32,13 +32,13 @@ pub(crate) async fn keep_indexed(
             let started = Instant::now();
             match scan(&contents, &content, pace, &noted).await {
                 Ok(()) => {
-                    content.scanned.store(true, Ordering::Release);
+                    let elapsed_ms = started.elapsed().as_millis();
+                    if content.scanned.swap(true, Ordering::AcqRel) {
+                        tracing::debug!(content = content.name, elapsed_ms, "scanned again");
+                    } else {
+                        tracing::info!(content = content.name, elapsed_ms, "scanned");
+                    }
                     scanned();
-                    tracing::info!(
-                        content = content.name,
-                        elapsed_ms = started.elapsed().as_millis(),
-                        "scanned"
-                    );
                 }
                 Err(error) => {
                     tracing::warn!(content = content.name, %error, "a scan failed; trying again later");

@@ -125,12 +125,13 @@ async fn serve_connection(peer: &Arc<Peer>, stream: UnixStream) -> Result<(), Co
     match hello.map_err(|_| ConnectionError::HelloTimeout)?? {
         None => return Ok(()),
         Some(Request::Hello { version }) => {
-            let domain = DomainBlock(*peer.domain().block());
+            // A client of another version needs the version alone, not a secret in a place that it may misread.
+            let same = version == PROTOCOL_VERSION;
+            let domain = DomainBlock(if same { *peer.domain().block() } else { [0; 64] });
             let welcome =
                 Answer::Welcome { version: PROTOCOL_VERSION, domain, peer_id: peer.peer_id().to_owned() };
-            // A client of another version gets the version alone, not the domain's secret in a place it may misread.
             send(&mut writer, &welcome).await?;
-            if version != PROTOCOL_VERSION {
+            if !same {
                 return Err(ConnectionError::Version(version));
             }
         }
