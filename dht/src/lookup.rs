@@ -148,9 +148,15 @@ impl Search {
 
     /// Notes holders that are known without a request.
     pub fn known(&mut self, holders: impl IntoIterator<Item = (ShortId, MemberId)>) {
-        for (id, holder) in holders {
-            if let Some(at) = self.at(id) {
-                self.add_holder(at, holder);
+        let named = holders.into_iter().filter_map(|(id, holder)| Some((self.at(id)?, holder)));
+        let named: Vec<(usize, MemberId)> = named.collect();
+        for (at, holder) in &named {
+            self.add_holder(*at, *holder);
+        }
+        // Only when all holders of a page are known is the one with the least to do chosen.
+        for (at, _) in named {
+            if self.wants[at].fetching == 0 {
+                self.queue_next(at);
             }
         }
     }
@@ -158,12 +164,8 @@ impl Search {
     fn add_holder(&mut self, at: usize, holder: MemberId) {
         let want = &mut self.wants[at];
         let seen = want.asked.contains(&holder) || want.holders.contains(&holder);
-        if want.found || seen || want.asked.len() + want.holders.len() >= HOLDERS_PER_NAME {
-            return;
-        }
-        want.holders.push(holder);
-        if want.fetching == 0 {
-            self.queue_next(at);
+        if !want.found && !seen && want.asked.len() + want.holders.len() < HOLDERS_PER_NAME {
+            want.holders.push(holder);
         }
     }
 

@@ -137,3 +137,16 @@ fn nobody_to_ask_is_the_end() {
     assert!(search.done());
     assert_eq!(search.deadline(), None);
 }
+
+#[test]
+fn pages_that_several_hold_are_asked_of_all_of_them() {
+    let start = Instant::now();
+    let ids: Vec<_> = (0..100).map(ShortId).collect();
+    let mut search = Search::new(ids.clone(), |_| []);
+    search.known(ids.iter().flat_map(|id| [(*id, member(1)), (*id, member(2))]));
+    for _ in 0..2 {
+        let Some(Request::Fetch { ids, .. }) = search.next(start) else { panic!("a fetch") };
+        assert_eq!(ids.len(), 50);
+    }
+    assert_eq!(search.next(start), None);
+}
