@@ -10,7 +10,7 @@ pub(crate) mod threads;
 pub(crate) mod vcpu;
 pub mod vm;
 
-pub use state_bytes::{STATE_VERSION, StateError};
+pub use state_bytes::{STATE_VERSION, StateError, check_state};
 
 /// Errors of KVM.
 #[derive(Debug, thiserror::Error)]

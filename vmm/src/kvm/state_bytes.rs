@@ -79,6 +79,14 @@ pub(crate) fn encode(state: &MachineState) -> Vec<u8> {
     out
 }
 
+/// Whether `bytes` are a saved state that this build reads.
+///
+/// # Errors
+/// What is wrong with them.
+pub fn check_state(bytes: &[u8]) -> Result<(), StateError> {
+    decode(bytes).map(|_| ())
+}
+
 /// Reads a state.
 pub(crate) fn decode(bytes: &[u8]) -> Result<MachineState, StateError> {
     if bytes.len() > STATE_MAX_BYTES {
