@@ -7,7 +7,7 @@ mod parse;
 mod show;
 
 use std::error::Error as _;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -211,7 +211,8 @@ pub fn run(cli: Cli) -> ExitCode {
         Err(error) => return report(&CliError::Runtime(error)),
     };
     let code = runtime.block_on(dispatch(cli.command)).unwrap_or_else(|error| report(&error));
-    // A thread that reads the guest's serial input may sit in read(2) for ever: nothing is left to wait for.
+    // What still holds the machine may outlive this function: the user's terminal must not stay raw because of that.
+    crate::devices::terminal::restore();
     runtime.shutdown_background();
     code
 }
@@ -308,7 +309,10 @@ fn start_logging(format: LogFormat) {
         .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
         .with_env_var("TERN_LOG")
         .from_env_lossy();
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     let started = match format {
         LogFormat::Text => builder.try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),

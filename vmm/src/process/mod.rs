@@ -320,8 +320,9 @@ impl Process {
         let stage = self.stage();
         let (state, _) = stage.state();
         match state {
-            VmState::InDoubt => Err(ProcessError::InDoubt),
-            VmState::Receiving | VmState::Migrating | VmState::Stopped => Err(wrong_state(operation, state)),
+            VmState::InDoubt | VmState::Receiving | VmState::Migrating | VmState::Stopped => {
+                Err(wrong_state(operation, state))
+            }
             VmState::Created | VmState::Running | VmState::Paused => {
                 stage.machine.clone().ok_or_else(|| wrong_state(operation, state))
             }

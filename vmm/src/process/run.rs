@@ -169,18 +169,27 @@ impl Process {
             let state = states.borrow_and_update().clone();
             self.tell_state();
             if let RunState::Stopped(reason) = state {
-                match reason {
-                    StopReason::Requested => self.end(Ending::Requested),
-                    StopReason::Guest => self.end(Ending::Guest),
-                    StopReason::Failed(failure) => self.end(Ending::Failed(failure)),
-                    // The report comes first: whoever follows the migration ends the process.
-                    StopReason::Migrated => {}
-                }
-                return;
+                return self.machine_ended(machine, reason).await;
             }
             if states.changed().await.is_err() {
                 return self.end(Ending::Failed("the machine was dropped".to_owned()));
             }
+        }
+    }
+
+    /// The VM has ended by itself or by an operator: its threads and devices are brought to rest, and what the guest wrote last is out,
+    /// before the process ends.
+    async fn machine_ended(&self, machine: Arc<Machine>, reason: StopReason) {
+        let ending = match &reason {
+            StopReason::Requested => Ending::Requested,
+            StopReason::Guest => Ending::Guest,
+            StopReason::Failed(failure) => Ending::Failed(failure.clone()),
+            // The report comes first: whoever follows the migration ends the process.
+            StopReason::Migrated => return,
+        };
+        match tokio::task::spawn_blocking(move || machine.stop(reason)).await {
+            Ok(()) => self.end(ending),
+            Err(error) => self.end(Ending::Failed(error.to_string())),
         }
     }
 
