@@ -5,11 +5,14 @@
 //!   before Commit is sent   yes                           no
 //!   Commit sent             no, whatever happens          once it has received Commit
 //!   Running received        no, ever                      yes
-//!   NotRunning received     yes: the destination has      no, ever: it forgot the migration, and Commit for it is answered
+//!   NotRunning received     yes: the destination has      no, ever: it gave the migration up, and Commit for it is answered
 //!                           promised never to run it      NotRunning
+//!   Unknown received        no: another process may       no
+//!                           have run it there
 //! ```
-//! Commit is idempotent: a source in doubt sends it again over a new connection, and whatever the destination answers settles the
-//! matter. A destination that no longer exists cannot answer: then the operator, who can look at the host, decides.
+//! Commit is idempotent: a source in doubt sends it again over a new connection, and the destination's answer settles the
+//! matter. A process that has taken the place of the destination's knows nothing of what that one did, perhaps for hours, and
+//! says so (Unknown). A destination that no longer exists cannot answer. In both cases the operator, who can look at the host, decides.
 //!
 //! The VM's epoch counts its owners. Each hand-over adds one, and whoever holds an older epoch is fenced.
 
@@ -78,6 +81,8 @@ pub enum Fate {
     Ran(Epoch),
     /// It was not and will never be.
     Refused,
+    /// This process never heard of it and will never run it; one that was here before may have.
+    Unknown,
 }
 
 /// A destination host's memory of past migrations, so that a Commit that comes again, or too late, gets the one true answer.
@@ -97,9 +102,10 @@ impl Ledger {
         }
     }
 
-    /// The answer to a Commit for a migration that is not under way here. One that was never heard of is refused, and from now on for ever.
+    /// The answer to a Commit for a migration that is not under way here: Running, NotRunning or Unknown. One that was never heard
+    /// of will never run here from now on.
     pub fn answer(&mut self, migration: MigrationId) -> Fate {
-        *self.fates.entry(migration).or_insert(Fate::Refused)
+        *self.fates.entry(migration).or_insert(Fate::Unknown)
     }
 
     /// Whether an offer of `vm` by an owner of `epoch` is older than what ran here.
@@ -116,12 +122,13 @@ mod tests {
     const VM: VmId = VmId([1; 16]);
 
     #[test]
-    fn an_unknown_commit_is_refused_for_ever() {
+    fn an_unknown_migration_never_runs() {
         let mut ledger = Ledger::default();
         let id = MigrationId([2; 16]);
-        assert_eq!(ledger.answer(id), Fate::Refused);
+        assert_eq!(ledger.answer(id), Fate::Unknown);
         ledger.record(id, VM, Fate::Ran(Epoch(1)));
-        assert_eq!(ledger.answer(id), Fate::Refused);
+        assert_eq!(ledger.answer(id), Fate::Unknown);
+        assert!(!ledger.is_fenced(VM, Epoch(0)));
     }
 
     #[test]

@@ -41,6 +41,8 @@ pub(super) enum Told {
         id: ShortId,
         /// Where it belongs.
         gfn: Gfn,
+        /// It was called a duplicate, so the source does not push it.
+        duplicate: bool,
     },
 }
 
@@ -162,7 +164,7 @@ impl Memory {
             told.push(Told::Zero { gfn, write });
         } else if self.satisfied(gfn) {
             told.push(Told::InPlace);
-        } else if let Some((from, name)) = self.place_of(id) {
+        } else if let Some((from, name)) = self.original(entry, id).or_else(|| self.place_of(id)) {
             self.held.set(gfn, name);
             told.push(Told::Copy { from, to: gfn });
             if awaited_same {
@@ -172,13 +174,24 @@ impl Memory {
             if awaited_same {
                 told.push(Told::Renamed { from: id, gfn });
             }
-            told.push(Told::Missing { id, gfn });
+            let duplicate = matches!(entry, Entry::Duplicate(_));
+            told.push(Told::Missing { id, gfn, duplicate });
         }
         self.count(gfn, before);
         Ok(())
     }
 
-    /// A frame where `id` stands now.
+    /// The frame that `entry` calls its original, if `id` has come to stand there.
+    fn original(&self, entry: Entry, id: ShortId) -> Option<(Gfn, PageHash)> {
+        let of = match entry {
+            Entry::Duplicate(of) => of,
+            Entry::Zero | Entry::Name(_) => return None,
+        };
+        let name = self.held.get(of)?;
+        (name.short() == id).then_some((of, name))
+    }
+
+    /// A frame where `id` stands now, if the last one that it came to has not changed since.
     fn place_of(&self, id: ShortId) -> Option<(Gfn, PageHash)> {
         let from = *self.places.get(&id)?;
         let name = self.held.get(from)?;

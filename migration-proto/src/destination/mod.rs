@@ -9,8 +9,8 @@ use std::collections::VecDeque;
 use page::{Domain, Gfn, PageHash, RegionId, ShortId, VerifiedPage};
 
 use self::memory::{Memory, Told};
-use self::pending::Pending;
 pub use self::pending::RequestId;
+use self::pending::{Comes, Pending};
 use self::phase::Phase;
 use crate::error::{AbortReason, ProtocolError};
 use crate::limits;
@@ -256,6 +256,7 @@ impl Destination {
             | Message::Commit { .. }
             | Message::Running { .. }
             | Message::NotRunning { .. }
+            | Message::Unknown { .. }
             | Message::Released { .. } => {
                 return Err(ProtocolError::Unexpected { message: name, phase: self.phase.name() });
             }
@@ -281,7 +282,15 @@ impl Destination {
                     self.stats.duplicate += 1;
                     self.actions.push_back(Action::Copy { from, to });
                 }
-                Told::Missing { id, gfn } => ask.extend(self.pending.add(id, gfn, pushed)),
+                Told::Missing { id, gfn, duplicate } => {
+                    let comes = match (pushed, duplicate) {
+                        (true, false) => Comes::Unasked,
+                        // The VM stands still: no time for the site, and nobody sends it unasked.
+                        (true, true) => Comes::OnRequest,
+                        (false, _) => Comes::ByTheLadder,
+                    };
+                    ask.extend(self.pending.add(id, gfn, comes));
+                }
             }
         }
         self.want(&ask);
@@ -422,7 +431,7 @@ impl Destination {
             return self.give_up(AbortReason::Unresolved(missing.len() as u64));
         }
         for (gfn, id) in missing {
-            self.pending.add(*id, *gfn, true);
+            self.pending.add(*id, *gfn, Comes::Unasked);
         }
         let frames: Vec<Gfn> = missing.iter().map(|(gfn, _)| *gfn).collect();
         self.want(&frames);
@@ -446,9 +455,9 @@ impl Destination {
 
     fn commit(&mut self, now: Time, epoch: Epoch) -> Result<(), ProtocolError> {
         match &self.phase {
-            Phase::Prepared { .. } if epoch == self.epoch.next() => self.start(now, epoch),
+            Phase::Prepared { .. } if epoch == self.epoch.next() => self.start(now, epoch, false),
             Phase::Running { epoch: ours } if epoch == *ours => self.say_running(),
-            Phase::Starting { epoch: ours } if epoch == *ours => {}
+            Phase::Starting { epoch: ours, .. } if epoch == *ours => {}
             Phase::Ended(_) => {
                 let migration = self.migration;
                 self.actions.push_back(Action::Send(Message::NotRunning { migration }));
@@ -464,15 +473,15 @@ impl Destination {
         Ok(())
     }
 
-    fn start(&mut self, now: Time, epoch: Epoch) {
-        self.phase = Phase::Starting { epoch };
+    fn start(&mut self, now: Time, epoch: Epoch, held: bool) {
+        self.phase = Phase::Starting { epoch, held };
         self.actions.push_back(Action::Run(RunPermit::new(epoch)));
         self.deadline = Some(now + limits::LOCAL_TIMEOUT);
     }
 
     /// The virtual CPUs run.
     pub fn running(&mut self) {
-        if let Phase::Starting { epoch } = self.phase {
+        if let Phase::Starting { epoch, .. } = self.phase {
             self.phase = Phase::Running { epoch };
             self.deadline = None;
             self.say_running();
@@ -492,13 +501,24 @@ impl Destination {
 
     /// Something that the driver was asked to do failed.
     pub fn failed(&mut self, what: String) {
-        if let Phase::Starting { .. } = self.phase {
+        match self.phase {
             // Commit was received and the VM has not run one instruction here: the source may have it back.
-            let migration = self.migration;
-            self.actions.push_back(Action::Send(Message::NotRunning { migration }));
-            self.discard(AbortReason::Local(what));
-        } else {
-            self.give_up(AbortReason::Local(what));
+            Phase::Starting { held: false, .. } => {
+                let migration = self.migration;
+                self.actions.push_back(Action::Send(Message::NotRunning { migration }));
+                self.discard(AbortReason::Local(what));
+            }
+            // The operator wanted it to run here, perhaps because the source is no more: this may be the only copy.
+            Phase::Starting { held: true, .. } => {
+                self.phase = Phase::Prepared { held: false };
+                self.hold();
+            }
+            Phase::Preparing { .. }
+            | Phase::Filling
+            | Phase::Loading { .. }
+            | Phase::Prepared { .. }
+            | Phase::Running { .. }
+            | Phase::Ended(_) => self.give_up(AbortReason::Local(what)),
         }
     }
 
@@ -532,7 +552,7 @@ impl Destination {
             return Err(NotHeld(self.phase.name()));
         }
         if run_here {
-            self.start(now, self.epoch.next());
+            self.start(now, self.epoch.next(), true);
         } else {
             self.discard(AbortReason::Local(
                 "an operator resolved the doubt: the VM does not run here".to_owned(),

@@ -22,6 +22,17 @@ enum Stage {
     Source,
 }
 
+/// How a page that has just been named comes here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Comes {
+    /// The site is asked first, then the source.
+    ByTheLadder,
+    /// The source is asked at once.
+    OnRequest,
+    /// The source sends it without being asked.
+    Unasked,
+}
+
 #[derive(Debug)]
 struct Group {
     frames: Vec<Gfn>,
@@ -56,19 +67,19 @@ impl Pending {
         self.groups.is_empty()
     }
 
-    /// A frame awaits `id`. Returns it if the source is to be asked for it at once. `pushed`: the source sends it unasked.
-    pub(super) fn add(&mut self, id: ShortId, gfn: Gfn, pushed: bool) -> Option<Gfn> {
+    /// A frame awaits `id`. Returns it if the source is to be asked for it at once.
+    pub(super) fn add(&mut self, id: ShortId, gfn: Gfn, comes: Comes) -> Option<Gfn> {
         if let Some(group) = self.groups.get_mut(&id) {
             group.frames.push(gfn);
             return None;
         }
-        let (stage, ask) = match (pushed, self.site) {
-            (true, _) => (Stage::Source, None),
-            (false, true) => {
+        let (stage, ask) = match (comes, self.site) {
+            (Comes::Unasked, _) => (Stage::Source, None),
+            (Comes::ByTheLadder, true) => {
                 self.queue.push_back(id);
                 (Stage::Queued, None)
             }
-            (false, false) => (Stage::Source, Some(gfn)),
+            (Comes::ByTheLadder, false) | (Comes::OnRequest, _) => (Stage::Source, Some(gfn)),
         };
         self.groups.insert(id, Group { frames: vec![gfn], stage });
         ask
@@ -191,7 +202,7 @@ mod tests {
     fn one_answer_fills_every_frame_of_a_group() {
         let mut pending = Pending::new(true);
         for gfn in [3, 9, 12] {
-            assert_eq!(pending.add(ShortId(7), Gfn(gfn), false), None);
+            assert_eq!(pending.add(ShortId(7), Gfn(gfn), Comes::ByTheLadder), None);
         }
         let (_, ids) = pending.next_question(Time(0), LINK).unwrap();
         assert_eq!(ids, [ShortId(7)]);
@@ -202,13 +213,13 @@ mod tests {
     #[test]
     fn what_the_site_lacks_is_asked_of_the_source_once() {
         let mut pending = Pending::new(true);
-        pending.add(ShortId(1), Gfn(1), false);
-        pending.add(ShortId(2), Gfn(2), false);
+        pending.add(ShortId(1), Gfn(1), Comes::ByTheLadder);
+        pending.add(ShortId(2), Gfn(2), Comes::ByTheLadder);
         let (request, _) = pending.next_question(Time(0), LINK).unwrap();
         pending.take(ShortId(1));
         assert_eq!(pending.answered(request), [Gfn(2)]);
         assert_eq!(pending.answered(request), []);
-        assert_eq!(pending.add(ShortId(2), Gfn(5), false), None, "on its way already");
+        assert_eq!(pending.add(ShortId(2), Gfn(5), Comes::ByTheLadder), None, "on its way already");
     }
 
     #[test]
@@ -216,21 +227,25 @@ mod tests {
         let mut pending = Pending::new(true);
         let mut asked = Vec::new();
         for id in 0..(limits::RESOLVE_BATCH_IDS * (limits::RESOLVE_WINDOW + 2)) as u64 {
-            pending.add(ShortId(id), Gfn(id), false);
+            pending.add(ShortId(id), Gfn(id), Comes::ByTheLadder);
         }
         while pending.next_question(Time(0), LINK).is_some() {}
         let deadline = pending.deadline().unwrap();
         asked.extend(pending.overdue(deadline).into_iter().flat_map(|(_, frames)| frames));
         assert_eq!(asked.len(), limits::RESOLVE_BATCH_IDS * (limits::RESOLVE_WINDOW + 2));
         assert!(pending.next_question(deadline, LINK).is_none());
-        assert_eq!(pending.add(ShortId(u64::MAX), Gfn(1), false), Some(Gfn(1)), "straight to the source");
+        assert_eq!(
+            pending.add(ShortId(u64::MAX), Gfn(1), Comes::ByTheLadder),
+            Some(Gfn(1)),
+            "straight to the source"
+        );
     }
 
     #[test]
     fn a_frame_named_anew_leaves_the_others_of_its_group_waiting() {
         let mut pending = Pending::new(false);
-        assert_eq!(pending.add(ShortId(1), Gfn(1), false), Some(Gfn(1)));
-        assert_eq!(pending.add(ShortId(1), Gfn(2), false), None);
+        assert_eq!(pending.add(ShortId(1), Gfn(1), Comes::ByTheLadder), Some(Gfn(1)));
+        assert_eq!(pending.add(ShortId(1), Gfn(2), Comes::ByTheLadder), None);
         assert_eq!(pending.forget(ShortId(1), Gfn(1)), Some(Gfn(2)), "asked for in its stead");
         assert_eq!(pending.forget(ShortId(1), Gfn(2)), None);
         assert!(pending.is_empty());

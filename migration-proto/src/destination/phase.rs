@@ -38,6 +38,8 @@ pub(super) enum Phase {
     Starting {
         /// As whose owner.
         epoch: Epoch,
+        /// By the operator's word, not by the source's: there may be no source to give the VM back to.
+        held: bool,
     },
     /// It runs here.
     Running {

@@ -274,6 +274,7 @@ impl Source {
             Message::Ready { root } => self.ready(now, root)?,
             Message::Running { migration, stats } if migration == ours => self.runs_there(stats)?,
             Message::NotRunning { migration } if migration == ours => self.never_ran_there()?,
+            Message::Unknown { migration } if migration == ours => self.nobody_knows(now)?,
             // What was on its way when this side ended means nothing any more.
             _ if matches!(self.phase, Phase::Ended(_)) => {}
             // Wants may overtake Ready on another channel; after it they need no answer.
@@ -294,6 +295,7 @@ impl Source {
             | Message::Commit { .. }
             | Message::Running { .. }
             | Message::NotRunning { .. }
+            | Message::Unknown { .. }
             | Message::Released { .. } => {
                 return Err(ProtocolError::Unexpected { message: name, phase: self.phase.name() });
             }
@@ -505,6 +507,11 @@ impl Source {
         }
         if !sent.stale.is_empty() {
             self.stats.stale += sent.stale.len() as u64;
+            // The destination gives these up. They are to be named again even if they change back to the name they had, and until
+            // then nothing may be called a duplicate of them.
+            for (gfn, _) in &sent.stale {
+                self.named_once.remove(*gfn);
+            }
             self.actions.push_back(Action::Send(Message::Stale(sent.stale)));
         }
         self.progressed(now);
@@ -581,6 +588,19 @@ impl Source {
             return Err(ProtocolError::Unexpected { message: "NotRunning", phase: self.phase.name() });
         }
         self.run_on(AbortReason::Peer("it did not run the VM and never will".to_owned()), false);
+        Ok(())
+    }
+
+    /// Another process answers where the destination's was: whether that one ran the VM, only the operator can find out.
+    fn nobody_knows(&mut self, now: Time) -> Result<(), ProtocolError> {
+        let Phase::Committed { in_doubt, .. } = &mut self.phase else {
+            return Err(ProtocolError::Unexpected { message: "Unknown", phase: self.phase.name() });
+        };
+        if !std::mem::replace(in_doubt, true) {
+            self.actions.push_back(Action::InDoubt);
+        }
+        // The process that is asked for may come back at the address.
+        self.deadline = Some(now + limits::RUNNING_TIMEOUT);
         Ok(())
     }
 

@@ -132,6 +132,11 @@ pub enum Message {
         /// Which migration.
         migration: MigrationId,
     },
+    /// Control, to the source: this process never heard of the migration, so it cannot say whether an earlier one ran the VM.
+    Unknown {
+        /// Which migration.
+        migration: MigrationId,
+    },
     /// Control, to the destination: the source has heard and forgets the VM.
     Released {
         /// Which migration.
@@ -162,6 +167,7 @@ impl Message {
             Self::Commit { .. } => "Commit",
             Self::Running { .. } => "Running",
             Self::NotRunning { .. } => "NotRunning",
+            Self::Unknown { .. } => "Unknown",
             Self::Released { .. } => "Released",
         }
     }
@@ -179,6 +185,7 @@ impl Message {
             | Self::Commit { .. }
             | Self::Running { .. }
             | Self::NotRunning { .. }
+            | Self::Unknown { .. }
             | Self::Released { .. } => Channel::Control,
             Self::Region(_)
             | Self::FullNames { .. }
@@ -210,6 +217,7 @@ const COMMIT: u8 = 16;
 const RUNNING: u8 = 17;
 const NOT_RUNNING: u8 = 18;
 const RELEASED: u8 = 19;
+const UNKNOWN: u8 = 20;
 
 /// The bytes of `message`, without the length before it.
 #[must_use]
@@ -303,6 +311,10 @@ pub fn encode(message: &Message) -> Vec<u8> {
             out.byte(RELEASED);
             out.bytes(&migration.0);
         }
+        Message::Unknown { migration } => {
+            out.byte(UNKNOWN);
+            out.bytes(&migration.0);
+        }
     }
     out.finish()
 }
@@ -341,6 +353,7 @@ pub fn decode(frame: &[u8]) -> Result<Message, WireError> {
         }
         NOT_RUNNING => Message::NotRunning { migration: read_migration(&mut input)? },
         RELEASED => Message::Released { migration: read_migration(&mut input)? },
+        UNKNOWN => Message::Unknown { migration: read_migration(&mut input)? },
         unknown => return Err(WireError::UnknownKind(unknown)),
     };
     input.end()?;

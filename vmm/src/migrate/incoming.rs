@@ -105,6 +105,7 @@ impl Server {
             | Message::Ready { .. }
             | Message::Running { .. }
             | Message::NotRunning { .. }
+            | Message::Unknown { .. }
             | Message::Released { .. } => {
                 greeting.link.close(Close::Failed, "a connection begins with Offer, Commit or Abort");
             }
@@ -169,6 +170,7 @@ impl Server {
             match fate {
                 Fate::Ran(_) => Message::Running { migration, stats: DestinationStats::default() },
                 Fate::Refused => Message::NotRunning { migration },
+                Fate::Unknown => Message::Unknown { migration },
             }
         });
         self.answer(greeting, answer);

@@ -1,0 +1,218 @@
+//! Bugs that the simulation found, each told as a story over the public interface.
+
+use migration_proto::destination::{self, Destination, SiteRung};
+use migration_proto::manifest::Entry;
+use migration_proto::source::{self, LiteralsSent, Source, SourceConfig, SourceProgress};
+use migration_proto::switchover::{Fate, Ledger};
+use migration_proto::timer::{Link, Time};
+use migration_proto::wire::{Message, Offer, Region};
+use migration_proto::{Epoch, Extent, Layout, MigrationId, Span, VmId};
+use page::{Domain, Gfn, PAGE_SIZE, PageHash, PageSet, REGION_PAGES, RegionId, VerifiedPage, root_of};
+
+const MIGRATION: MigrationId = MigrationId([1; 16]);
+const VM: VmId = VmId([2; 16]);
+const LINK: Link = Link { rtt: Span::from_millis(50), bytes_per_s: 12_500_000 };
+const NOW: Time = Time(1);
+
+fn layout() -> Layout {
+    Layout::new(vec![Extent { first: RegionId(0), regions: 1 }]).expect("one region")
+}
+
+fn page(fill: u8) -> VerifiedPage {
+    VerifiedPage::new(&Domain::unkeyed(), Box::new([fill; PAGE_SIZE]))
+}
+
+fn name(fill: u8) -> PageHash {
+    page(fill).name()
+}
+
+/// A destination that receives memory, and what it does.
+struct There(Destination);
+
+impl There {
+    fn new(with_site: bool) -> Self {
+        let domain = Domain::unkeyed();
+        let offer = Offer {
+            migration: MIGRATION,
+            vm: VM,
+            epoch: Epoch(0),
+            domain: domain.id(),
+            layout: layout(),
+            machine: vec![],
+        };
+        let mut there = Self(Destination::new(NOW, offer, with_site.then_some(&domain), LINK));
+        there.0.prepared(NOW);
+        there.drain();
+        there
+    }
+
+    fn drain(&mut self) -> Vec<destination::Action> {
+        std::iter::from_fn(|| self.0.poll()).collect()
+    }
+
+    fn gets(&mut self, message: Message) -> Vec<destination::Action> {
+        self.0.message(NOW, message);
+        self.drain()
+    }
+
+    /// Names the first frames; the others are zero pages if `whole`.
+    fn named(&mut self, pushed: bool, whole: bool, entries: &[(u64, Entry)]) -> Vec<destination::Action> {
+        let mut entries: Vec<_> = entries.iter().map(|(gfn, entry)| (Gfn(*gfn), *entry)).collect();
+        if whole {
+            let rest = entries.len() as u64..REGION_PAGES as u64;
+            entries.extend(rest.map(|gfn| (Gfn(gfn), Entry::Zero)));
+        }
+        // The root does not matter here: it is looked at when no page is missing.
+        self.gets(Message::Region(Region { region: RegionId(0), pushed, entries, root: root_of([].iter()) }))
+    }
+}
+
+fn want(frames: &[u64]) -> destination::Action {
+    destination::Action::Send(Message::Want(frames.iter().map(|gfn| Gfn(*gfn)).collect()))
+}
+
+/// Frames 0 and 1 held X, frame 1 as the last one that X came to. Then frame 1 was named anew, and in the last round frame 2 was called a
+/// duplicate of frame 0. The destination remembered one frame for each id, frame 1, where X stood no more; it awaited X as
+/// though the source would push it, which pushes no duplicates. The VM stood still until the source's patience ended.
+#[test]
+fn a_duplicate_is_copied_from_the_frame_that_it_names() {
+    let mut there = There::new(true);
+    let x = Entry::Name(name(1).short());
+    there.named(false, true, &[(0, x), (1, Entry::Duplicate(Gfn(0))), (2, Entry::Zero)]);
+    assert_eq!(there.0.site_page(NOW, SiteRung::Host, name(1).short(), &page(1)), [Gfn(0), Gfn(1)]);
+    there.drain();
+    there.named(true, false, &[(1, Entry::Zero), (2, Entry::Duplicate(Gfn(0)))]);
+    let copied = there.named(true, false, &[(3, Entry::Duplicate(Gfn(0)))]);
+    assert_eq!(copied[0], destination::Action::Copy { from: Gfn(0), to: Gfn(3) });
+}
+
+/// As above, but X never came to frame 0: the source had called it stale. Nobody sends a duplicate in the last round unasked, so
+/// the destination has to ask.
+#[test]
+fn a_duplicate_of_a_missing_page_is_asked_for_in_the_last_round() {
+    let mut there = There::new(false);
+    let x = name(1).short();
+    let asked = there.named(false, true, &[(0, Entry::Name(x))]);
+    assert_eq!(asked, [want(&[0])]);
+    there.gets(Message::Stale(vec![(Gfn(0), x)]));
+    assert_eq!(there.named(true, false, &[(1, Entry::Duplicate(Gfn(0)))]), [want(&[1])]);
+}
+
+/// The source was killed after the destination had said Ready. The operator let the destination run the VM; its virtual CPUs could
+/// not be started, and the destination threw away the only copy.
+#[test]
+fn a_held_vm_that_cannot_be_started_is_held_on() {
+    let mut there = There::new(false);
+    there.gets(Message::State(vec![]));
+    let zero = Domain::unkeyed().zero_name();
+    let region = root_of(&[zero; REGION_PAGES]);
+    let entries = (0..REGION_PAGES as u64).map(|gfn| (Gfn(gfn), Entry::Zero)).collect();
+    there.gets(Message::Region(Region { region: RegionId(0), pushed: true, entries, root: region }));
+    let loads = there.gets(Message::Final { round: 0, root: root_of([&region]) });
+    assert_eq!(loads, [destination::Action::LoadState(vec![])]);
+    there.0.loaded(NOW);
+    there.0.disconnected();
+    assert_eq!(there.drain().last(), Some(&destination::Action::Hold));
+    there.0.resolve(NOW, true).unwrap();
+    assert!(matches!(there.drain()[..], [destination::Action::Run(_)]));
+    there.0.failed("no memory for the virtual CPUs".to_owned());
+    assert_eq!(there.drain(), [destination::Action::Hold]);
+    there.0.resolve(NOW, true).unwrap();
+    assert!(matches!(there.drain()[..], [destination::Action::Run(_)]), "the operator may try again");
+}
+
+/// A source in its first round, and what it does.
+struct Here(Source);
+
+impl Here {
+    fn new() -> Self {
+        let config = SourceConfig {
+            migration: MIGRATION,
+            vm: VM,
+            epoch: Epoch(0),
+            domain: Domain::unkeyed(),
+            layout: layout(),
+            machine: vec![],
+            downtime: Span(0),
+            link: LINK,
+        };
+        let mut here = Self(Source::new(NOW, config));
+        here.gets(Message::Accept { shared: true });
+        here
+    }
+
+    fn drain(&mut self) -> Vec<source::Action> {
+        std::iter::from_fn(|| self.0.poll()).collect()
+    }
+
+    fn gets(&mut self, message: Message) -> Vec<source::Action> {
+        self.0.message(NOW, message);
+        self.drain()
+    }
+
+    /// The pages of the round have been hashed: frame 0 holds `fill`, the others nothing.
+    fn hashed(&mut self, fill: u8, frames: u64) -> Vec<source::Action> {
+        let zero = Domain::unkeyed().zero_name();
+        let names: Vec<_> =
+            (0..frames).map(|gfn| (Gfn(gfn), if gfn == 0 { name(fill) } else { zero })).collect();
+        self.0.hashed(NOW, RegionId(0), &names);
+        self.drain()
+    }
+
+    fn dirty(&mut self, frames: &[u64]) -> Vec<source::Action> {
+        let mut dirty = PageSet::empty(REGION_PAGES as u64);
+        frames.iter().for_each(|gfn| assert!(dirty.insert(Gfn(*gfn))));
+        self.0.dirty(NOW, &dirty);
+        self.drain()
+    }
+
+    fn round_done(&mut self, round: u32) {
+        let collect = self.gets(Message::RoundDone { round, stats: Default::default() });
+        assert_eq!(collect, [source::Action::CollectDirty]);
+    }
+}
+
+/// A page was named X, was Y when the destination wanted it, and had changed back to X when the next round came. The source took it for
+/// told, the destination had given it up: it was missing to the end.
+#[test]
+fn a_page_that_was_called_stale_is_named_again_even_if_it_changed_back() {
+    let mut here = Here::new();
+    here.hashed(1, REGION_PAGES as u64);
+    here.gets(Message::Want(vec![Gfn(0)]));
+    let stale = vec![(Gfn(0), name(1).short())];
+    here.0.literals_sent(NOW, LiteralsSent { stale, ..LiteralsSent::default() });
+    assert!(matches!(here.drain()[..], [source::Action::Send(Message::Stale(_))]));
+    here.round_done(0);
+    here.dirty(&[0]);
+    let named = here.hashed(1, 1);
+    let source::Action::Send(Message::Region(region)) = &named[0] else { panic!("{named:?}") };
+    assert_eq!(region.entries, [(Gfn(0), Entry::Name(name(1).short()))]);
+}
+
+/// The destination's process ran the VM and was killed before the source heard of it; another took its place, knew nothing, and
+/// answered that the VM had not run. The source let it run on from where it had stood: whatever the VM had done at the destination,
+/// to its disks for instance, was undone in its memory alone. One who does not know has to say so.
+#[test]
+fn a_process_that_never_heard_of_the_migration_does_not_give_the_vm_back() {
+    let mut here = Here::new();
+    here.hashed(1, REGION_PAGES as u64);
+    here.round_done(0);
+    here.dirty(&[]);
+    here.0.vm_paused(NOW);
+    here.drain();
+    here.dirty(&[]);
+    here.0.state_saved(NOW, vec![]);
+    let sent = here.drain();
+    let Some(source::Action::Send(Message::Final { root, .. })) = sent.last() else { panic!("{sent:?}") };
+    here.gets(Message::Ready { root: *root });
+    here.0.disconnected(NOW);
+    here.0.connected(NOW);
+    here.drain();
+
+    assert_eq!(Ledger::default().answer(MIGRATION), Fate::Unknown);
+    assert_eq!(here.gets(Message::Unknown { migration: MIGRATION }), []);
+    assert_eq!(here.0.progress(), SourceProgress::InDoubt);
+    assert!(here.0.next_timeout().is_some(), "it asks again");
+    here.0.resolve(true).unwrap();
+    assert!(matches!(here.drain()[..], [source::Action::Resume { .. }]));
+}
