@@ -1,1 +1,18 @@
-//! tests
+//! Deterministic simulation of migrations, end-to-end tests on real KVM, and checks of the house rules.
+//!
+//! The simulation ([`world::run`]) drives the real protocol core, encoders and decoders with a model VM (`guest`), a model site
+//! (`site`) and a model link (`net`) through faults (`faults`), and looks at every step (`check`). One seed is one run; `sim` runs
+//! any number of them.
+
+mod check;
+mod destination_host;
+mod faults;
+mod guest;
+pub mod mutation;
+mod net;
+mod operator;
+mod palette;
+mod rng;
+mod site;
+mod source_host;
+pub mod world;

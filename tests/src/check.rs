@@ -1,0 +1,74 @@
+//! What must hold, whatever goes wrong.
+
+use std::collections::BTreeMap;
+
+use migration_proto::{Epoch, MigrationId};
+
+use crate::guest::Image;
+
+/// Looks at every step. The first violation stands.
+#[derive(Debug, Default)]
+pub(crate) struct Checker {
+    violation: Option<String>,
+    /// What the source had at its pause, with the state it saved, for each migration.
+    paused: BTreeMap<MigrationId, (Image, Option<Vec<u8>>)>,
+    /// The newest epoch as which the VM has run.
+    newest: Epoch,
+    /// The VM was killed with the process that owned it, so nobody can be blamed for its absence.
+    pub(crate) vm_killed: bool,
+}
+
+impl Checker {
+    pub(crate) fn violation(&self) -> Option<&str> {
+        self.violation.as_deref()
+    }
+
+    pub(crate) fn fail(&mut self, what: String) {
+        self.violation.get_or_insert(what);
+    }
+
+    pub(crate) fn require(&mut self, holds: bool, what: impl FnOnce() -> String) {
+        if !holds {
+            self.fail(what());
+        }
+    }
+
+    /// The virtual CPUs of the source stand still for good.
+    pub(crate) fn paused(&mut self, migration: MigrationId, image: &Image) {
+        self.paused.entry(migration).or_default().0.clone_from(image);
+    }
+
+    /// The state of the paused VM has been saved.
+    pub(crate) fn saved(&mut self, migration: MigrationId, state: &[u8]) {
+        self.paused.entry(migration).or_default().1 = Some(state.to_vec());
+    }
+
+    /// The destination is about to take memory for complete.
+    pub(crate) fn memory(&mut self, migration: MigrationId, image: &Image, state: &[u8], when: &str) {
+        let Some((paused, saved)) = self.paused.get(&migration) else {
+            return self.fail(format!("{when}: the source has not paused and saved the VM"));
+        };
+        let wrong = paused.iter().zip(image).position(|(a, b)| a != b);
+        let state_wrong = saved.as_deref() != Some(state);
+        self.require(wrong.is_none(), || {
+            let at = wrong.unwrap_or_default();
+            format!("{when}: frame {at:#x} is not what the source had at its pause")
+        });
+        self.require(!state_wrong, || format!("{when}: the state is not the one that the source saved"));
+    }
+
+    /// Virtual CPUs are let run as the owner of `epoch`. `operator`: an operator said so, who may choose an older one when
+    /// the newest has died.
+    pub(crate) fn runs(&mut self, who: &str, epoch: Epoch, operator: bool) {
+        let newest = self.newest;
+        self.require(operator || epoch >= newest, || {
+            format!("{who} runs the VM as of {epoch:?} after it has run as of {newest:?}: what it did since is undone")
+        });
+        self.newest = epoch.max(newest);
+    }
+
+    /// At most one side runs.
+    pub(crate) fn at_most_one(&mut self, source: bool, destination: bool) {
+        self.require(!(source && destination), || "both sides run the VM".to_owned());
+    }
+}

@@ -1,0 +1,419 @@
+//! The destination's host: model memory, a ledger, and a driver of [`Destination`] that keeps the driver's contract.
+
+use std::collections::BTreeSet;
+
+use migration_proto::destination::{Action, Destination, RequestId, SiteRung};
+use migration_proto::switchover::{Fate, Ledger};
+use migration_proto::timer::Time;
+use migration_proto::wire::{Channel, Message, Offer};
+use migration_proto::{Epoch, Layout, MigrationId, Span, literal};
+use page::{Gfn, ShortId};
+
+use crate::faults::Local;
+use crate::guest::{self, Image};
+use crate::mutation::Mutation;
+use crate::net::{ConnId, Side};
+use crate::palette::{self, Content, Names};
+use crate::site::Part;
+use crate::world::{Event, World};
+
+/// What the driver does beside, with its results.
+#[derive(Debug)]
+pub(crate) enum DestinationJob {
+    Prepared,
+    Decoded(Vec<(Gfn, Content)>),
+    SitePage { id: ShortId, content: Content },
+    SiteDone(RequestId),
+    Loaded,
+    Started { epoch: Epoch, operator: bool },
+    Failed(Local),
+}
+
+/// The process that receives VMs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Process {
+    Alive,
+    /// Killed; a new one will take its place.
+    Restarting,
+    /// Killed for good.
+    Gone,
+}
+
+/// The destination's host.
+#[derive(Debug)]
+pub(crate) struct DestinationHost {
+    process: Process,
+    /// Counts machines and processes: what an earlier one began is void.
+    life: u32,
+    machine: Option<Destination>,
+    conn: Option<ConnId>,
+    /// Connections that have brought their first message and mean nothing any more.
+    spent: BTreeSet<ConnId>,
+    image: Image,
+    state: Vec<u8>,
+    ledger: Ledger,
+    /// Whether the virtual CPUs run.
+    pub(crate) running: bool,
+    operator_said: bool,
+}
+
+impl DestinationHost {
+    pub(crate) fn new(layout: &Layout) -> Self {
+        Self {
+            process: Process::Alive,
+            life: 0,
+            machine: None,
+            conn: None,
+            spent: BTreeSet::new(),
+            image: guest::zeroed(layout),
+            state: Vec::new(),
+            ledger: Ledger::default(),
+            running: false,
+            operator_said: false,
+        }
+    }
+
+    pub(crate) fn alive(&self) -> bool {
+        self.process == Process::Alive
+    }
+
+    pub(crate) fn restarts(&self) -> bool {
+        self.process == Process::Restarting
+    }
+
+    pub(crate) fn next_timeout(&self) -> Option<Time> {
+        self.machine.as_ref()?.next_timeout()
+    }
+
+    /// The phase and the deadline of a machine that waits for somebody.
+    pub(crate) fn wait(&self) -> Option<(&'static str, Option<Time>)> {
+        let machine = self.machine.as_ref()?;
+        let rests = machine.fate().is_some() || machine.is_held();
+        (!rests).then(|| (machine.phase_name(), machine.next_timeout()))
+    }
+
+    pub(crate) fn held(&self) -> bool {
+        self.machine.as_ref().is_some_and(Destination::is_held)
+    }
+
+    /// The migration that is under way here, or came to its end here last.
+    pub(crate) fn migration(&self) -> Option<MigrationId> {
+        self.machine.as_ref().map(Destination::migration)
+    }
+
+    /// Whether the VM is here, complete.
+    pub(crate) fn has_vm(&self) -> bool {
+        self.machine.as_ref().is_some_and(|machine| {
+            let ready = ["ready and waiting for the source's commit", "starting the VM"];
+            matches!(machine.fate(), Some(Fate::Ran(_))) || ready.contains(&machine.phase_name())
+        })
+    }
+
+    fn is_starting(&self) -> bool {
+        self.machine.as_ref().is_some_and(|machine| machine.phase_name() == "starting the VM")
+    }
+}
+
+impl World {
+    fn destination_names(&self) -> &'static Names {
+        let unkeyed = palette::names(false);
+        let machine = self.destination.machine.as_ref();
+        palette::names(machine.is_some_and(|m| m.domain().id() != unkeyed.domain.id()))
+    }
+
+    pub(crate) fn destination_message(&mut self, conn: ConnId, message: Message) {
+        if self.destination.conn == Some(conn) {
+            return self.feed(message);
+        }
+        if !self.destination.spent.insert(conn) {
+            return;
+        }
+        self.first_message(conn, message);
+    }
+
+    fn feed(&mut self, message: Message) {
+        let Message::Literals(batch) = message else {
+            let now = self.now;
+            return self.tell_destination(|machine| machine.message(now, message));
+        };
+        let names = self.destination_names();
+        match literal::decode(&batch) {
+            Ok(pages) => {
+                let pages = pages.iter().map(|(gfn, page)| (*gfn, names.recognise(page))).collect();
+                let span = Span(self.rng.spread(1, 5_000));
+                self.destination_job_after(span, DestinationJob::Decoded(pages));
+            }
+            Err(error) => self.check.fail(format!("a batch of literals cannot be decoded: {error}")),
+        }
+    }
+
+    /// The first message of a new connection says what it is for.
+    fn first_message(&mut self, conn: ConnId, message: Message) {
+        let forgets = self.mutated(Mutation::ForgetsWhatRan);
+        match message {
+            Message::Offer(offer) => self.take_offer(conn, offer),
+            Message::Commit { migration, .. } | Message::Abort { migration, .. }
+                if self.destination.migration() == Some(migration) && !forgets =>
+            {
+                if let Some(old) = self.destination.conn.replace(conn) {
+                    self.close(old, Side::Destination);
+                }
+                self.feed(message);
+            }
+            Message::Commit { migration, .. } => {
+                let answer = match self.destination.ledger.answer(migration) {
+                    Fate::Ran(_) if !forgets => Message::Running { migration, stats: Default::default() },
+                    Fate::Unknown if !forgets => Message::Unknown { migration },
+                    Fate::Ran(_) | Fate::Refused | Fate::Unknown => Message::NotRunning { migration },
+                };
+                self.send(Side::Destination, Some(conn), Channel::Control, &answer);
+            }
+            // Whatever it was about is over here.
+            Message::Abort { .. } | Message::Released { .. } => self.close(conn, Side::Destination),
+            Message::Accept { .. }
+            | Message::Refuse(_)
+            | Message::Region(_)
+            | Message::FullNames { .. }
+            | Message::RoundEnd { .. }
+            | Message::State(_)
+            | Message::Final { .. }
+            | Message::Literals(_)
+            | Message::Stale(_)
+            | Message::Want(_)
+            | Message::WantNames(_)
+            | Message::RoundDone { .. }
+            | Message::Ready { .. }
+            | Message::Running { .. }
+            | Message::NotRunning { .. }
+            | Message::Unknown { .. } => {
+                self.check.fail(format!("a connection began with {}", message.name()));
+            }
+        }
+    }
+
+    fn take_offer(&mut self, conn: ConnId, offer: Offer) {
+        if self.destination.running
+            || self.destination.is_starting()
+            || self.destination.ledger.is_fenced(offer.vm, offer.epoch)
+        {
+            let no = Message::Refuse("a VM runs here".to_owned());
+            self.send(Side::Destination, Some(conn), Channel::Control, &no);
+            return;
+        }
+        // The source owns and runs what it offers: whatever an earlier attempt left here is void.
+        self.tell_destination(Destination::superseded);
+        self.tell_destination(Destination::disconnected);
+        if let Some(old) = self.destination.conn.replace(conn) {
+            self.close(old, Side::Destination);
+        }
+        let keyed = palette::names(true);
+        let site = self.site.shared.then_some(&keyed.domain);
+        self.destination.life += 1;
+        self.destination.operator_said = false;
+        self.destination.machine = Some(Destination::new(self.now, offer, site, self.net.link()));
+        self.drain_destination();
+    }
+
+    pub(crate) fn destination_timeout(&mut self) {
+        let Some(machine) = &mut self.destination.machine else { return };
+        machine.timeout(self.now);
+        let stuck = machine.next_timeout().is_some_and(|at| at <= self.now);
+        self.check.require(!stuck, || "the destination's deadline stays in the past".to_owned());
+        self.trace(|| "the destination's deadline has come".to_owned());
+        self.drain_destination();
+    }
+
+    pub(crate) fn destination_disconnected(&mut self, conn: ConnId) {
+        if self.destination.conn == Some(conn) {
+            self.destination.conn = None;
+            self.tell_destination(Destination::disconnected);
+        }
+    }
+
+    pub(crate) fn tell_destination(&mut self, tell: impl FnOnce(&mut Destination)) {
+        if let Some(machine) = &mut self.destination.machine {
+            tell(machine);
+            self.drain_destination();
+        }
+    }
+
+    fn drain_destination(&mut self) {
+        while let Some(action) = self.destination.machine.as_mut().and_then(Destination::poll) {
+            self.destination_action(action);
+        }
+    }
+
+    fn destination_action(&mut self, action: Action) {
+        match action {
+            Action::Send(message) => {
+                if matches!(message, Message::Ready { .. }) && self.mutated(Mutation::RunWithoutCommit) {
+                    self.destination.running = true;
+                }
+                self.send(Side::Destination, self.destination.conn, message.channel(), &message);
+            }
+            Action::Prepare { machine: _, layout } => {
+                self.destination.image = guest::zeroed(&layout);
+                self.destination_local(Local::Prepare, 200_000, DestinationJob::Prepared);
+            }
+            Action::Resolve { request, ids } => self.resolve_pages(request, &ids),
+            // The model site goes on answering, as a peer may whose answer is under way.
+            Action::Forget(_) => {}
+            Action::Zero(_) if self.mutated(Mutation::SkipZeroes) => {}
+            Action::Zero(gfn) => self.destination.image[guest::place(gfn)] = 0,
+            Action::Copy { .. } if self.mutated(Mutation::SkipCopies) => {}
+            Action::Copy { from, to } => {
+                self.destination.image[guest::place(to)] = self.destination.image[guest::place(from)];
+            }
+            Action::LoadState(state) => {
+                self.destination.state = state;
+                self.check_memory("when the state is loaded");
+                self.destination_local(Local::Load, 20_000, DestinationJob::Loaded);
+            }
+            Action::Run(permit) => {
+                let operator = self.destination.operator_said;
+                let job = DestinationJob::Started { epoch: permit.epoch(), operator };
+                self.destination_local(Local::Run, 5_000, job);
+            }
+            Action::Hold => {
+                self.trace(|| "the destination holds the VM".to_owned());
+                self.call_operator();
+            }
+            Action::Discard(reason) => {
+                self.trace(|| format!("the destination gives up: {reason}"));
+                self.record(Fate::Refused);
+                self.destination.image.fill(0);
+                if let Some(conn) = self.destination.conn.take() {
+                    self.close(conn, Side::Destination);
+                }
+            }
+            Action::Released => {
+                if let Some(conn) = self.destination.conn.take() {
+                    self.close(conn, Side::Destination);
+                }
+            }
+        }
+    }
+
+    fn check_memory(&mut self, when: &str) {
+        if let Some(migration) = self.destination.migration() {
+            self.check.memory(migration, &self.destination.image, &self.destination.state, when);
+        }
+    }
+
+    fn record(&mut self, fate: Fate) {
+        if let Some(machine) = &self.destination.machine {
+            self.destination.ledger.record(machine.migration(), machine.vm(), fate);
+        }
+    }
+
+    fn resolve_pages(&mut self, request: RequestId, ids: &[ShortId]) {
+        let names = self.destination_names();
+        let parts = self.site.answer(&mut self.rng, names, ids);
+        for (at, part) in parts {
+            let job = match part {
+                Part::Page { id, content } => DestinationJob::SitePage { id, content },
+                Part::Done => DestinationJob::SiteDone(request),
+            };
+            self.destination_job_after(Span(at), job);
+        }
+    }
+
+    fn destination_job_after(&mut self, span: Span, job: DestinationJob) {
+        self.after(span, Event::Destination { life: self.destination.life, job });
+    }
+
+    fn destination_local(&mut self, local: Local, usual: u64, job: DestinationJob) {
+        match self.local(local, usual) {
+            Some(span) => self.destination_job_after(span, job),
+            None => self.destination_job_after(Span(1), DestinationJob::Failed(local)),
+        }
+    }
+
+    pub(crate) fn destination_job(&mut self, life: u32, job: DestinationJob) {
+        if !self.destination.alive() || life != self.destination.life {
+            return;
+        }
+        let now = self.now;
+        match job {
+            DestinationJob::Prepared => self.tell_destination(|machine| machine.prepared(now)),
+            DestinationJob::Decoded(pages) => {
+                let names = self.destination_names();
+                for (gfn, content) in pages {
+                    let Some(machine) = &mut self.destination.machine else { return };
+                    let frames = machine.literal(now, gfn, names.page(content));
+                    self.install(&frames, content);
+                    self.drain_destination();
+                }
+            }
+            DestinationJob::SitePage { id, content } => self.site_page(id, content),
+            DestinationJob::SiteDone(request) => {
+                self.tell_destination(|machine| machine.site_done(now, request));
+            }
+            DestinationJob::Loaded => self.tell_destination(|machine| machine.loaded(now)),
+            DestinationJob::Started { epoch, operator } => {
+                self.check_memory("at the hand-over");
+                self.check.runs("the destination", epoch, operator);
+                self.destination.running = true;
+                self.tell_destination(Destination::running);
+                self.record(Fate::Ran(epoch));
+            }
+            DestinationJob::Failed(local) => {
+                // Given back to a source that is no more: two failures at once.
+                self.check.vm_killed |=
+                    local == Local::Run && !self.source.alive && !self.destination.operator_said;
+                self.tell_destination(|machine| machine.failed(format!("{local:?} failed")));
+            }
+        }
+    }
+
+    fn site_page(&mut self, id: ShortId, content: Content) {
+        let names = self.destination_names();
+        let unchecked = self.mutated(Mutation::InstallUnchecked);
+        let claimed = if unchecked { names.find(id).unwrap_or(content) } else { content };
+        let rung = if content.is_multiple_of(2) { SiteRung::Host } else { SiteRung::Site };
+        let Some(machine) = &mut self.destination.machine else { return };
+        let frames = machine.site_page(self.now, rung, id, names.page(claimed));
+        self.install(&frames, content);
+        self.drain_destination();
+    }
+
+    fn install(&mut self, frames: &[Gfn], content: Content) {
+        for gfn in frames {
+            self.destination.image[guest::place(*gfn)] = content;
+        }
+    }
+
+    /// An operator settles what is held at the destination.
+    pub(crate) fn resolve_destination(&mut self, run_here: bool) {
+        self.trace(|| format!("OPERATOR at the destination: run here {run_here}"));
+        let now = self.now;
+        self.destination.operator_said = run_here;
+        self.tell_destination(|machine| {
+            // Refused if the source's word came first.
+            machine.resolve(now, run_here).ok();
+        });
+    }
+
+    pub(crate) fn kill_destination(&mut self, restart: Option<Span>) {
+        if !self.destination.alive() {
+            return;
+        }
+        // Where it has run there, the source may already be told to let go.
+        self.check.vm_killed |= self.source.guest.is_none() || self.destination.running;
+        let life = self.destination.life + 1;
+        self.destination =
+            DestinationHost { process: Process::Gone, life, ..DestinationHost::new(&self.layout) };
+        self.cut_all(Side::Destination);
+        if let Some(restart) = restart {
+            self.destination.process = Process::Restarting;
+            self.after(restart, Event::Listen);
+        }
+        // Somebody notices that the host is gone.
+        self.call_operator();
+    }
+
+    pub(crate) fn destination_listens(&mut self) {
+        self.trace(|| "a new process listens at the destination".to_owned());
+        self.destination.process = Process::Alive;
+    }
+}

@@ -1,0 +1,54 @@
+//! Deliberate breakages of the drivers: a checker that no breakage can trip is no checker.
+
+/// A breakage. Each is caught by some seed of its story (`tests/sim_mutations.rs`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mutation {
+    /// The source does not collect the dirty log once the VM stands still.
+    SkipLastCollect,
+    /// The dirty log starts only after the first pages have been read.
+    LateDirtyLog,
+    /// The VM still writes after the source said that it stands still.
+    WritesAfterPause,
+    /// The source lets the VM run again when the connection is lost after Commit.
+    ResumeAfterCommit,
+    /// The destination runs the VM as soon as it is ready.
+    RunWithoutCommit,
+    /// The destination host, asked over a new connection, does not look into its memory of what it ran.
+    ForgetsWhatRan,
+    /// The source does not tell that a wanted page has changed.
+    DropStale,
+    /// The source sends a wanted page as it is now, whatever its name says.
+    LiteralsUnchecked,
+    /// The destination installs what the site gave, without looking at its hash.
+    InstallUnchecked,
+    /// The destination does not copy duplicates.
+    SkipCopies,
+    /// The destination leaves what stood in a page that has become zero.
+    SkipZeroes,
+    /// The source keeps the names of pages that it has hashed once.
+    StaleHashes,
+    /// The source never looks at its deadlines.
+    NoDeadlines,
+    /// The source does not let the VM run again after an abort.
+    NoResume,
+}
+
+impl Mutation {
+    /// All of them.
+    pub const ALL: [Self; 14] = [
+        Self::SkipLastCollect,
+        Self::LateDirtyLog,
+        Self::WritesAfterPause,
+        Self::ResumeAfterCommit,
+        Self::RunWithoutCommit,
+        Self::ForgetsWhatRan,
+        Self::DropStale,
+        Self::LiteralsUnchecked,
+        Self::InstallUnchecked,
+        Self::SkipCopies,
+        Self::SkipZeroes,
+        Self::StaleHashes,
+        Self::NoDeadlines,
+        Self::NoResume,
+    ];
+}

@@ -1,0 +1,63 @@
+//! An operator who looks at both hosts before they decide, as `resolve` demands. They may take their time: the protocol may
+//! settle the matter first.
+
+use migration_proto::Span;
+
+use crate::world::{Event, World};
+
+impl World {
+    /// An operator is told, or looks again later.
+    pub(crate) fn call_operator(&mut self) {
+        if !std::mem::replace(&mut self.operator_waits, true) {
+            let later = Span(self.rng.spread(1_000, 300_000_000));
+            self.after(later, Event::Operator);
+        }
+    }
+
+    pub(crate) fn operate(&mut self) {
+        self.operator_waits = false;
+        if self.source.in_doubt() {
+            self.settle_source();
+        } else if self.destination.held() {
+            self.settle_destination();
+        }
+        if self.source.in_doubt() || self.destination.held() {
+            self.call_operator();
+        }
+    }
+
+    /// The source is in doubt, so it is alive and its VM stands still.
+    fn settle_source(&mut self) {
+        if !self.destination.alive() {
+            // Nobody can run the VM there. One who restarts the process there first learns what it says.
+            if !self.destination.restarts() {
+                self.resolve_source(true);
+            }
+        } else if self.destination.migration() != self.source.active() {
+            // A new process, which never heard of the VM. The operator knows that the old one, and whatever it ran, is dead.
+            self.resolve_source(true);
+        } else if self.destination.running {
+            self.resolve_source(false);
+        } else if self.destination.held() {
+            // Either side will do; the other one first promises not to.
+            if self.rng.chance(50) {
+                self.resolve_destination(false);
+                self.resolve_source(true);
+            } else {
+                self.resolve_source(false);
+                self.resolve_destination(true);
+            }
+        }
+    }
+
+    /// The destination holds the VM, and the source is not in doubt.
+    fn settle_destination(&mut self) {
+        if !self.source.alive {
+            self.resolve_destination(true);
+        } else if self.source.active() != self.destination.migration() {
+            // That attempt has ended at the source: with an abort, or with an operator's word that the VM lives here.
+            let let_go = self.source.guest.is_none();
+            self.resolve_destination(let_go);
+        }
+    }
+}
