@@ -3,7 +3,7 @@
 //! TCP, then the site's pre-shared key (libp2p pnet: XSalsa20 over everything, so that whoever lacks the key sees and says noise),
 //! then Noise with the peers' own keys, then Yamux.
 
-use std::num::NonZeroUsize;
+use std::{io, num::NonZeroUsize};
 
 use libp2p::{
     PeerId, StreamProtocol, Swarm, Transport,
@@ -79,11 +79,17 @@ pub(crate) fn swarm(config: &NodeConfig) -> Result<(Swarm<Behaviour>, Protocols)
     Ok((swarm, protocols))
 }
 
+/// No TCP connection. libp2p's wrappers show the sources of an error and hide the error itself, so the cause is a source here.
+#[derive(Debug, thiserror::Error)]
+#[error("no connection")]
+struct Unreachable(#[source] io::Error);
+
 fn transport(identity: &Keypair, site: &SiteKey) -> Result<Boxed<(PeerId, StreamMuxerBox)>, NodeError> {
     let key = PreSharedKey::new(site.connection_key());
     let noise = noise::Config::new(identity)?;
     let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true));
     Ok(tcp
+        .map_err(Unreachable)
         .and_then(move |socket, _| PnetConfig::new(key).handshake(socket))
         .upgrade(Version::V1)
         .authenticate(noise)

@@ -299,7 +299,7 @@ impl Driver {
         tracing::warn!(
             direction,
             address,
-            error,
+            error = chain(error),
             "a connection failed before it was authenticated: the other end has a different site key, or is not a peer of a site"
         );
     }
@@ -389,6 +389,19 @@ fn reply<R>(
 ) {
     // Whoever asked may have given up meanwhile; then there is nobody to tell.
     let _ = replies.remove(&id).map(|reply| reply.send(result));
+}
+
+/// An error and its sources in one line; libp2p's wrappers repeat each other, or say nothing.
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut texts = Vec::new();
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        texts.push(error.to_string());
+        cause = error.source();
+    }
+    texts.retain(|text| !text.is_empty());
+    texts.dedup();
+    texts.join(": ")
 }
 
 /// Whether a dial failed because nothing answers there, as opposed to somebody who does not know the site's key.
