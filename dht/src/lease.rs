@@ -1,7 +1,7 @@
 //! What an owner keeps: for each name prefix of its shards, who announced to hold it, and until when.
 //!
 //! An entry is a 64-bit id, a 16-bit holder number and a 16-bit lease, in two arrays a shard, sorted by id: 12 bytes, and at most
-//! an eighth of slack. Leases count in ticks of [`TICK`]; they run out unless the holder announces again. Pure: time comes
+//! an eighth of slack. Leases count in ticks of two seconds; they run out unless the holder announces again. Pure: time comes
 //! in as `now`.
 
 use std::{
