@@ -40,6 +40,15 @@
 //! 2. Time is told ([`timer::Time`]) and never goes back. Call `timeout` when `next_timeout` has come.
 //! 3. Messages of one [`wire::Channel`] arrive in the order sent; different channels may overtake each other.
 //! 4. A failure of anything the driver was asked to do goes to `failed`; a lost connection to `disconnected`.
+//! 5. What is asked of the virtual CPUs (`Pause`, `SaveState`, `CollectDirty`, `Resume`) is done one after the other, in the order asked; a
+//!    `Resume` waits for a `Pause` under way. `StartDirtyLog` is done before the next `Hash` begins. What comes back after the end is ignored.
+//! 6. `InDoubt` needs no answer: the machine asks for `Reconnect` by itself. A dial that ends after a later `Reconnect` is dropped. `Resume` with `notify`
+//!    dials anew and sends `Abort` with this migration's id as the first message.
+//! 7. The destination's host looks at the first message of each connection. Offer: refuse if a VM runs or starts here or [`switchover::Ledger`] fences it;
+//!    otherwise the source owns the VM, so `superseded` and then `disconnected` end what an earlier attempt left, and a new machine takes the offer.
+//!    Commit or Abort for the migration at hand: that connection is now the machine's. Commit for another: `Ledger::answer` says Running, NotRunning
+//!    or Unknown. The fate of a machine goes into the ledger as soon as it has one.
+//! 8. What a past machine asked for (pages, state, virtual CPUs) must not reach the next one.
 #![forbid(unsafe_code)]
 #![deny(clippy::wildcard_enum_match_arm, clippy::match_wildcard_for_single_variants)]
 

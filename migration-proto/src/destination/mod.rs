@@ -1,5 +1,8 @@
 //! The destination: resolves names by the ladder, verifies what comes, and takes the VM over.
 
+mod action;
+#[cfg(test)]
+mod collision;
 mod memory;
 mod pending;
 mod phase;
@@ -8,64 +11,17 @@ use std::collections::VecDeque;
 
 use page::{Domain, Gfn, PageHash, RegionId, ShortId, VerifiedPage};
 
+pub use self::action::{Action, NotHeld, SiteRung};
 use self::memory::{Memory, Told};
 pub use self::pending::RequestId;
 use self::pending::{Comes, Pending};
 use self::phase::Phase;
 use crate::error::{AbortReason, ProtocolError};
 use crate::limits;
-use crate::manifest::Layout;
 use crate::stats::DestinationStats;
 use crate::switchover::{Epoch, Fate, MigrationId, RunPermit, VmId};
 use crate::timer::{Link, Span, Time};
 use crate::wire::{Message, Offer};
-
-/// What the driver is to do.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Send on the message's channel.
-    Send(Message),
-    /// Build the machine, with zeroed memory; then call [`Destination::prepared`].
-    Prepare {
-        /// What the source said of it.
-        machine: Vec<u8>,
-        /// Its RAM.
-        layout: Layout,
-    },
-    /// Ask the site. Each page that comes goes to [`Destination::site_page`]; at the end call [`Destination::site_done`].
-    Resolve {
-        /// The question.
-        request: RequestId,
-        /// What to look for.
-        ids: Vec<ShortId>,
-    },
-    /// The answer is awaited no more.
-    Forget(RequestId),
-    /// Fill the frame with zeros.
-    Zero(Gfn),
-    /// Copy one frame to another.
-    Copy {
-        /// Whence.
-        from: Gfn,
-        /// Where.
-        to: Gfn,
-    },
-    /// Memory is complete: load vCPU and device state; then call [`Destination::loaded`].
-    LoadState(Vec<u8>),
-    /// Let the virtual CPUs run; then call [`Destination::running`].
-    Run(RunPermit),
-    /// Tell the operator: this side is ready, the source is silent, and only the source or the operator can say who runs the VM.
-    Hold,
-    /// The migration is over without the VM: free its memory, and write [`Fate::Refused`] into the ledger.
-    Discard(AbortReason),
-    /// The source has let go: the connection may be closed.
-    Released,
-}
-
-/// The call makes no sense now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("nothing is in doubt here: this host is {0}")]
-pub struct NotHeld(&'static str);
 
 /// The destination's state machine.
 #[derive(Debug)]
@@ -623,12 +579,3 @@ impl Destination {
 }
 
 const PATIENCE: Span = limits::PROGRESS_TIMEOUT;
-
-/// Where in the site a page came from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SiteRung {
-    /// This host.
-    Host,
-    /// Another host.
-    Site,
-}

@@ -1,6 +1,8 @@
 //! The source: names its pages round by round, answers wants, and hands the VM over.
 
+mod action;
 mod converge;
+mod handover;
 mod phase;
 mod round;
 
@@ -8,6 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use page::{Domain, Gfn, PageHash, PageSet, RegionId, ShortId};
 
+pub use self::action::{Action, LiteralsSent, SourceConfig, SourceProgress, TooLate};
 use self::converge::Converge;
 pub use self::converge::StopWhy;
 pub use self::phase::End;
@@ -15,103 +18,12 @@ use self::phase::Phase;
 use self::round::Round;
 use crate::error::{AbortReason, ProtocolError};
 use crate::limits;
-use crate::manifest::{Entry, Layout};
+use crate::manifest::Entry;
 use crate::memory_names::MemoryNames;
 use crate::stats::{DestinationStats, SourceStats};
-use crate::switchover::{Epoch, MigrationId, RunPermit, VmId};
-use crate::timer::{Link, Span, Time};
+use crate::switchover::RunPermit;
+use crate::timer::{Link, Time};
 use crate::wire::{Channel, Message, Offer, Region};
-
-/// What a migration is about, from the source's side.
-#[derive(Debug, Clone)]
-pub struct SourceConfig {
-    /// This attempt: random.
-    pub migration: MigrationId,
-    /// Which VM.
-    pub vm: VmId,
-    /// The epoch as whose owner the source runs it.
-    pub epoch: Epoch,
-    /// The domain of the source's site, or the unkeyed one.
-    pub domain: Domain,
-    /// The VM's RAM.
-    pub layout: Layout,
-    /// What the destination needs to build the machine.
-    pub machine: Vec<u8>,
-    /// The downtime asked for.
-    pub downtime: Span,
-    /// The link, before the driver has measured it.
-    pub link: Link,
-}
-
-/// What the driver is to do.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Send on the message's channel.
-    Send(Message),
-    /// Start the dirty log, empty. From here on every write counts.
-    StartDirtyLog,
-    /// Take the dirty log and give it to [`Source::dirty`].
-    CollectDirty,
-    /// Read these frames of one region, name them in [`Source::domain`], and give the names to [`Source::hashed`].
-    Hash {
-        /// The region.
-        region: RegionId,
-        /// Its frames.
-        pages: Vec<Gfn>,
-    },
-    /// Read these frames, and send as [`Message::Literals`] those whose name is still this one; then call [`Source::literals_sent`].
-    SendLiterals {
-        /// `Literals`; in the last round `Names`, so that no literal overtakes the name that makes it expected.
-        channel: Channel,
-        /// At most [`limits::LITERAL_BATCH_PAGES`].
-        pages: Vec<(Gfn, PageHash)>,
-    },
-    /// Stop the virtual CPUs; then call [`Source::vm_paused`].
-    Pause,
-    /// Save vCPU and device state; then call [`Source::state_saved`].
-    SaveState,
-    /// The connection is no more; open another and call [`Source::connected`], or [`Source::disconnected`] if that fails.
-    Reconnect,
-    /// Tell the operator: Commit was sent and not answered. The VM stays paused.
-    InDoubt,
-    /// The migration is over and the VM runs on here: stop the dirty log, let the virtual CPUs run, and, if `notify`,
-    /// try to tell the destination, which may be holding the VM, by an `Abort` over a new connection.
-    Resume {
-        /// The right to run it.
-        permit: RunPermit,
-        /// See above.
-        notify: bool,
-        /// Why.
-        reason: AbortReason,
-    },
-    /// The migration is over and the VM lives at the destination: end it here.
-    Release,
-}
-
-/// What became of one [`Action::SendLiterals`].
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct LiteralsSent {
-    /// Pages sent.
-    pub pages: u64,
-    /// Bytes of the encoded batch.
-    pub bytes: u64,
-    /// Frames whose content had changed, with the ids that were asked for.
-    pub stale: Vec<(Gfn, ShortId)>,
-}
-
-/// The call came when the VM may already run at the destination, or when there is nothing to decide.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum TooLate {
-    /// Commit has been sent.
-    #[error("the hand-over has begun: only the destination or `resolve` can settle it now")]
-    Committed,
-    /// The migration is over.
-    #[error("the migration has ended")]
-    Ended,
-    /// Nothing is in doubt.
-    #[error("nothing is in doubt: the source owns the VM; cancel the migration instead")]
-    NotInDoubt,
-}
 
 /// The source's state machine.
 #[derive(Debug)]
@@ -541,69 +453,6 @@ impl Source {
         }
     }
 
-    fn ready(&mut self, now: Time, theirs: PageHash) -> Result<(), ProtocolError> {
-        match self.phase {
-            Phase::Handover { root } if root == theirs => {
-                self.verified = true;
-                self.phase = Phase::Committed { connected: true, in_doubt: false };
-                self.actions.push_back(Action::Send(self.commit()));
-                self.deadline = Some(now + limits::RUNNING_TIMEOUT);
-                Ok(())
-            }
-            Phase::Handover { .. } => {
-                self.abort(AbortReason::RootMismatch);
-                Ok(())
-            }
-            Phase::Ended(_) => Ok(()),
-            Phase::Offering
-            | Phase::Collecting
-            | Phase::Round(_)
-            | Phase::Pausing { .. }
-            | Phase::CollectingLast { .. }
-            | Phase::LastRound { .. }
-            | Phase::Committed { .. } => {
-                Err(ProtocolError::Unexpected { message: "Ready", phase: self.phase.name() })
-            }
-        }
-    }
-
-    fn commit(&self) -> Message {
-        Message::Commit { migration: self.config.migration, epoch: self.config.epoch.next() }
-    }
-
-    fn runs_there(&mut self, stats: DestinationStats) -> Result<(), ProtocolError> {
-        if !matches!(self.phase, Phase::Committed { .. }) {
-            return Err(ProtocolError::Unexpected { message: "Running", phase: self.phase.name() });
-        }
-        self.destination = stats;
-        let migration = self.config.migration;
-        self.actions.push_back(Action::Send(Message::Released { migration }));
-        self.actions.push_back(Action::Release);
-        self.finish(End::Completed);
-        Ok(())
-    }
-
-    fn never_ran_there(&mut self) -> Result<(), ProtocolError> {
-        if !matches!(self.phase, Phase::Committed { .. }) {
-            return Err(ProtocolError::Unexpected { message: "NotRunning", phase: self.phase.name() });
-        }
-        self.run_on(AbortReason::Peer("it did not run the VM and never will".to_owned()), false);
-        Ok(())
-    }
-
-    /// Another process answers where the destination's was: whether that one ran the VM, only the operator can find out.
-    fn nobody_knows(&mut self, now: Time) -> Result<(), ProtocolError> {
-        let Phase::Committed { in_doubt, .. } = &mut self.phase else {
-            return Err(ProtocolError::Unexpected { message: "Unknown", phase: self.phase.name() });
-        };
-        if !std::mem::replace(in_doubt, true) {
-            self.actions.push_back(Action::InDoubt);
-        }
-        // The process that is asked for may come back at the address.
-        self.deadline = Some(now + limits::RUNNING_TIMEOUT);
-        Ok(())
-    }
-
     /// Gives out what there is to hash and to send, and ends the round when all is named.
     fn advance(&mut self, now: Time) {
         while self.literal_batches < limits::LITERAL_WINDOW_BATCHES && !self.wants.is_empty() {
@@ -650,96 +499,6 @@ impl Source {
         self.deadline = Some(now + limits::PROGRESS_TIMEOUT);
     }
 
-    /// An operator wants the migration to end and the VM to run on here.
-    ///
-    /// # Errors
-    /// After Commit: the VM may run at the destination.
-    pub fn cancel(&mut self) -> Result<(), TooLate> {
-        match self.phase {
-            Phase::Committed { .. } => Err(TooLate::Committed),
-            Phase::Ended(_) => Err(TooLate::Ended),
-            Phase::Offering
-            | Phase::Collecting
-            | Phase::Round(_)
-            | Phase::Pausing { .. }
-            | Phase::CollectingLast { .. }
-            | Phase::LastRound { .. }
-            | Phase::Handover { .. } => {
-                self.abort(AbortReason::Cancelled);
-                Ok(())
-            }
-        }
-    }
-
-    /// Something that the driver was asked to do failed.
-    pub fn failed(&mut self, what: String) {
-        self.abort(AbortReason::Local(what));
-    }
-
-    /// The connection was lost, or a [`Action::Reconnect`] failed.
-    pub fn disconnected(&mut self, now: Time) {
-        if let Phase::Committed { connected, in_doubt } = &mut self.phase {
-            *connected = false;
-            if !*in_doubt {
-                *in_doubt = true;
-                self.actions.push_back(Action::InDoubt);
-            }
-            self.deadline = Some(now + limits::ASK_AGAIN);
-        } else {
-            self.abort(AbortReason::Disconnected);
-        }
-    }
-
-    /// A new connection stands: the question is asked again.
-    pub fn connected(&mut self, now: Time) {
-        if let Phase::Committed { connected, .. } = &mut self.phase {
-            *connected = true;
-            let commit = self.commit();
-            self.actions.push_back(Action::Send(commit));
-            self.deadline = Some(now + limits::RUNNING_TIMEOUT);
-        }
-    }
-
-    /// The operator, who has looked at the destination, settles a hand-over in doubt: `run_here` if the VM does not run there
-    /// and cannot come to run there.
-    ///
-    /// # Errors
-    /// If nothing is in doubt.
-    pub fn resolve(&mut self, run_here: bool) -> Result<(), TooLate> {
-        if !matches!(self.phase, Phase::Committed { in_doubt: true, .. }) {
-            return Err(if self.end().is_some() { TooLate::Ended } else { TooLate::NotInDoubt });
-        }
-        if run_here {
-            self.run_on(
-                AbortReason::Local("an operator resolved the doubt: the VM runs here".to_owned()),
-                true,
-            );
-        } else {
-            self.actions.push_back(Action::Release);
-            self.finish(End::LetGo);
-        }
-        Ok(())
-    }
-
-    /// The deadline of [`Source::next_timeout`] has come.
-    pub fn timeout(&mut self, now: Time) {
-        if self.deadline.is_none_or(|deadline| now < deadline) {
-            return;
-        }
-        if let Phase::Committed { connected, in_doubt } = &mut self.phase {
-            // Either the answer or the connection is overdue: ask anew, for ever; only an answer or the operator settles it.
-            *connected = false;
-            if !*in_doubt {
-                *in_doubt = true;
-                self.actions.push_back(Action::InDoubt);
-            }
-            self.actions.push_back(Action::Reconnect);
-            self.deadline = Some(now + limits::RUNNING_TIMEOUT);
-        } else {
-            self.abort(AbortReason::Timeout(self.phase.name()));
-        }
-    }
-
     /// The one failure path: before Commit the VM runs on here; after it nothing but an answer counts.
     fn abort(&mut self, reason: AbortReason) {
         match self.phase {
@@ -772,25 +531,6 @@ impl Source {
         self.deadline = None;
         self.wants.clear();
     }
-}
-
-/// Where a migration is, as the source sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SourceProgress {
-    /// The offer has not been answered.
-    Offering,
-    /// Rounds while the VM runs.
-    Precopy,
-    /// The VM stands still; the last pages and the state travel.
-    StopAndCopy,
-    /// Waiting for Ready.
-    Handover,
-    /// Commit sent, Running awaited.
-    Committing,
-    /// Commit sent, no answer: paused, asking again, and the operator may settle it.
-    InDoubt,
-    /// Over.
-    Ended,
 }
 
 /// QEMU's cost of a zero page in a migration stream: 8 bytes of address and flags, 1 of fill (QEMU, migration/ram.c).

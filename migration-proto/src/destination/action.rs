@@ -1,0 +1,65 @@
+//! What goes in and out of the destination's machine.
+
+use page::{Gfn, ShortId};
+
+use super::RequestId;
+use crate::error::AbortReason;
+use crate::manifest::Layout;
+use crate::switchover::RunPermit;
+use crate::wire::Message;
+
+/// What the driver is to do.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Send on the message's channel.
+    Send(Message),
+    /// Build the machine, with zeroed memory; then call [`Destination::prepared`].
+    Prepare {
+        /// What the source said of it.
+        machine: Vec<u8>,
+        /// Its RAM.
+        layout: Layout,
+    },
+    /// Ask the site. Each page that comes goes to [`Destination::site_page`]; at the end call [`Destination::site_done`].
+    Resolve {
+        /// The question.
+        request: RequestId,
+        /// What to look for.
+        ids: Vec<ShortId>,
+    },
+    /// The answer is awaited no more.
+    Forget(RequestId),
+    /// Fill the frame with zeros.
+    Zero(Gfn),
+    /// Copy one frame to another.
+    Copy {
+        /// Whence.
+        from: Gfn,
+        /// Where.
+        to: Gfn,
+    },
+    /// Memory is complete: load vCPU and device state; then call [`Destination::loaded`].
+    LoadState(Vec<u8>),
+    /// Let the virtual CPUs run; then call [`Destination::running`].
+    Run(RunPermit),
+    /// Tell the operator: this side is ready, the source is silent, and only the source or the operator can say who runs the VM.
+    Hold,
+    /// The migration is over without the VM: free its memory, and write [`Fate::Refused`] into the ledger.
+    Discard(AbortReason),
+    /// The source has let go: the connection may be closed.
+    Released,
+}
+
+/// The call makes no sense now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("nothing is in doubt here: this host is {0}")]
+pub struct NotHeld(pub(super) &'static str);
+
+/// Where in the site a page came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SiteRung {
+    /// This host.
+    Host,
+    /// Another host.
+    Site,
+}

@@ -1,0 +1,119 @@
+//! What goes in and out of the source's machine.
+
+use page::{Domain, Gfn, PageHash, RegionId, ShortId};
+
+use crate::error::AbortReason;
+use crate::manifest::Layout;
+use crate::switchover::{Epoch, MigrationId, RunPermit, VmId};
+use crate::timer::{Link, Span};
+use crate::wire::{Channel, Message};
+
+/// What a migration is about, from the source's side.
+#[derive(Debug, Clone)]
+pub struct SourceConfig {
+    /// This attempt: random.
+    pub migration: MigrationId,
+    /// Which VM.
+    pub vm: VmId,
+    /// The epoch as whose owner the source runs it.
+    pub epoch: Epoch,
+    /// The domain of the source's site, or the unkeyed one.
+    pub domain: Domain,
+    /// The VM's RAM.
+    pub layout: Layout,
+    /// What the destination needs to build the machine.
+    pub machine: Vec<u8>,
+    /// The downtime asked for.
+    pub downtime: Span,
+    /// The link, before the driver has measured it.
+    pub link: Link,
+}
+
+/// What the driver is to do.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Send on the message's channel.
+    Send(Message),
+    /// Start the dirty log, empty. From here on every write counts.
+    StartDirtyLog,
+    /// Take the dirty log and give it to [`Source::dirty`].
+    CollectDirty,
+    /// Read these frames of one region, name them in [`Source::domain`], and give the names to [`Source::hashed`].
+    Hash {
+        /// The region.
+        region: RegionId,
+        /// Its frames.
+        pages: Vec<Gfn>,
+    },
+    /// Read these frames, and send as [`Message::Literals`] those whose name is still this one; then call [`Source::literals_sent`].
+    SendLiterals {
+        /// `Literals`; in the last round `Names`, so that no literal overtakes the name that makes it expected.
+        channel: Channel,
+        /// At most [`limits::LITERAL_BATCH_PAGES`].
+        pages: Vec<(Gfn, PageHash)>,
+    },
+    /// Stop the virtual CPUs; then call [`Source::vm_paused`].
+    Pause,
+    /// Save vCPU and device state; then call [`Source::state_saved`].
+    SaveState,
+    /// The connection is no more; open another and call [`Source::connected`], or [`Source::disconnected`] if that fails.
+    Reconnect,
+    /// Tell the operator: Commit was sent and not answered. The VM stays paused.
+    InDoubt,
+    /// The migration is over and the VM runs on here: stop the dirty log, let the virtual CPUs run, and, if `notify`,
+    /// try to tell the destination, which may be holding the VM, by an `Abort` over a new connection.
+    Resume {
+        /// The right to run it.
+        permit: RunPermit,
+        /// See above.
+        notify: bool,
+        /// Why.
+        reason: AbortReason,
+    },
+    /// The migration is over and the VM lives at the destination: end it here.
+    Release,
+}
+
+/// What became of one [`Action::SendLiterals`].
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LiteralsSent {
+    /// Pages sent.
+    pub pages: u64,
+    /// Bytes of the encoded batch.
+    pub bytes: u64,
+    /// Frames whose content had changed, with the ids that were asked for.
+    pub stale: Vec<(Gfn, ShortId)>,
+}
+
+/// The call came when the VM may already run at the destination, or when there is nothing to decide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TooLate {
+    /// Commit has been sent.
+    #[error("the hand-over has begun: only the destination or `resolve` can settle it now")]
+    Committed,
+    /// The migration is over.
+    #[error("the migration has ended")]
+    Ended,
+    /// Nothing is in doubt.
+    #[error("nothing is in doubt: the source owns the VM; cancel the migration instead")]
+    NotInDoubt,
+}
+
+/// Where a migration is, as the source sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SourceProgress {
+    /// The offer has not been answered.
+    Offering,
+    /// Rounds while the VM runs.
+    Precopy,
+    /// The VM stands still; the last pages and the state travel.
+    StopAndCopy,
+    /// Waiting for Ready.
+    Handover,
+    /// Commit sent, Running awaited.
+    Committing,
+    /// Commit sent, no answer: paused, asking again, and the operator may settle it.
+    InDoubt,
+    /// Over.
+    Ended,
+}

@@ -1,0 +1,166 @@
+//! The end of a migration: Ready, Commit and what answers it, doubt and the operator's word, deadlines and lost connections.
+
+use page::PageHash;
+
+use super::phase::{End, Phase};
+use super::{Action, Source, TooLate};
+use crate::error::{AbortReason, ProtocolError};
+use crate::limits;
+use crate::stats::DestinationStats;
+use crate::timer::Time;
+use crate::wire::Message;
+
+impl Source {
+    pub(super) fn ready(&mut self, now: Time, theirs: PageHash) -> Result<(), ProtocolError> {
+        match self.phase {
+            Phase::Handover { root } if root == theirs => {
+                self.verified = true;
+                self.phase = Phase::Committed { connected: true, in_doubt: false };
+                self.actions.push_back(Action::Send(self.commit()));
+                self.deadline = Some(now + limits::RUNNING_TIMEOUT);
+                Ok(())
+            }
+            Phase::Handover { .. } => {
+                self.abort(AbortReason::RootMismatch);
+                Ok(())
+            }
+            Phase::Ended(_) => Ok(()),
+            Phase::Offering
+            | Phase::Collecting
+            | Phase::Round(_)
+            | Phase::Pausing { .. }
+            | Phase::CollectingLast { .. }
+            | Phase::LastRound { .. }
+            | Phase::Committed { .. } => {
+                Err(ProtocolError::Unexpected { message: "Ready", phase: self.phase.name() })
+            }
+        }
+    }
+
+    pub(super) fn commit(&self) -> Message {
+        Message::Commit { migration: self.config.migration, epoch: self.config.epoch.next() }
+    }
+
+    pub(super) fn runs_there(&mut self, stats: DestinationStats) -> Result<(), ProtocolError> {
+        if !matches!(self.phase, Phase::Committed { .. }) {
+            return Err(ProtocolError::Unexpected { message: "Running", phase: self.phase.name() });
+        }
+        self.destination = stats;
+        let migration = self.config.migration;
+        self.actions.push_back(Action::Send(Message::Released { migration }));
+        self.actions.push_back(Action::Release);
+        self.finish(End::Completed);
+        Ok(())
+    }
+
+    pub(super) fn never_ran_there(&mut self) -> Result<(), ProtocolError> {
+        if !matches!(self.phase, Phase::Committed { .. }) {
+            return Err(ProtocolError::Unexpected { message: "NotRunning", phase: self.phase.name() });
+        }
+        self.run_on(AbortReason::Peer("it did not run the VM and never will".to_owned()), false);
+        Ok(())
+    }
+
+    /// Another process answers where the destination's was: whether that one ran the VM, only the operator can find out.
+    pub(super) fn nobody_knows(&mut self, now: Time) -> Result<(), ProtocolError> {
+        let Phase::Committed { in_doubt, .. } = &mut self.phase else {
+            return Err(ProtocolError::Unexpected { message: "Unknown", phase: self.phase.name() });
+        };
+        if !std::mem::replace(in_doubt, true) {
+            self.actions.push_back(Action::InDoubt);
+        }
+        // The process that is asked for may come back at the address.
+        self.deadline = Some(now + limits::RUNNING_TIMEOUT);
+        Ok(())
+    }
+
+    /// An operator wants the migration to end and the VM to run on here.
+    ///
+    /// # Errors
+    /// After Commit: the VM may run at the destination.
+    pub fn cancel(&mut self) -> Result<(), TooLate> {
+        match self.phase {
+            Phase::Committed { .. } => Err(TooLate::Committed),
+            Phase::Ended(_) => Err(TooLate::Ended),
+            Phase::Offering
+            | Phase::Collecting
+            | Phase::Round(_)
+            | Phase::Pausing { .. }
+            | Phase::CollectingLast { .. }
+            | Phase::LastRound { .. }
+            | Phase::Handover { .. } => {
+                self.abort(AbortReason::Cancelled);
+                Ok(())
+            }
+        }
+    }
+
+    /// Something that the driver was asked to do failed.
+    pub fn failed(&mut self, what: String) {
+        self.abort(AbortReason::Local(what));
+    }
+
+    /// The connection was lost, or a [`Action::Reconnect`] failed.
+    pub fn disconnected(&mut self, now: Time) {
+        if let Phase::Committed { connected, in_doubt } = &mut self.phase {
+            *connected = false;
+            if !*in_doubt {
+                *in_doubt = true;
+                self.actions.push_back(Action::InDoubt);
+            }
+            self.deadline = Some(now + limits::ASK_AGAIN);
+        } else {
+            self.abort(AbortReason::Disconnected);
+        }
+    }
+
+    /// A new connection stands: the question is asked again.
+    pub fn connected(&mut self, now: Time) {
+        if let Phase::Committed { connected, .. } = &mut self.phase {
+            *connected = true;
+            let commit = self.commit();
+            self.actions.push_back(Action::Send(commit));
+            self.deadline = Some(now + limits::RUNNING_TIMEOUT);
+        }
+    }
+
+    /// The operator, who has looked at the destination, settles a hand-over in doubt: `run_here` if the VM does not run there
+    /// and cannot come to run there.
+    ///
+    /// # Errors
+    /// If nothing is in doubt.
+    pub fn resolve(&mut self, run_here: bool) -> Result<(), TooLate> {
+        if !matches!(self.phase, Phase::Committed { in_doubt: true, .. }) {
+            return Err(if self.end().is_some() { TooLate::Ended } else { TooLate::NotInDoubt });
+        }
+        if run_here {
+            self.run_on(
+                AbortReason::Local("an operator resolved the doubt: the VM runs here".to_owned()),
+                true,
+            );
+        } else {
+            self.actions.push_back(Action::Release);
+            self.finish(End::LetGo);
+        }
+        Ok(())
+    }
+
+    /// The deadline of [`Source::next_timeout`] has come.
+    pub fn timeout(&mut self, now: Time) {
+        if self.deadline.is_none_or(|deadline| now < deadline) {
+            return;
+        }
+        if let Phase::Committed { connected, in_doubt } = &mut self.phase {
+            // Either the answer or the connection is overdue: ask anew, for ever; only an answer or the operator settles it.
+            *connected = false;
+            if !*in_doubt {
+                *in_doubt = true;
+                self.actions.push_back(Action::InDoubt);
+            }
+            self.actions.push_back(Action::Reconnect);
+            self.deadline = Some(now + limits::RUNNING_TIMEOUT);
+        } else {
+            self.abort(AbortReason::Timeout(self.phase.name()));
+        }
+    }
+}
