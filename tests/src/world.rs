@@ -478,6 +478,9 @@ impl World {
         let now = self.now;
         for (who, wait) in [("source", self.source.wait()), ("destination", self.destination.wait())] {
             let Some((phase, deadline)) = wait else { continue };
+            self.check.require(deadline.is_none_or(|at| at >= now), || {
+                format!("the {who}'s deadline has passed: {phase}")
+            });
             self.check.require(deadline.is_some(), || format!("the {who} waits without a deadline: {phase}"));
             let far = now + Span::from_secs(120);
             self.check.require(deadline.is_none_or(|at| at <= far), || {
