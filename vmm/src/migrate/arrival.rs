@@ -241,10 +241,7 @@ impl Arrival {
             }
             Action::Discard(reason) => {
                 tracing::warn!(%reason, "the VM did not come here");
-                self.shared.status.send_modify(|status| {
-                    status.phase = IncomingPhase::Listening;
-                    status.last_failure = Some(reason.to_string());
-                });
+                self.shared.status.send_modify(|status| status.last_failure = Some(reason.to_string()));
                 self.discarded = true;
             }
             Action::Released => tracing::info!("the source has let the VM go"),
@@ -500,13 +497,18 @@ impl Arrival {
         });
     }
 
-    /// The VM is not here to stay: tell the source the last words and free its memory.
+    /// The VM is not here to stay: free its memory, make room for the next, and tell the source the last words.
     async fn finish(mut self) {
-        if let Some(wires) = self.wires.take() {
-            wires.flush_and_close(Close::Done, "the destination has ended the migration").await;
-        }
         if let Some(machine) = self.machine.take().filter(|_| self.discarded) {
             machine.stop(StopReason::Requested);
+        }
+        // From here on the endpoint answers for this migration, by the ledger.
+        self.mail.close();
+        if self.discarded {
+            self.shared.status.send_modify(|status| status.phase = IncomingPhase::Listening);
+        }
+        if let Some(wires) = self.wires.take() {
+            wires.flush_and_close(Close::Done, "the destination has ended the migration").await;
         }
     }
 }

@@ -135,7 +135,7 @@ impl Server {
         if self.shared.machine.borrow().is_some() {
             return Some("a VM runs here already: one process takes one VM");
         }
-        if self.current.as_ref().is_some_and(|current| !current.task.is_finished()) {
+        if self.current.as_ref().is_some_and(|current| !current.mail.is_closed()) {
             return Some(
                 "a VM is arriving here already; if that attempt has failed, try again in a few seconds",
             );
