@@ -58,7 +58,9 @@ impl Host {
 
     async fn listen(&self) -> Incoming {
         let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
-        Incoming::listen(any, Arc::clone(&self.identity), None, Serial::File(self.path("console"))).await.unwrap()
+        Incoming::listen(any, Arc::clone(&self.identity), None, Serial::File(self.path("console")))
+            .await
+            .unwrap()
     }
 
     fn migrate(&self, machine: &Arc<Machine>, to: &str) -> Outgoing {
@@ -127,7 +129,8 @@ async fn a_running_guest_moves_and_has_lost_nothing() {
     assert_eq!(check.failures, 0, "{check:?}\n{}", read(&b.path("console")));
     assert!(check.pages_checked > 3000, "{check:?}");
     let mut status = incoming.status();
-    let status = in_time("a heartbeat", status.wait_for(|s| s.guest_downtime_ms.is_some())).await.unwrap().clone();
+    let status =
+        in_time("a heartbeat", status.wait_for(|s| s.guest_downtime_ms.is_some())).await.unwrap().clone();
     assert_eq!(status.phase, IncomingPhase::Running);
     println!("{report:#?}\n{status:#?}\n{check:?}");
     assert!(report.wan_tx_bytes < report.plain_bytes);
@@ -163,7 +166,9 @@ async fn a_cancelled_or_refused_migration_leaves_the_guest_running() {
     let options = MigrateOptions { to: incoming.ticket(), downtime_ms: 1, bandwidth_bits: Some(8_000_000) };
     let outgoing = Outgoing::start(Arc::clone(&machine), None, Arc::clone(&a.identity), options);
     let mut progress = outgoing.progress();
-    in_time("names", progress.wait_for(|p| p.phase == Phase::Precopy && p.wan_tx_bytes > 100_000)).await.unwrap();
+    in_time("names", progress.wait_for(|p| p.phase == Phase::Precopy && p.wan_tx_bytes > 100_000))
+        .await
+        .unwrap();
     outgoing.cancel();
     let error = in_time("the cancellation", outgoing.finished()).await.unwrap_err();
     assert!(matches!(error, MigrateError::Cancelled), "{error}");
@@ -171,7 +176,8 @@ async fn a_cancelled_or_refused_migration_leaves_the_guest_running() {
     assert_eq!(*machine.watch().borrow(), RunState::Running);
     // A host that does not know this one.
     let elsewhere = stranger.listen().await;
-    let error = in_time("the refusal", a.migrate(&machine, &elsewhere.ticket()).finished()).await.unwrap_err();
+    let error =
+        in_time("the refusal", a.migrate(&machine, &elsewhere.ticket()).finished()).await.unwrap_err();
     assert!(matches!(error, MigrateError::RefusedByPeer { .. }), "{error}");
     assert!(elsewhere.status().borrow().last_failure.as_ref().unwrap().contains(&a.identity.fingerprint()));
     // The first endpoint still takes it.

@@ -30,12 +30,16 @@ const CUBIC_KEEPS_TENTHS: u64 = 7;
 
 /// Builds the controller.
 #[derive(Debug, Default)]
-pub struct GentleCubic {}
+pub(super) struct GentleCubic {}
 
 impl ControllerFactory for GentleCubic {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
         let initial_window = Arc::new(CubicConfig::default()).build(now, current_mtu).initial_window();
-        Box::new(Gentle { initial_window, mtu: current_mtu, phase: Phase::Start(SlowStart::new(now, initial_window)) })
+        Box::new(Gentle {
+            initial_window,
+            mtu: current_mtu,
+            phase: Phase::Start(SlowStart::new(now, initial_window)),
+        })
     }
 }
 
@@ -163,13 +167,25 @@ impl Controller for Gentle {
         }
     }
 
-    fn on_end_acks(&mut self, now: Instant, in_flight: u64, app_limited: bool, largest_packet_num_acked: Option<u64>) {
+    fn on_end_acks(
+        &mut self,
+        now: Instant,
+        in_flight: u64,
+        app_limited: bool,
+        largest_packet_num_acked: Option<u64>,
+    ) {
         if let Phase::Cubic(cubic) = &mut self.phase {
             cubic.on_end_acks(now, in_flight, app_limited, largest_packet_num_acked);
         }
     }
 
-    fn on_congestion_event(&mut self, now: Instant, sent: Instant, is_persistent_congestion: bool, lost_bytes: u64) {
+    fn on_congestion_event(
+        &mut self,
+        now: Instant,
+        sent: Instant,
+        is_persistent_congestion: bool,
+        lost_bytes: u64,
+    ) {
         match &mut self.phase {
             Phase::Cubic(cubic) => cubic.on_congestion_event(now, sent, is_persistent_congestion, lost_bytes),
             Phase::Start(start) => {
@@ -248,7 +264,8 @@ mod tests {
     #[test]
     fn slow_start_ends_soon_after_the_queue_begins_to_fill() {
         // 100 Mbit/s and 50 ms: 625,000 bytes are under way before anything queues.
-        let end = run(|_, window| 50 * MS + Duration::from_nanos(window.saturating_sub(625_000) * 80)).unwrap();
+        let end =
+            run(|_, window| 50 * MS + Duration::from_nanos(window.saturating_sub(625_000) * 80)).unwrap();
         assert!((625_000..2_500_000).contains(&end), "{end}");
     }
 

@@ -14,6 +14,7 @@ mod arrival;
 mod bundle;
 pub mod channel;
 mod clock;
+mod congestion;
 pub mod error;
 pub mod identity;
 mod incoming;

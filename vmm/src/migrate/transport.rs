@@ -14,6 +14,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::MigrateError;
+use super::congestion::GentleCubic;
 use super::identity::{HostIdentity, HostKey};
 use super::tls::{self, Expect, Refusal, RefusalSlot};
 use super::{limits, ticket::Ticket};
@@ -34,10 +35,11 @@ pub struct Endpoint {
     transport: Arc<TransportConfig>,
 }
 
-/// Bytes on the WAN as counted here: UDP payloads plus 28 (IPv4) or 48 (IPv6) bytes of headers a datagram.
+/// Bytes on the WAN as counted here: UDP payloads plus 28 (IPv4) or 48 (IPv6) bytes of headers a datagram. Datagrams that were lost, most
+/// often because the queue before the link was full, do not count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WanBytes {
-    /// Sent.
+    /// Sent, and not lost.
     pub tx: u64,
     /// Received.
     pub rx: u64,
@@ -257,16 +259,15 @@ impl Link {
         self.connection.remote_address()
     }
 
-    /// Bytes on the wire so far.
+    /// Bytes that crossed the wire so far: what was sent less what was lost on the way, and what was received.
     #[must_use]
     pub fn wan_bytes(&self) -> WanBytes {
         let stats = self.connection.stats();
         // An IPv4 or IPv6 header without options (RFC 791, RFC 8200) and a UDP header (RFC 768).
         let headers = if self.address().is_ipv4() { 20 + 8 } else { 40 + 8 };
-        WanBytes {
-            tx: stats.udp_tx.bytes + headers * stats.udp_tx.datagrams,
-            rx: stats.udp_rx.bytes + headers * stats.udp_rx.datagrams,
-        }
+        let sent = stats.udp_tx.bytes + headers * stats.udp_tx.datagrams;
+        let lost = stats.path.lost_bytes + headers * stats.path.lost_packets;
+        WanBytes { tx: sent.saturating_sub(lost), rx: stats.udp_rx.bytes + headers * stats.udp_rx.datagrams }
     }
 
     /// The path as congestion control sees it.
@@ -378,6 +379,7 @@ fn transport_config() -> TransportConfig {
         .receive_window(limits::CONNECTION_WINDOW_BYTES.into())
         .send_window(limits::SEND_WINDOW_FIRST_BYTES)
         .datagram_receive_buffer_size(None)
+        .congestion_controller_factory(Arc::new(GentleCubic::default()))
         .ack_frequency_config(Some(acks));
     config
 }

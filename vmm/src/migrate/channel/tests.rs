@@ -98,7 +98,7 @@ async fn frames_arrive_whole_and_in_order_on_every_channel() {
     assert_eq!(source.control_in.next().await.unwrap().unwrap(), "ready");
     let (WanBytes { tx, .. }, WanBytes { rx, .. }) = (here.wan_bytes(), there.wan_bytes());
     let payload = 20 * 19 / 2 * 5000 * 3 / 2;
-    assert!(rx > payload && rx <= tx, "{rx} bytes received of {tx} sent for {payload}");
+    assert!(rx > payload && tx > payload * 9 / 10, "{rx} bytes received of {tx} sent for {payload}");
 }
 
 /// Forwards datagrams between one caller and `server` and counts them, headers included, to the server and back.
