@@ -5,8 +5,8 @@
 //! of the path for nothing and made everything behind it late.
 //!
 //! ```text
-//!  slow start ──round trip grew by an eighth──► conservative slow start ──5 rounds──► CUBIC
-//!   (window + acknowledged bytes)    ◄──round trip fell back──  (a quarter of that)     ▲
+//!  slow start ──round trip grew by an eighth──► conservative slow start ──4 rounds──► CUBIC
+//!   (window + acknowledged bytes)    ◄──round trip fell back──  (an eighth of that)     ▲
 //!      └─────────────────────────────── loss ─────────────────────────────────────────┘
 //! ```
 
@@ -22,9 +22,10 @@ const MIN_RTT_THRESHOLD: Duration = Duration::from_millis(4);
 const MAX_RTT_THRESHOLD: Duration = Duration::from_millis(16);
 /// RFC 9406, 4.3: the samples that a round needs.
 const RTT_SAMPLES: u32 = 8;
-/// RFC 9406, 4.3: how much more slowly conservative slow start grows, and for how many rounds.
-const CONSERVATIVE_DIVISOR: u64 = 4;
-const CONSERVATIVE_ROUNDS: u32 = 5;
+/// How much more slowly conservative slow start grows, and for how many rounds: 1.6 times in all. RFC 9406, 4.3, has 4 and 5, three
+/// times in all, which overflows a queue of one bandwidth-delay product.
+const CONSERVATIVE_DIVISOR: u64 = 8;
+const CONSERVATIVE_ROUNDS: u32 = 4;
 /// What CUBIC keeps of its window after a loss (RFC 9438, 4.6), in tenths.
 const CUBIC_KEEPS_TENTHS: u64 = 7;
 
