@@ -35,7 +35,7 @@ impl Path {
         inside.connect(server).await.unwrap();
         let address = outside.local_addr().unwrap();
         let (open, is_open) = watch::channel(true);
-        let (caller, known) = watch::channel(None);
+        let (caller, known) = watch::channel(None::<SocketAddr>);
         let (up, mut to_server) = mpsc::channel::<(Instant, Vec<u8>)>(QUEUE);
         let (down, mut to_caller) = mpsc::channel::<(Instant, Vec<u8>)>(QUEUE);
         let (from_caller, into_server) = (Arc::clone(&outside), Arc::clone(&inside));
@@ -51,7 +51,8 @@ impl Path {
         tokio::spawn(async move {
             while let Some((due, datagram)) = to_server.recv().await {
                 sleep_until(due).await;
-                if *gate.borrow() {
+                let open = *gate.borrow();
+                if open {
                     into_server.send(&datagram).await.ok();
                 }
             }
@@ -65,8 +66,8 @@ impl Path {
         tokio::spawn(async move {
             while let Some((due, datagram)) = to_caller.recv().await {
                 sleep_until(due).await;
-                let caller = *known.borrow();
-                if let (true, Some(caller)) = (*is_open.borrow(), caller) {
+                let caller = known.borrow().filter(|_| *is_open.borrow());
+                if let Some(caller) = caller {
                     outside.send_to(&datagram, caller).await.ok();
                 }
             }

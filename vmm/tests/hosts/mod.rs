@@ -14,28 +14,28 @@ use vmm::migrate::{HostIdentity, Incoming, MigrateOptions, Outgoing};
 
 const MEMORY_BYTES: u64 = 64 << 20;
 
-pub struct Host {
+pub(crate) struct Host {
     folder: TempDir,
-    pub identity: Arc<HostIdentity>,
+    pub(crate) identity: Arc<HostIdentity>,
 }
 
 impl Host {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         let identity = HostIdentity::load_or_create(&path("host.key"), &path("authorized_keys")).unwrap();
         Self { folder, identity: Arc::new(identity) }
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    pub fn trusts(&self, other: &Self) {
+    pub(crate) fn trusts(&self, other: &Self) {
         std::fs::write(self.path("authorized_keys"), other.identity.line()).unwrap();
     }
 
-    pub fn launch(&self, cmdline: &str) -> Arc<Machine> {
+    pub(crate) fn launch(&self, cmdline: &str) -> Arc<Machine> {
         let kernel = self.path("pagestorm");
         guest_images::write_pagestorm(&kernel).unwrap();
         let machine = Machine::launch(&VmConfig {
@@ -54,14 +54,14 @@ impl Host {
         machine
     }
 
-    pub async fn listen(&self) -> Incoming {
+    pub(crate) async fn listen(&self) -> Incoming {
         let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
         Incoming::listen(any, Arc::clone(&self.identity), None, Serial::File(self.path("console")))
             .await
             .unwrap()
     }
 
-    pub fn migrate(&self, machine: &Arc<Machine>, to: &str) -> Outgoing {
+    pub(crate) fn migrate(&self, machine: &Arc<Machine>, to: &str) -> Outgoing {
         let options = MigrateOptions { to: to.to_owned(), downtime_ms: 300, bandwidth_bits: None };
         Outgoing::start(Arc::clone(machine), None, Arc::clone(&self.identity), options)
     }
@@ -79,12 +79,12 @@ impl Host {
         }
     }
 
-    pub async fn ready(&self) {
+    pub(crate) async fn ready(&self) {
         self.line("ready", |line| line.contains("pagestorm: ready").then_some(())).await;
     }
 
     /// Has the guest check every page that it wrote, and waits for its verdict.
-    pub async fn check(&self, machine: &Machine, number: u64) -> Check {
+    pub(crate) async fn check(&self, machine: &Machine, number: u64) -> Check {
         while machine.serial_input(b"c") == 0 {
             assert_eq!(*machine.watch().borrow(), RunState::Running);
             sleep(Duration::from_millis(5)).await;
@@ -93,16 +93,16 @@ impl Host {
     }
 }
 
-pub fn read(path: &Path) -> String {
+pub(crate) fn read(path: &Path) -> String {
     std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
 }
 
-pub async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T {
+pub(crate) async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T {
     timeout(Duration::from_secs(120), future).await.unwrap_or_else(|_| panic!("{what} took too long"))
 }
 
 /// Two hosts of which the second lets the first in.
-pub fn hosts() -> (Host, Host) {
+pub(crate) fn hosts() -> (Host, Host) {
     let (a, b) = (Host::new(), Host::new());
     b.trusts(&a);
     a.trusts(&b);
