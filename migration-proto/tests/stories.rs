@@ -200,9 +200,9 @@ fn a_process_that_never_heard_of_the_migration_does_not_give_the_vm_back() {
     here.dirty(&[]);
     here.0.vm_paused(NOW);
     here.drain();
-    here.dirty(&[]);
     here.0.state_saved(NOW, vec![]);
-    let sent = here.drain();
+    here.drain();
+    let sent = here.dirty(&[]);
     let Some(source::Action::Send(Message::Final { root, .. })) = sent.last() else { panic!("{sent:?}") };
     here.gets(Message::Ready { root: *root });
     here.0.disconnected(NOW);
@@ -215,4 +215,21 @@ fn a_process_that_never_heard_of_the_migration_does_not_give_the_vm_back() {
     assert!(here.0.next_timeout().is_some(), "it asks again");
     here.0.resolve(true).unwrap();
     assert!(matches!(here.drain()[..], [source::Action::Resume { .. }]));
+}
+
+/// KVM writes to guest memory when some of the state is read. The dirty log was collected for the last time before the state was
+/// saved, so such a page would have gone on at the destination as it had been.
+#[test]
+fn the_log_is_collected_for_the_last_time_when_the_state_is_saved() {
+    let mut here = Here::new();
+    here.hashed(1, REGION_PAGES as u64);
+    here.round_done(0);
+    assert_eq!(here.dirty(&[]), [source::Action::Pause]);
+    here.0.vm_paused(NOW);
+    assert_eq!(here.drain(), [source::Action::SaveState]);
+    here.0.state_saved(NOW, vec![7]);
+    assert_eq!(here.drain(), [source::Action::CollectDirty]);
+    let sent = here.dirty(&[5]);
+    assert_eq!(sent[0], source::Action::Send(Message::State(vec![7])));
+    assert!(matches!(&sent[1], source::Action::Hash { pages, .. } if pages == &[Gfn(5)]), "{sent:?}");
 }

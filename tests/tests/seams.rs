@@ -23,8 +23,11 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
 
 #[test]
 fn crates_import_only_whom_they_may() {
-    let metadata =
-        MetadataCommand::new().manifest_path(root().join("Cargo.toml")).no_deps().exec().expect("cargo metadata");
+    let metadata = MetadataCommand::new()
+        .manifest_path(root().join("Cargo.toml"))
+        .no_deps()
+        .exec()
+        .expect("cargo metadata");
     let allowed = allowed();
     let ours: BTreeSet<String> = metadata.packages.iter().map(|package| package.name.to_string()).collect();
     for package in &metadata.packages {
@@ -41,11 +44,19 @@ fn crates_import_only_whom_they_may() {
 
 #[test]
 fn page_needs_only_sha2_and_the_core_no_runtime() {
-    let metadata =
-        MetadataCommand::new().manifest_path(root().join("Cargo.toml")).no_deps().exec().expect("cargo metadata");
+    let metadata = MetadataCommand::new()
+        .manifest_path(root().join("Cargo.toml"))
+        .no_deps()
+        .exec()
+        .expect("cargo metadata");
     let normal = |name: &str| -> BTreeSet<String> {
         let package = metadata.packages.iter().find(|p| p.name.as_str() == name).expect(name);
-        package.dependencies.iter().filter(|d| d.kind == DependencyKind::Normal).map(|d| d.name.clone()).collect()
+        package
+            .dependencies
+            .iter()
+            .filter(|d| d.kind == DependencyKind::Normal)
+            .map(|d| d.name.clone())
+            .collect()
     };
     assert_eq!(normal("page"), BTreeSet::from(["sha2".to_owned()]));
     assert_eq!(normal("migration-proto"), ["page", "thiserror", "zstd"].map(str::to_owned).into());
@@ -67,7 +78,9 @@ fn the_monitor_has_no_libp2p() {
 /// Every Rust file of the repository.
 fn rust_files() -> Vec<PathBuf> {
     fn walk(folder: &Path, into: &mut Vec<PathBuf>) {
-        for entry in std::fs::read_dir(folder).expect("a readable folder").map(|entry| entry.expect("an entry")) {
+        for entry in
+            std::fs::read_dir(folder).expect("a readable folder").map(|entry| entry.expect("an entry"))
+        {
             let path = entry.path();
             let name = entry.file_name();
             if path.is_dir() && name != "target" && !name.to_string_lossy().starts_with('.') {
@@ -136,8 +149,11 @@ fn the_papers_are_there_and_the_readme_opens_with_the_two_commands() {
 #[test]
 fn every_dependency_has_its_line() {
     let lines = std::fs::read_to_string(root().join("docs/dependencies.md")).expect("docs/dependencies.md");
-    let metadata =
-        MetadataCommand::new().manifest_path(root().join("Cargo.toml")).no_deps().exec().expect("cargo metadata");
+    let metadata = MetadataCommand::new()
+        .manifest_path(root().join("Cargo.toml"))
+        .no_deps()
+        .exec()
+        .expect("cargo metadata");
     let ours: BTreeSet<String> = metadata.packages.iter().map(|package| package.name.to_string()).collect();
     let direct: BTreeSet<&str> = metadata
         .packages
@@ -146,7 +162,8 @@ fn every_dependency_has_its_line() {
         .map(|dependency| dependency.name.as_str())
         .filter(|name| !ours.contains(*name))
         .collect();
-    let missing: Vec<&str> = direct.into_iter().filter(|name| !lines.contains(&format!("| `{name}` |"))).collect();
+    let missing: Vec<&str> =
+        direct.into_iter().filter(|name| !lines.contains(&format!("| `{name}` |"))).collect();
     assert!(missing.is_empty(), "docs/dependencies.md says nothing of {missing:?}");
 }
 

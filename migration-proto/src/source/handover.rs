@@ -30,7 +30,7 @@ impl Source {
             | Phase::Round(_)
             | Phase::Pausing { .. }
             | Phase::CollectingLast { .. }
-            | Phase::LastRound { .. }
+            | Phase::LastRound(_)
             | Phase::Committed { .. } => {
                 Err(ProtocolError::Unexpected { message: "Ready", phase: self.phase.name() })
             }
@@ -87,7 +87,7 @@ impl Source {
             | Phase::Round(_)
             | Phase::Pausing { .. }
             | Phase::CollectingLast { .. }
-            | Phase::LastRound { .. }
+            | Phase::LastRound(_)
             | Phase::Handover { .. } => {
                 self.abort(AbortReason::Cancelled);
                 Ok(())

@@ -118,7 +118,7 @@ impl Source {
             | Phase::Round(_)
             | Phase::Pausing { .. }
             | Phase::CollectingLast { .. }
-            | Phase::LastRound { .. }
+            | Phase::LastRound(_)
             | Phase::Handover { .. }
             | Phase::Committed { .. } => None,
         }
@@ -136,7 +136,7 @@ impl Source {
         match &self.phase {
             Phase::Offering => SourceProgress::Offering,
             Phase::Collecting | Phase::Round(_) => SourceProgress::Precopy,
-            Phase::Pausing { .. } | Phase::CollectingLast { .. } | Phase::LastRound { .. } => {
+            Phase::Pausing { .. } | Phase::CollectingLast { .. } | Phase::LastRound(_) => {
                 SourceProgress::StopAndCopy
             }
             Phase::Handover { .. } => SourceProgress::Handover,
@@ -222,7 +222,7 @@ impl Source {
             | Phase::Round(_)
             | Phase::Pausing { .. }
             | Phase::CollectingLast { .. }
-            | Phase::LastRound { .. }
+            | Phase::LastRound(_)
             | Phase::Handover { .. } => true,
             Phase::Offering | Phase::Committed { .. } | Phase::Ended(_) => false,
         }
@@ -276,30 +276,29 @@ impl Source {
                     self.deadline = Some(now + limits::LOCAL_TIMEOUT);
                 }
             }
-            Phase::CollectingLast { dirty } => {
+            Phase::CollectingLast { dirty, state } => {
                 left.union_with(dirty);
-                let round = self.new_round(now, left);
-                self.phase = Phase::LastRound { round, state_sent: false };
-                self.actions.push_back(Action::SaveState);
+                let state = std::mem::take(state);
+                self.actions.push_back(Action::Send(Message::State(state)));
+                self.phase = Phase::LastRound(self.new_round(now, left));
                 self.advance(now);
             }
             // An abort came first.
             Phase::Offering
             | Phase::Round(_)
             | Phase::Pausing { .. }
-            | Phase::LastRound { .. }
+            | Phase::LastRound(_)
             | Phase::Handover { .. }
             | Phase::Committed { .. }
             | Phase::Ended(_) => {}
         }
     }
 
-    /// The virtual CPUs stand still.
+    /// The virtual CPUs stand still. State is saved before the log is collected for the last time, because reading
+    /// some of it makes KVM write to guest memory.
     pub fn vm_paused(&mut self, now: Time) {
-        if let Phase::Pausing { dirty } = &mut self.phase {
-            let dirty = std::mem::take(dirty);
-            self.phase = Phase::CollectingLast { dirty };
-            self.actions.push_back(Action::CollectDirty);
+        if matches!(self.phase, Phase::Pausing { .. }) {
+            self.actions.push_back(Action::SaveState);
             self.deadline = Some(now + limits::LOCAL_TIMEOUT);
         }
     }
@@ -310,10 +309,11 @@ impl Source {
             let what = format!("the device state has {} bytes, more than the protocol carries", state.len());
             return self.abort(AbortReason::Local(what));
         }
-        if let Phase::LastRound { state_sent, .. } = &mut self.phase {
-            *state_sent = true;
-            self.actions.push_back(Action::Send(Message::State(state)));
-            self.advance(now);
+        if let Phase::Pausing { dirty } = &mut self.phase {
+            let dirty = std::mem::take(dirty);
+            self.phase = Phase::CollectingLast { dirty, state };
+            self.actions.push_back(Action::CollectDirty);
+            self.deadline = Some(now + limits::LOCAL_TIMEOUT);
         }
     }
 
@@ -324,7 +324,7 @@ impl Source {
                 round.hashed();
                 false
             }
-            Phase::LastRound { round, .. } => {
+            Phase::LastRound(round) => {
                 round.hashed();
                 true
             }
@@ -445,7 +445,7 @@ impl Source {
             | Phase::Round(_)
             | Phase::Pausing { .. }
             | Phase::CollectingLast { .. }
-            | Phase::LastRound { .. }
+            | Phase::LastRound(_)
             | Phase::Handover { .. }
             | Phase::Committed { .. } => {
                 Err(ProtocolError::Unexpected { message: "RoundDone", phase: self.phase.name() })
@@ -459,7 +459,7 @@ impl Source {
             let count = self.wants.len().min(limits::LITERAL_BATCH_PAGES);
             let pages =
                 self.wants.drain(..count).filter_map(|gfn| Some((gfn, self.names.get(gfn)?))).collect();
-            let last = matches!(self.phase, Phase::LastRound { .. } | Phase::Handover { .. });
+            let last = matches!(self.phase, Phase::LastRound(_) | Phase::Handover { .. });
             let channel = if last { Channel::Names } else { Channel::Literals };
             self.literal_batches += 1;
             self.actions.push_back(Action::SendLiterals { channel, pages });
@@ -473,12 +473,11 @@ impl Source {
                     self.actions.push_back(Action::Send(Message::RoundEnd { round: round.number }));
                 }
             }
-            Phase::LastRound { round, state_sent } => {
+            Phase::LastRound(round) => {
                 while let Some((region, pages)) = round.next(limits::HASH_WINDOW_REGIONS) {
                     self.actions.push_back(Action::Hash { region, pages });
                 }
-                let named = round.take_end() || round.is_named();
-                if named && *state_sent {
+                if round.take_end() {
                     let (number, root) = (round.number, self.names.root());
                     self.actions.push_back(Action::Send(Message::Final { round: number, root }));
                     self.phase = Phase::Handover { root };
@@ -508,7 +507,7 @@ impl Source {
             | Phase::Round(_)
             | Phase::Pausing { .. }
             | Phase::CollectingLast { .. }
-            | Phase::LastRound { .. }
+            | Phase::LastRound(_)
             | Phase::Handover { .. } => {
                 // Only a destination that has been sent the last page can have said Ready and hold the VM.
                 let notify = matches!(self.phase, Phase::Handover { .. });

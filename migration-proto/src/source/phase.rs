@@ -4,7 +4,7 @@
 //!  Offering ──Accept──► Collecting ──dirty──► Round ──RoundDone──► Collecting …
 //!                            │ what is left fits the downtime
 //!                            ▼
-//!                         Pausing ──paused──► CollectingLast ──dirty──► LastRound ──named, saved──► Handover
+//!                         Pausing ──paused, saved──► CollectingLast ──dirty──► LastRound ──named──► Handover
 //!                                                                                                  │ Ready
 //!   before Commit every failure ends in Ended(Aborted), and the VM runs on                         ▼
 //!                                                          Ended(Completed) ◄──Running── Committed ──NotRunning──► Ended(Aborted)
@@ -24,23 +24,20 @@ pub(super) enum Phase {
     Collecting,
     /// A round of names while the VM runs.
     Round(Round),
-    /// The VM has been asked to stand still; `dirty` has not been named yet.
+    /// The VM has been asked to stand still, then for its state; `dirty` has not been named yet.
     Pausing {
         /// The pages that the last look at the log gave.
         dirty: PageSet,
     },
-    /// The VM stands still; what it wrote since is being collected.
+    /// The VM stands still and its state is saved; what was written since is being collected.
     CollectingLast {
         /// The pages that the look before gave.
         dirty: PageSet,
+        /// vCPU and device state.
+        state: Vec<u8>,
     },
     /// The last round; the VM stands still.
-    LastRound {
-        /// The round.
-        round: Round,
-        /// Whether the state has been sent.
-        state_sent: bool,
-    },
+    LastRound(Round),
     /// All has been sent.
     Handover {
         /// The root over RAM.
@@ -75,7 +72,7 @@ impl Phase {
             Self::Offering => "offering the VM",
             Self::Collecting | Self::Round(_) => "copying memory while the VM runs",
             Self::Pausing { .. } | Self::CollectingLast { .. } => "pausing the VM",
-            Self::LastRound { .. } => "copying the last pages",
+            Self::LastRound(_) => "copying the last pages",
             Self::Handover { .. } => "waiting for the destination to be ready",
             Self::Committed { .. } => "waiting for the destination to run the VM",
             Self::Ended(_) => "at the end of the migration",
