@@ -7,7 +7,7 @@ mod demo;
 mod limits;
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -31,6 +31,12 @@ enum Role {
     Dht(dht::cli::Cli),
     /// Shows a VM move between two sites on this machine.
     Demo(demo::Options),
+    /// Writes the test guest pagestorm, a PVH kernel, to a file for `vmm run --kernel`.
+    Guest {
+        /// The file; one that is there is replaced.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -45,6 +51,17 @@ fn main() -> ExitCode {
         Role::Vmm(cli) => vmm::cli::run(cli),
         Role::Dht(cli) => dht::cli::run(cli),
         Role::Demo(options) => demo::run(&options),
+        Role::Guest { out } => write_guest(&out),
+    }
+}
+
+fn write_guest(out: &Path) -> ExitCode {
+    match guest_images::write_pagestorm(out) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tern: cannot write the guest to {}: {error}", out.display());
+            ExitCode::FAILURE
+        }
     }
 }
 
