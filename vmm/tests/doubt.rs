@@ -171,6 +171,23 @@ async fn an_operator_settles_a_doubt_at_the_source() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_went_on_can_offer_its_vm_again_to_a_host_that_holds_it() {
+    let scene = Scene::begin().await;
+    scene.source_reaches(Phase::Committing).await;
+    scene.path.cut();
+    scene.source_reaches(Phase::InDoubt).await;
+    scene.destination_reaches(IncomingPhase::Held).await;
+    scene.outgoing.resolve(true).unwrap();
+    in_time("the end", scene.outgoing.finished()).await.unwrap_err();
+    // Past the cut path, so that the destination has not heard how the first attempt ended.
+    let again = scene.a.migrate(&scene.machine, &scene.incoming.ticket());
+    let report = in_time("the second attempt", again.finished()).await.unwrap();
+    assert!(report.verified);
+    let arrived = in_time("the arrival", scene.incoming.machine()).await.unwrap();
+    assert_eq!(scene.b.check(&arrived, 1).await.failures, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_connection_lost_before_commit_leaves_the_guest_where_it_was() {
     let scene = Scene::begin().await;
     scene.source_reaches(Phase::Precopy).await;

@@ -8,7 +8,7 @@ use migration_proto::destination::{self, Action, Destination, RequestId};
 use migration_proto::switchover::{Fate, Ledger};
 use migration_proto::timer;
 use migration_proto::wire::{Message, Offer, WireError};
-use migration_proto::{Layout, MigrationId};
+use migration_proto::{Layout, MigrationId, VmId};
 use page::{Gfn, PAGE_SIZE, Page, ShortId, VerifiedPage};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
@@ -31,6 +31,8 @@ use crate::memory::Memory;
 pub(super) enum Mail {
     /// A later connection of the same migration.
     Connection(Box<Greeting>),
+    /// The same source has offered the same VM anew: it owns it, and this attempt is void.
+    Superseded,
     /// The operator's word.
     Resolve {
         /// Here, or not.
@@ -145,6 +147,10 @@ impl Arrival {
 
     pub(super) fn migration(&self) -> MigrationId {
         self.core.migration()
+    }
+
+    pub(super) fn vm(&self) -> VmId {
+        self.core.vm()
     }
 
     pub(super) fn source(&self) -> HostKey {
@@ -444,12 +450,17 @@ impl Arrival {
                     tracing::warn!(key = %greeting.link.peer(), "another host speaks of this migration: refused");
                     return greeting.link.close(Close::Failed, "this migration is another host's");
                 }
-                let Greeting { link, channels, first } = *greeting;
+                let Greeting { link, channels, first, waited: _ } = *greeting;
                 self.drop_wires(Close::Done, "the source has opened another connection");
                 self.generation += 1;
                 self.wires =
                     Some(Wires::destination(link, channels, self.generation, &self.inbox.0, &self.drained));
                 self.core.message(self.clock.now(), first);
+            }
+            Mail::Superseded => {
+                self.core.superseded();
+                self.carry_out();
+                self.core.disconnected();
             }
             Mail::Resolve { run_here } => {
                 if let Err(error) = self.core.resolve(self.clock.now(), run_here) {

@@ -3,10 +3,10 @@
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use migration_proto::MigrationId;
 use migration_proto::stats::DestinationStats;
 use migration_proto::switchover::Fate;
 use migration_proto::wire::{self, Message, Offer};
+use migration_proto::{MigrationId, VmId};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
@@ -25,11 +25,14 @@ pub(super) struct Greeting {
     pub(super) channels: DestinationChannels,
     /// Its first message.
     pub(super) first: Message,
+    /// An offer that has waited for an earlier attempt to end.
+    pub(super) waited: bool,
 }
 
 /// The arrival that is under way or was the last.
 struct Current {
     migration: MigrationId,
+    vm: VmId,
     source: HostKey,
     mail: mpsc::Sender<Mail>,
     task: JoinHandle<()>,
@@ -113,6 +116,10 @@ impl Server {
     }
 
     fn offered(&mut self, offer: Offer, greeting: Greeting) {
+        if let Some(earlier) = self.earlier_attempt(&offer, &greeting) {
+            let mail = earlier.mail.clone();
+            return self.supersede(mail, greeting);
+        }
         let refusal = self.refusal(&offer);
         if let Some(reason) = refusal {
             tracing::warn!(source = %greeting.link.address(), reason, "a VM was offered and refused");
@@ -121,14 +128,41 @@ impl Server {
         let (mail, receiver) = mpsc::channel(limits::COMMANDS_BOUND);
         match Arrival::new(offer, greeting, self.shared.clone(), receiver) {
             Ok(arrival) => {
-                let (migration, source) = (arrival.migration(), arrival.source());
+                let (migration, vm, source) = (arrival.migration(), arrival.vm(), arrival.source());
                 tracing::info!(?migration, %source, "a VM is arriving");
-                self.current = Some(Current { migration, source, mail, task: tokio::spawn(arrival.run()) });
+                self.current =
+                    Some(Current { migration, vm, source, mail, task: tokio::spawn(arrival.run()) });
             }
             Err(error) => {
                 self.shared.status.send_modify(|status| status.last_failure = Some(error.to_string()))
             }
         }
+    }
+
+    /// An attempt of the same source to move the same VM, which ends with a new offer: its source owns the VM.
+    fn earlier_attempt(&self, offer: &Offer, greeting: &Greeting) -> Option<&Current> {
+        let same = |current: &&Current| current.vm == offer.vm && current.source == greeting.link.peer();
+        let alive = self.current.as_ref().filter(same).filter(|current| !current.mail.is_closed());
+        alive.filter(|_| !greeting.waited && self.shared.machine.borrow().is_none())
+    }
+
+    /// Ends an earlier attempt, and looks at the offer again when that is over.
+    fn supersede(&mut self, mail: mpsc::Sender<Mail>, mut greeting: Greeting) {
+        greeting.waited = true;
+        let greetings = self.greetings.0.clone();
+        self.errands.spawn(async move {
+            let ending = async {
+                if mail.send(Mail::Superseded).await.is_ok() {
+                    mail.closed().await;
+                }
+            };
+            if timeout(limits::SUPERSEDE_TIMEOUT, ending).await.is_err() {
+                tracing::warn!("an earlier attempt to move this VM here does not end");
+            }
+            if greetings.send(greeting).await.is_err() {
+                tracing::debug!("the endpoint was closed before the offer was looked at");
+            }
+        });
     }
 
     fn refusal(&self, offer: &Offer) -> Option<&'static str> {
@@ -161,7 +195,7 @@ impl Server {
                     return tracing::warn!("the arrival has too much mail: the source will ask again");
                 }
                 Err(mpsc::error::TrySendError::Closed(Mail::Connection(greeting))) => *greeting,
-                Err(mpsc::error::TrySendError::Closed(Mail::Resolve { .. })) => return,
+                Err(mpsc::error::TrySendError::Closed(Mail::Superseded | Mail::Resolve { .. })) => return,
             },
             None => greeting,
         };
@@ -213,7 +247,7 @@ async fn greet(
             timeout(limits::CONNECT_TIMEOUT, channels.control_in.next()).await.map_err(|_| silent())??;
         let first = wire::decode(&first.ok_or_else(silent)?)
             .map_err(|e| MigrateError::Frame { channel: "control", why: e.to_string().into() })?;
-        Ok::<_, MigrateError>(Greeting { link, channels, first })
+        Ok::<_, MigrateError>(Greeting { link, channels, first, waited: false })
     };
     match greeting.await {
         Ok(greeting) => {

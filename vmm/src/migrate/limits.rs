@@ -91,6 +91,12 @@ pub const GREETINGS_BOUND: usize = 8;
 /// How often the link is measured and progress is told.
 pub const TICK: Duration = Duration::from_millis(100);
 
+/// How long the end of a migration waits for what KVM was asked for.
+pub const VM_JOB_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long an offer waits for the end of an earlier attempt of the same source to move the same VM.
+pub const SUPERSEDE_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How long a source that went on by itself tries to tell a destination that may be holding the VM.
 pub const NOTIFY_TIMEOUT: Duration = Duration::from_secs(60);
 

@@ -10,7 +10,7 @@ use migration_proto::{AbortReason, MigrationId};
 use page::{Domain, Gfn, PageHash, PageSet, RegionId};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::channel::{self, SourceChannels};
 use super::clock::{Bulk, Clock, Meter, millis};
@@ -44,7 +44,8 @@ enum Done {
     Dirty(Result<PageSet, String>),
     Paused(Result<(), String>),
     Saved(Result<Vec<u8>, String>),
-    Connected(Result<(Link, Box<SourceChannels>), MigrateError>),
+    /// The dial of this number has ended.
+    Connected(u32, Result<(Link, Box<SourceChannels>), MigrateError>),
 }
 
 /// Everything that a migration is given.
@@ -76,6 +77,10 @@ struct Driver {
     meter: Meter,
     pool: Pool,
     helpers: JoinSet<()>,
+    /// What KVM has been asked for and has not done: the VM is not resumed before it has.
+    vm_jobs: JoinSet<()>,
+    /// Dials so far; only the last one counts.
+    dials: u32,
     /// Names that wait for room on the names channel.
     hashed: VecDeque<(RegionId, Vec<(Gfn, PageHash)>)>,
     /// What failed while actions were carried out.
@@ -120,15 +125,7 @@ impl Driver {
                 return Err(MigrateError::NotMovable { why: format!("it has stopped: {reason:?}").into() });
             }
         };
-        let connecting = async {
-            let (endpoint, link) = Endpoint::open(&ticket, &host).await?;
-            let channels = channel::open_source(&link).await?;
-            Ok::<_, MigrateError>((endpoint, link, channels))
-        };
-        let (endpoint, link, channels) = tokio::select! {
-            connected = connecting => connected?,
-            Some(Command::Cancel) = commands.recv() => return Err(MigrateError::Cancelled),
-        };
+        let (endpoint, link, channels) = open(&ticket, &host, &mut commands).await?;
         tracing::info!(destination = %link.address(), key = %link.peer(), "connected to the destination");
         let throttle = Arc::new(Throttle::new(options.bandwidth_bits));
         let mut meter = Meter::new(Bulk::Out, throttle.bytes_per_s());
@@ -169,6 +166,8 @@ impl Driver {
             throttle,
             meter,
             helpers: JoinSet::new(),
+            vm_jobs: JoinSet::new(),
+            dials: 0,
             hashed: VecDeque::new(),
             failures: VecDeque::new(),
             progress,
@@ -297,7 +296,7 @@ impl Driver {
     /// Runs something that KVM may take its time for.
     fn blocking(&mut self, job: impl FnOnce(&Machine) -> Done + Send + 'static) {
         let (machine, results) = (Arc::clone(&self.machine), self.results.0.clone());
-        self.helpers.spawn_blocking(move || {
+        self.vm_jobs.spawn_blocking(move || {
             if results.blocking_send(job(&machine)).is_err() {
                 tracing::debug!("the migration ended before KVM answered");
             }
@@ -306,6 +305,8 @@ impl Driver {
 
     fn reconnect(&mut self) {
         self.drop_wires();
+        self.dials += 1;
+        let dial = self.dials;
         let (endpoint, results) = (self.endpoint.clone(), self.results.0.clone());
         let (address, key) = (self.address, self.ticket.key);
         self.helpers.spawn(async move {
@@ -314,7 +315,7 @@ impl Driver {
                 let channels = channel::open_source(&link).await?;
                 Ok((link, Box::new(channels)))
             };
-            if results.send(Done::Connected(connecting.await)).await.is_err() {
+            if results.send(Done::Connected(dial, connecting.await)).await.is_err() {
                 tracing::debug!("the migration ended before the connection stood");
             }
         });
@@ -354,7 +355,12 @@ impl Driver {
             Done::Saved(Err(error)) => {
                 self.core.failed(format!("the VM's state could not be saved: {error}"))
             }
-            Done::Connected(Ok((link, channels))) => {
+            Done::Connected(dial, result) if dial != self.dials => {
+                if let Ok((link, _)) = result {
+                    link.close(Close::Done, "another connection was opened since");
+                }
+            }
+            Done::Connected(_, Ok((link, channels))) => {
                 self.drop_wires();
                 self.generation += 1;
                 let wires = Wires::source(
@@ -368,7 +374,7 @@ impl Driver {
                 self.wires = Some(wires);
                 self.core.connected(now);
             }
-            Done::Connected(Err(error)) => {
+            Done::Connected(_, Err(error)) => {
                 tracing::warn!(%error, "the destination cannot be asked");
                 self.core.disconnected(now);
             }
@@ -400,7 +406,7 @@ impl Driver {
     }
 
     fn measure(&mut self) {
-        while self.helpers.try_join_next().is_some() {}
+        while self.helpers.try_join_next().is_some() || self.vm_jobs.try_join_next().is_some() {}
         if let Some(wires) = &self.wires {
             wires.link.fit_send_window();
             let link = self.meter.measure(&wires.link);
@@ -449,6 +455,12 @@ impl Driver {
             .end()
             .cloned()
             .unwrap_or(End::Aborted(AbortReason::Local("the driver stopped early".to_owned())));
+        // A pause under way must not overtake the resume. Nobody takes results any more, so no job waits for room.
+        self.results.1.close();
+        let jobs = async { while self.vm_jobs.join_next().await.is_some() {} };
+        if timeout(limits::VM_JOB_TIMEOUT, jobs).await.is_err() {
+            tracing::error!("KVM has not done what it was asked for; going on without");
+        }
         match &end {
             End::Completed | End::LetGo => self.machine.stop(StopReason::Migrated),
             End::Aborted(_) => self.run_on(),
@@ -513,6 +525,23 @@ impl Driver {
     }
 }
 
+/// The first connection, unless the operator changes their mind.
+async fn open(
+    ticket: &Ticket,
+    host: &Arc<HostIdentity>,
+    commands: &mut mpsc::Receiver<Command>,
+) -> Result<(Endpoint, Link, SourceChannels), MigrateError> {
+    let connecting = async {
+        let (endpoint, link) = Endpoint::open(ticket, host).await?;
+        let channels = channel::open_source(&link).await?;
+        Ok((endpoint, link, channels))
+    };
+    tokio::select! {
+        connected = connecting => connected,
+        Some(Command::Cancel) = commands.recv() => Err(MigrateError::Cancelled),
+    }
+}
+
 fn phase_of(progress: SourceProgress) -> Phase {
     match progress {
         SourceProgress::Offering => Phase::Offering,
@@ -554,7 +583,7 @@ async fn tell_abort(
             tokio::time::sleep(limits::NOTIFY_PAUSE).await;
         }
     };
-    if tokio::time::timeout(limits::NOTIFY_TIMEOUT, trying).await.is_err() {
+    if timeout(limits::NOTIFY_TIMEOUT, trying).await.is_err() {
         tracing::warn!(%address, "the destination was not told that the VM runs on here: if it holds the VM, `vmm resolve --let-go` there");
     }
     endpoint.settle().await;
