@@ -1,6 +1,6 @@
 //! The command line: `vmm …`, and `tern vmm …`, which is the same.
 //!
-//! [`parse`] has the values, [`commands`] what an operator asks of a running VM, [`show`] how it is printed.
+//! `parse` has the values, `commands` what an operator asks of a running VM, `show` how it is printed.
 
 mod commands;
 mod parse;
