@@ -13,14 +13,14 @@ use crate::wire::Message;
 pub enum Action {
     /// Send on the message's channel.
     Send(Message),
-    /// Build the machine, with zeroed memory; then call [`Destination::prepared`].
+    /// Build the machine, with zeroed memory; then call [`Destination::prepared`](super::Destination::prepared).
     Prepare {
         /// What the source said of it.
         machine: Vec<u8>,
         /// Its RAM.
         layout: Layout,
     },
-    /// Ask the site. Each page that comes goes to [`Destination::site_page`]; at the end call [`Destination::site_done`].
+    /// Ask the site. Each page that comes goes to [`Destination::site_page`](super::Destination::site_page); at the end call [`Destination::site_done`](super::Destination::site_done).
     Resolve {
         /// The question.
         request: RequestId,
@@ -38,13 +38,13 @@ pub enum Action {
         /// Where.
         to: Gfn,
     },
-    /// Memory is complete: load vCPU and device state; then call [`Destination::loaded`].
+    /// Memory is complete: load vCPU and device state; then call [`Destination::loaded`](super::Destination::loaded).
     LoadState(Vec<u8>),
-    /// Let the virtual CPUs run; then call [`Destination::running`].
+    /// Let the virtual CPUs run; then call [`Destination::running`](super::Destination::running).
     Run(RunPermit),
     /// Tell the operator: this side is ready, the source is silent, and only the source or the operator can say who runs the VM.
     Hold,
-    /// The migration is over without the VM: free its memory, and write [`Fate::Refused`] into the ledger.
+    /// The migration is over without the VM: free its memory, and write [`Fate::Refused`](crate::switchover::Fate::Refused) into the ledger.
     Discard(AbortReason),
     /// The source has let go: the connection may be closed.
     Released,

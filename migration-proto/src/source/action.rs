@@ -36,27 +36,27 @@ pub enum Action {
     Send(Message),
     /// Start the dirty log, empty. From here on every write counts.
     StartDirtyLog,
-    /// Take the dirty log and give it to [`Source::dirty`].
+    /// Take the dirty log and give it to [`Source::dirty`](super::Source::dirty).
     CollectDirty,
-    /// Read these frames of one region, name them in [`Source::domain`], and give the names to [`Source::hashed`].
+    /// Read these frames of one region, name them in [`Source::domain`](super::Source::domain), and give the names to [`Source::hashed`](super::Source::hashed).
     Hash {
         /// The region.
         region: RegionId,
         /// Its frames.
         pages: Vec<Gfn>,
     },
-    /// Read these frames, and send as [`Message::Literals`] those whose name is still this one; then call [`Source::literals_sent`].
+    /// Read these frames, and send as [`Message::Literals`] those whose name is still this one; then call [`Source::literals_sent`](super::Source::literals_sent).
     SendLiterals {
         /// `Literals`; in the last round `Names`, so that no literal overtakes the name that makes it expected.
         channel: Channel,
-        /// At most [`limits::LITERAL_BATCH_PAGES`].
+        /// At most [`limits::LITERAL_BATCH_PAGES`](crate::limits::LITERAL_BATCH_PAGES).
         pages: Vec<(Gfn, PageHash)>,
     },
-    /// Stop the virtual CPUs; then call [`Source::vm_paused`].
+    /// Stop the virtual CPUs; then call [`Source::vm_paused`](super::Source::vm_paused).
     Pause,
-    /// Save vCPU and device state; then call [`Source::state_saved`].
+    /// Save vCPU and device state; then call [`Source::state_saved`](super::Source::state_saved).
     SaveState,
-    /// The connection is no more; open another and call [`Source::connected`], or [`Source::disconnected`] if that fails.
+    /// The connection is no more; open another and call [`Source::connected`](super::Source::connected), or [`Source::disconnected`](super::Source::disconnected) if that fails.
     Reconnect,
     /// Tell the operator: Commit was sent and not answered. The VM stays paused.
     InDoubt,

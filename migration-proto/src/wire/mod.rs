@@ -1,6 +1,6 @@
 //! The wire: messages, and their bytes.
 //!
-//! A message is one frame: a kind (1 byte) and its fields in order, as [`codec`] writes them. The driver puts a 4-byte
+//! A message is one frame: a kind (1 byte) and its fields in order, as `codec` writes them. The driver puts a 4-byte
 //! little-endian length before each frame and refuses a length above [`crate::limits::FRAME_BYTES`]. docs/wire.md has the
 //! layout of each message in prose.
 #![deny(clippy::indexing_slicing)]
