@@ -55,7 +55,7 @@ pub const COMMIT_TIMEOUT: Span = Span::from_secs(10);
 pub const LOCAL_TIMEOUT: Span = Span::from_secs(60);
 
 /// The shortest and longest time the site gets for one question; in between, what the source would take for the same pages.
-pub const SITE_PATIENCE_MIN: Span = Span::from_millis(250);
+pub const SITE_PATIENCE_MIN: Span = Span::from_millis(500);
 /// See [`SITE_PATIENCE_MIN`].
 pub const SITE_PATIENCE_MAX: Span = Span::from_secs(10);
 /// After so many questions in a row that timed out, the site is not asked any more.

@@ -32,7 +32,8 @@ pub(crate) struct Findings {
     pub(crate) ended_well: bool,
 }
 
-/// The report: bytes on the WAN include IP and UDP headers, times are milliseconds.
+/// The report. Bytes on the WAN are those that crossed the link, IP and UDP headers included; what the full queue before it dropped
+/// stands apart. Times are milliseconds.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     outcome: Outcome,
@@ -46,6 +47,7 @@ pub(crate) struct Report {
     wan_bytes_to_source: u64,
     wan_packets: u64,
     wan_dropped_packets: u64,
+    wan_dropped_bytes: u64,
     vmm_wan_bytes: u64,
     plain_bytes: u64,
     bound_bytes: u64,
@@ -84,6 +86,7 @@ impl Report {
             wan_bytes_to_destination: wan.to_destination.bytes,
             wan_bytes_to_source: wan.to_source.bytes,
             wan_packets: wan.to_destination.packets + wan.to_source.packets,
+            wan_dropped_bytes: wan.to_destination.dropped_bytes + wan.to_source.dropped_bytes,
             wan_dropped_packets: wan.to_destination.dropped_packets + wan.to_source.dropped_packets,
             vmm_wan_bytes: migration.wan_tx_bytes + migration.wan_rx_bytes,
             plain_bytes: migration.plain_bytes,
@@ -193,7 +196,7 @@ impl fmt::Display for Report {
         let time = Duration::from_millis(self.total_ms).as_secs_f64();
         writeln!(
             f,
-            "WAN bytes           {} ({} to the destination, {} back; {} packets, {} dropped on the way)",
+            "WAN bytes           {} ({} to the destination, {} back; {} packets got through, {} did not)",
             Bytes(self.wan_bytes),
             Bytes(self.wan_bytes_to_destination),
             Bytes(self.wan_bytes_to_source),

@@ -28,7 +28,7 @@ pub(crate) struct WanCounts {
 }
 
 impl WanCounts {
-    /// Bytes both ways, headers included, drops not.
+    /// Bytes that crossed the link both ways, headers included; what a full queue dropped did not cross it.
     pub(crate) fn bytes(&self) -> u64 {
         self.to_destination.bytes + self.to_source.bytes
     }
