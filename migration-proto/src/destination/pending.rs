@@ -254,7 +254,7 @@ mod tests {
         let mut pending = Pending::new(true);
         let ids = (limits::RESOLVE_BATCH_IDS * limits::RESOLVE_WINDOW * 2) as u64;
         for id in 0..ids {
-            pending.add(ShortId(id), Gfn(id), false);
+            pending.add(ShortId(id), Gfn(id), Comes::ByTheLadder);
         }
         let mut deadlines = Vec::new();
         while let Some((request, ids)) = pending.next_question(Time(0), LINK) {
