@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 
 use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -70,10 +71,11 @@ fn images_that_the_site_holds_cost_little_more_than_their_names() {
     assert!(wan * 2 <= bound * 3, "{wan} bytes against a bound of {bound}: {report:#}");
 }
 
-/// Starts a demo and returns when its processes run.
-fn start_until_indexing() -> (Child, BufReader<ChildStderr>) {
+/// Starts a demo with its files in `dir`, for one that is killed leaves them there, and returns when its processes run.
+fn start_until_indexing(dir: &Path) -> (Child, BufReader<ChildStderr>) {
     let mut child = tern()
         .args(["demo", "--memory", "64M"])
+        .env("TMPDIR", dir)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -103,7 +105,8 @@ fn children_of(parent: u32) -> Vec<String> {
 fn no_process_is_left_behind_by_a_demo_that_is_interrupted_or_killed() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     for signal in [Signal::INT, Signal::KILL] {
-        let (mut child, _stderr) = start_until_indexing();
+        let dir = tempfile::tempdir().unwrap();
+        let (mut child, _stderr) = start_until_indexing(dir.path());
         let id = child.id();
         kill_process(Pid::from_raw(id.try_into().unwrap()).unwrap(), signal).unwrap();
         assert!(!child.wait().unwrap().success());

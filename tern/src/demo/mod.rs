@@ -58,7 +58,7 @@ fn start(options: &Options) -> Result<bool, DemoError> {
     // Work on content or bound that an error has made pointless is left behind.
     runtime.shutdown_background();
     let good = outcome.as_ref().is_ok_and(Report::is_good);
-    let wanted = !good && !matches!(outcome, Err(DemoError::Interrupted));
+    let wanted = !good && !matches!(outcome, Err(DemoError::Interrupted | DemoError::Options(_)));
     if let Some(path) = logs.settle(wanted) {
         eprintln!("The logs of all processes are in {}", path.display());
     }
