@@ -166,7 +166,7 @@ pub enum EventKind {
         /// As in [`VmStatus::reason`].
         reason: Option<String>,
     },
-    /// How far the migration is; at most ten a second.
+    /// How far the migration is: at each change of phase or round, and in between at most ten times a second.
     Progress {
         /// How far.
         progress: Progress,

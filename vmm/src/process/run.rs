@@ -17,7 +17,7 @@ use crate::control::server;
 use crate::control::socket::ControlSocket;
 use crate::limits;
 use crate::machine::{Machine, RunState, StopReason};
-use crate::migrate::report::Report;
+use crate::migrate::report::{Progress, Report};
 use crate::migrate::site::SitePages;
 use crate::migrate::{HostIdentity, Incoming, MigrateError, Outgoing};
 
@@ -230,17 +230,25 @@ impl Process {
         let mut ticks = ticks();
         let finished = outgoing.finished();
         tokio::pin!(finished);
-        let mut news = true;
+        let step = |progress: &Progress| (progress.phase, progress.round);
+        let (mut told, mut lives, mut news) = (None, true, true);
         let end = loop {
             tokio::select! {
                 end = &mut finished => break end,
-                changed = progress.changed(), if !news => news = changed.is_ok(),
-                _ = ticks.tick(), if news => {
-                    news = false;
-                    self.tell_state();
-                    self.events.progress(progress.borrow_and_update().clone());
+                changed = progress.changed(), if lives => {
+                    lives = changed.is_ok();
+                    news |= lives;
+                    // A phase may last less than a tick, and whoever follows is to see it.
+                    if told == Some(step(&progress.borrow())) {
+                        continue;
+                    }
                 }
+                _ = ticks.tick(), if news => {}
             }
+            let now = progress.borrow_and_update().clone();
+            (told, news) = (Some(step(&now)), false);
+            self.tell_state();
+            self.events.progress(now);
         };
         self.events.progress(progress.borrow().clone());
         let counter = match &end {
