@@ -3,14 +3,12 @@
 //! `tern vmm …` is `vmm …` and `tern dht …` is `dht …`; so is a link to this file with one of these names. `tern demo` starts this file
 //! again and again in these roles.
 
-mod demo;
-mod limits;
-
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tern::demo;
 
 /// Moves running KVM virtual machines between sites, sending the names of their pages instead of the pages.
 #[derive(Parser, Debug)]

@@ -5,17 +5,17 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 /// IPv4 and UDP headers of a datagram, bytes: what a link carries beyond the payload (RFC 791, RFC 768).
-pub(crate) const HEADER_BYTES: u64 = 28;
+pub const HEADER_BYTES: u64 = 28;
 
 /// What a link is like, one way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct LinkConfig {
+pub struct LinkConfig {
     /// Bits a second, headers included; above 0.
-    pub(crate) rate_bps: u64,
+    pub rate_bps: u64,
     /// From the end of a datagram's transmission to its arrival.
-    pub(crate) delay: Duration,
+    pub delay: Duration,
     /// Bytes that may wait before the transmitter, the one in transmission included.
-    pub(crate) queue_bytes: u64,
+    pub queue_bytes: u64,
 }
 
 impl LinkConfig {
@@ -23,7 +23,7 @@ impl LinkConfig {
     const MIN_QUEUE_BYTES: u64 = 64 * 1024;
 
     /// Half of a symmetric path: `rtt` is split evenly; the queue holds one bandwidth-delay product of the whole path.
-    pub(crate) fn half_of(rate_bps: u64, rtt: Duration) -> Self {
+    pub fn half_of(rate_bps: u64, rtt: Duration) -> Self {
         let product = u128::from(rate_bps) * rtt.as_nanos() / 8_000_000_000;
         let queue_bytes = u64::try_from(product).unwrap_or(u64::MAX).max(Self::MIN_QUEUE_BYTES);
         Self { rate_bps, delay: rtt / 2, queue_bytes }
@@ -32,20 +32,20 @@ impl LinkConfig {
 
 /// What passed and what did not; bytes include [`HEADER_BYTES`] a datagram.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct LinkCounts {
+pub struct LinkCounts {
     /// Datagrams put onto the link.
-    pub(crate) packets: u64,
+    pub packets: u64,
     /// Their bytes.
-    pub(crate) bytes: u64,
+    pub bytes: u64,
     /// Datagrams that found the queue full.
-    pub(crate) dropped_packets: u64,
+    pub dropped_packets: u64,
     /// Their bytes.
-    pub(crate) dropped_bytes: u64,
+    pub dropped_bytes: u64,
 }
 
 /// One direction of a link that carries items of type `T`.
 #[derive(Debug)]
-pub(crate) struct Link<T> {
+pub struct Link<T> {
     config: LinkConfig,
     /// When the transmitter will have sent all that it accepted.
     free_at: Duration,
@@ -57,7 +57,7 @@ pub(crate) struct Link<T> {
 
 impl<T> Link<T> {
     /// An idle link.
-    pub(crate) fn new(config: LinkConfig) -> Self {
+    pub fn new(config: LinkConfig) -> Self {
         Self {
             config,
             free_at: Duration::ZERO,
@@ -68,7 +68,7 @@ impl<T> Link<T> {
     }
 
     /// Offers a datagram of `payload_bytes`; says whether the link took it (false: dropped, the queue is full).
-    pub(crate) fn offer(&mut self, now: Duration, payload_bytes: u64, item: T) -> bool {
+    pub fn offer(&mut self, now: Duration, payload_bytes: u64, item: T) -> bool {
         let bytes = payload_bytes + HEADER_BYTES;
         let rate = u128::from(self.config.rate_bps);
         let waiting = self.free_at.saturating_sub(now).as_nanos() * rate / 8_000_000_000;
@@ -91,17 +91,17 @@ impl<T> Link<T> {
     }
 
     /// When the next datagram arrives at the far end.
-    pub(crate) fn next_arrival(&self) -> Option<Duration> {
+    pub fn next_arrival(&self) -> Option<Duration> {
         self.in_flight.front().map(|(at, _)| *at)
     }
 
     /// Takes the next datagram that has arrived by `now`.
-    pub(crate) fn take_arrived(&mut self, now: Duration) -> Option<T> {
+    pub fn take_arrived(&mut self, now: Duration) -> Option<T> {
         self.in_flight.pop_front_if(|(at, _)| *at <= now).map(|(_, item)| item)
     }
 
     /// What passed so far.
-    pub(crate) fn counts(&self) -> LinkCounts {
+    pub fn counts(&self) -> LinkCounts {
         self.counts
     }
 }

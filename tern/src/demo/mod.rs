@@ -7,13 +7,13 @@ mod bound;
 mod content;
 mod error;
 mod guest;
-mod link;
+pub mod link;
 mod options;
 mod process;
 mod progress;
 mod report;
 mod scenario;
-mod shaper;
+pub mod shaper;
 mod sites;
 mod vm;
 
@@ -21,12 +21,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use error::DemoError;
-pub(crate) use options::Options;
+pub use options::Options;
 use report::Report;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Plays the demo and shows its report; the exit code says whether all was right.
-pub(crate) fn run(options: &Options) -> ExitCode {
+pub fn run(options: &Options) -> ExitCode {
     match start(options) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,

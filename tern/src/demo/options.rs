@@ -13,7 +13,7 @@ use crate::limits;
 /// root.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = format!("Built-in memory: {MIX_IN_WORDS}."))]
-pub(crate) struct Options {
+pub struct Options {
     /// Guest memory to move instead of the built-in content, or (site=FILE) memory that a VM or a file of site B holds.
     /// The first site=FILE is the sibling VM's memory, further ones are files.
     #[arg(long = "memory-image", value_name = "[site=]FILE", value_parser = parse_image)]

@@ -1,6 +1,6 @@
 //! The demo's processes: this same binary, started again as `tern vmm …` and `tern dht …`.
 //!
-//! None outlives the demo: each asks the kernel to be killed with its parent ([`crate::die_with_parent`]), and dropping a [`Process`]
+//! None outlives the demo: each asks the kernel to be killed with its parent (`--die-with-parent`), and dropping a [`Process`]
 //! kills it. Each is in a process group of its own, so that Ctrl-C reaches the demo alone, which then ends them in order.
 
 use std::ffi::OsString;

@@ -20,24 +20,41 @@ use crate::limits;
 
 /// What passed the link, both ways.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct WanCounts {
+pub struct WanCounts {
     /// From the source to the destination.
-    pub(crate) to_destination: LinkCounts,
+    pub to_destination: LinkCounts,
     /// From the destination to the source.
-    pub(crate) to_source: LinkCounts,
+    pub to_source: LinkCounts,
 }
 
 impl WanCounts {
     /// Bytes that crossed the link both ways, headers included; what a full queue dropped did not cross it.
-    pub(crate) fn bytes(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         self.to_destination.bytes + self.to_source.bytes
     }
 }
 
+/// Directions in which a link is cut: whatever would arrive there is lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cut {
+    /// From the source to the destination.
+    pub to_destination: bool,
+    /// From the destination to the source.
+    pub to_source: bool,
+}
+
+impl Cut {
+    /// The link is whole.
+    pub const NONE: Self = Self { to_destination: false, to_source: false };
+    /// Nothing passes.
+    pub const BOTH: Self = Self { to_destination: true, to_source: true };
+}
+
 /// A running relay. Dropping it ends it.
 #[derive(Debug)]
-pub(crate) struct Shaper {
+pub struct Shaper {
     address: SocketAddr,
+    cut: Arc<Mutex<Cut>>,
     counts: Arc<Mutex<WanCounts>>,
     wake: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
@@ -48,13 +65,15 @@ impl Shaper {
     ///
     /// # Errors
     /// If the sockets or the thread cannot be had.
-    pub(crate) fn start(destination: SocketAddr, link: LinkConfig) -> io::Result<Self> {
+    pub fn start(destination: SocketAddr, link: LinkConfig) -> io::Result<Self> {
         let listener = open_socket()?;
         let address = listener.local_addr()?;
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
         let counts = Arc::new(Mutex::new(WanCounts::default()));
+        let cut = Arc::new(Mutex::new(Cut::NONE));
         let relay = Relay {
             listener,
+            cut: Arc::clone(&cut),
             destination,
             flows: Vec::new(),
             to_destination: Link::new(link),
@@ -66,17 +85,23 @@ impl Shaper {
         let thread = std::thread::Builder::new()
             .name("wan-link".into())
             .spawn(move || relay.run(&thread_wake, &thread_counts))?;
-        Ok(Self { address, counts, wake, thread: Some(thread) })
+        Ok(Self { address, cut, counts, wake, thread: Some(thread) })
     }
 
     /// Where the source must send to.
-    pub(crate) fn address(&self) -> SocketAddr {
+    pub fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// What passed so far.
-    pub(crate) fn counts(&self) -> WanCounts {
+    pub fn counts(&self) -> WanCounts {
         *self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Cuts the link in these directions and makes it whole in the others. What is on it already is lost, too, if it would arrive
+    /// while the cut lasts; what is lost counts as passed.
+    pub fn cut(&self, cut: Cut) {
+        *self.cut.lock().unwrap_or_else(PoisonError::into_inner) = cut;
     }
 }
 
@@ -118,6 +143,7 @@ struct Datagram {
 /// What the thread owns.
 struct Relay {
     listener: UdpSocket,
+    cut: Arc<Mutex<Cut>>,
     destination: SocketAddr,
     flows: Vec<Flow>,
     to_destination: Link<Datagram>,
@@ -177,11 +203,16 @@ impl Relay {
     /// Sends on what has arrived at either end of the link.
     fn deliver(&mut self) {
         let now = self.now();
+        let cut = *self.cut.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some(datagram) = self.to_destination.take_arrived(now) {
-            note_loss(self.flows[datagram.flow].socket.send(&datagram.payload));
+            if !cut.to_destination {
+                note_loss(self.flows[datagram.flow].socket.send(&datagram.payload));
+            }
         }
         while let Some(datagram) = self.to_source.take_arrived(now) {
-            note_loss(self.listener.send_to(&datagram.payload, self.flows[datagram.flow].source));
+            if !cut.to_source {
+                note_loss(self.listener.send_to(&datagram.payload, self.flows[datagram.flow].source));
+            }
         }
     }
 
@@ -296,6 +327,23 @@ mod tests {
         }
         assert_eq!(shaper.counts().to_destination.bytes, 64_000);
         assert_eq!(shaper.counts().bytes(), 64_000);
+    }
+
+    #[test]
+    fn what_would_arrive_during_a_cut_is_lost() {
+        let (source, destination, shaper) = ends(LinkConfig::half_of(100_000_000, MS));
+        shaper.cut(Cut { to_destination: false, to_source: true });
+        let mut buffer = [0; 16];
+        source.send(b"there").unwrap();
+        let (_, relay) = destination.recv_from(&mut buffer).unwrap();
+        destination.send_to(b"lost", relay).unwrap();
+        source.set_read_timeout(Some(100 * MS)).unwrap();
+        assert_eq!(source.recv(&mut buffer).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        shaper.cut(Cut::NONE);
+        source.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        destination.send_to(b"back", relay).unwrap();
+        let length = source.recv(&mut buffer).unwrap();
+        assert_eq!(&buffer[..length], b"back");
     }
 
     #[test]
