@@ -3,6 +3,8 @@
 //! The simulation ([`world::run`]) drives the real protocol core, encoders and decoders with a model VM (`guest`), a model site
 //! (`site`) and a model link (`net`) through faults (`faults`), and looks at every step (`check`). One seed is one run; `sim` runs
 //! any number of them.
+//!
+//! The end-to-end tests (`kvm_*`) play in [`real`]: real processes and real guests.
 
 mod check;
 mod destination_host;
@@ -12,6 +14,7 @@ pub mod mutation;
 mod net;
 mod operator;
 mod palette;
+pub mod real;
 mod rng;
 mod site;
 mod source_host;

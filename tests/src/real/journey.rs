@@ -1,0 +1,114 @@
+//! A migration under way, followed by the events of its source's control socket.
+
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use vmm::control::api::{DEFAULT_DOWNTIME_MS, EventKind, MigrateRequest};
+use vmm::control::client::{Client, ClientError, EventStream};
+use vmm::migrate::report::{Phase, Progress, Report};
+
+use super::{Vm, limits};
+
+/// How a migration is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// As `--downtime`, milliseconds.
+    pub downtime_ms: u64,
+    /// As `--bandwidth`, bits a second.
+    pub bandwidth_bits: Option<u64>,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self { downtime_ms: DEFAULT_DOWNTIME_MS, bandwidth_bits: None }
+    }
+}
+
+/// A migration that has been asked for.
+#[derive(Debug)]
+pub struct Journey {
+    name: String,
+    client: Client,
+    events: EventStream,
+    answer: JoinHandle<Result<Report, ClientError>>,
+    last: Progress,
+}
+
+impl Journey {
+    /// Has `source` begin it. Its events are followed from before its first.
+    pub async fn start(source: &Vm, to: &str, terms: Terms) -> Self {
+        let client = source.client().clone();
+        let events = client.events().await.expect("a running vmm tells its events");
+        let Terms { downtime_ms, bandwidth_bits } = terms;
+        let request = MigrateRequest { to: to.to_owned(), downtime_ms, bandwidth_bits };
+        let asking = client.clone();
+        let answer = tokio::spawn(async move { asking.migrate(&request).await });
+        Self { name: source.name().to_owned(), client, events, answer, last: Progress::default() }
+    }
+
+    /// Has `source` do all of it.
+    /// # Errors
+    /// As [`Client::migrate`].
+    pub async fn whole(source: &Vm, to: &str, terms: Terms) -> Result<Report, ClientError> {
+        Self::start(source, to, terms).await.end().await
+    }
+
+    /// Follows the events until one tells of progress that is as `wanted`; gives that progress.
+    pub async fn until(&mut self, what: &str, wanted: impl Fn(&Progress) -> bool) -> Progress {
+        let Self { name, events, last, .. } = self;
+        let found = timeout(limits::MIGRATION, async {
+            loop {
+                let event = events.next().await.unwrap_or_else(|error| panic!("{name}'s events: {error:?}"));
+                match event.map(|event| event.kind) {
+                    Some(EventKind::Progress { progress }) => {
+                        *last = progress;
+                        if wanted(last) {
+                            return last.clone();
+                        }
+                    }
+                    Some(EventKind::Report { report }) => {
+                        panic!("{name}: the migration completed before {what}: {report:#?}")
+                    }
+                    Some(EventKind::MigrationFailed { error }) => {
+                        panic!("{name}: the migration failed before {what}: {error:?}")
+                    }
+                    Some(EventKind::Lagged { missed }) => panic!("{name}: {missed} events were missed"),
+                    Some(EventKind::State { .. } | EventKind::Incoming { .. }) => {}
+                    None => panic!("{name} ended before {what}; last seen: {last:?}"),
+                }
+            }
+        });
+        found.await.unwrap_or_else(|_| panic!("{name}: it did not come to {what}"))
+    }
+
+    /// Follows the events until the migration is in `phase`, or beyond.
+    pub async fn until_phase(&mut self, phase: Phase) -> Progress {
+        self.until(&format!("{phase:?}"), |progress| rank(progress.phase) >= rank(phase)).await
+    }
+
+    /// Cancels it; returns when the VM runs on at the source.
+    pub async fn cancel(&self) {
+        self.client.cancel().await.expect("a migration before its hand-over can be cancelled");
+    }
+
+    /// Waits for the answer.
+    /// # Errors
+    /// As [`Client::migrate`].
+    pub async fn end(self) -> Result<Report, ClientError> {
+        let answer = timeout(limits::MIGRATION, self.answer).await;
+        let answer = answer.unwrap_or_else(|_| panic!("{}: the migration did not end", self.name));
+        answer.expect("asking does not panic")
+    }
+}
+
+/// The order of the phases.
+fn rank(phase: Phase) -> u8 {
+    match phase {
+        Phase::Offering => 0,
+        Phase::Precopy => 1,
+        Phase::StopAndCopy => 2,
+        Phase::Handover => 3,
+        Phase::Committing => 4,
+        Phase::InDoubt => 5,
+        Phase::Ended => 6,
+    }
+}

@@ -1,0 +1,28 @@
+//! A lab of real processes: `vmm` and `dht` as users start them, real guests on /dev/kvm, and a WAN link in between that can be cut.
+//!
+//! `cargo test -p tern-tests --test kvm_migrate` runs one story. The binaries come from the build that the test itself is of
+//! ([`binaries`]). A [`Lab`] holds one test's hosts, logs and sockets in a directory of its own, [`Vm`] is a vmm process with its
+//! control socket and its guest's serial port, [`Peer`] a dht process, [`Wan`] the link. Whatever is waited for has a deadline
+//! ([`limits`]) and is asked for again and again until then; nothing sleeps for effect. Processes are killed when their
+//! handles are dropped, and the logs of a test that fails are printed with it.
+#![expect(
+    clippy::missing_panics_doc,
+    reason = "a harness of tests: every function panics with what was expected and did not come"
+)]
+
+pub mod binaries;
+mod journey;
+pub mod lab;
+pub mod limits;
+mod peer;
+mod process;
+mod vm;
+mod wan;
+
+pub use journey::{Journey, Terms};
+pub use lab::{Host, Lab};
+pub use peer::{Fault, Peer, Site};
+pub use process::{Process, until};
+pub use tern::demo::shaper::Cut;
+pub use vm::{Guest, Load, Vm};
+pub use wan::Wan;
