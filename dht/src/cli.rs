@@ -107,7 +107,8 @@ fn parse_name(text: &str) -> Result<ShortId, String> {
 #[must_use]
 pub fn run(cli: Cli) -> ExitCode {
     let serving = matches!(cli.command, Command::Serve(_));
-    start_log(if serving { "info" } else { "warn" });
+    // Kademlia warns when the first peer of a site finds nobody to ask, which is as it should be.
+    start_log(if serving { "info,libp2p_kad=error" } else { "warn" });
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error.into()),

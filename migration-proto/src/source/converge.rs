@@ -20,8 +20,8 @@ pub(super) struct Converge {
     stalled: u32,
 }
 
-/// Literal bytes that a page takes on the wire before anything has been measured: a third of a page.
-const GUESS_BYTES_A_PAGE: u64 = 1400;
+/// Literal bytes that a dirty page takes on the wire before one has been sent: the guest may be writing what nothing compresses.
+const GUESS_BYTES_A_PAGE: u64 = page::PAGE_SIZE as u64;
 /// Bytes of a page's name with its share of the frame.
 const NAME_BYTES: u64 = 9;
 /// Saving and loading state, with room.

@@ -39,6 +39,8 @@ pub struct Source {
     literal_batches: usize,
     converge: Converge,
     stop_why: Option<StopWhy>,
+    /// Literal pages and bytes that the first round took.
+    first_round: Option<(u64, u64)>,
     link: Link,
     stats: SourceStats,
     destination: DestinationStats,
@@ -69,6 +71,7 @@ impl Source {
             literal_batches: 0,
             converge: Converge::new(config.downtime),
             stop_why: None,
+            first_round: None,
             link: config.link,
             stats: SourceStats::default(),
             destination: DestinationStats::default(),
@@ -266,7 +269,10 @@ impl Source {
         });
         match &mut self.phase {
             Phase::Collecting => {
-                let a_page = self.stats.literal_bytes.checked_div(self.stats.literal_pages);
+                // What the guest writes now compresses otherwise than what stood there: only later rounds tell.
+                let sent = (self.stats.literal_pages, self.stats.literal_bytes);
+                let (pages, bytes) = *self.first_round.get_or_insert(sent);
+                let a_page = (sent.1 - bytes).checked_div(sent.0 - pages);
                 self.stop_why = self.converge.stop(self.stats.rounds, left.len(), self.link, a_page);
                 if self.stop_why.is_none() {
                     self.begin_round(now, left);

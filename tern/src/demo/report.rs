@@ -203,6 +203,13 @@ impl fmt::Display for Report {
             self.wan_packets,
             self.wan_dropped_packets,
         )?;
+        if self.site_timeouts > 0 || self.wrong_pages > 0 {
+            writeln!(
+                f,
+                "Site B              was too slow {} times and gave {} wrong pages: the source was asked instead",
+                self.site_timeouts, self.wrong_pages
+            )?;
+        }
         writeln!(f, "  the vmm counted   {}", Bytes(self.vmm_wan_bytes))?;
         writeln!(
             f,

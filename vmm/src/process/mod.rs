@@ -37,6 +37,7 @@ use crate::control::events::Events;
 use crate::limits;
 use crate::machine::{Machine, RunState, StopReason};
 use crate::migrate::report::{IncomingPhase, Phase, Report};
+use crate::migrate::ticket::Ticket;
 use crate::migrate::{HostIdentity, Incoming, MigrateError, MigrateOptions, Outgoing};
 
 /// How a process ended.
@@ -435,5 +436,22 @@ fn check_request(request: &MigrateRequest) -> Result<(), ProcessError> {
     if *bandwidth_bits == Some(0) {
         return wrong("`bandwidth_bits` must be at least 1; leave it out for no limit".to_owned());
     }
-    Ok(())
+    // A ticket that cannot be read is the caller's mistake, and no migration begins for it.
+    to.parse::<Ticket>().map(|_| ()).map_err(ProcessError::Migration)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ticket_that_cannot_be_read_begins_no_migration() {
+        let request = |to: &str| MigrateRequest { to: to.to_owned(), downtime_ms: 300, bandwidth_bits: None };
+        let key = "0".repeat(63);
+        for bad in [format!("127.0.0.1:7201#{key}"), "127.0.0.1".to_owned()] {
+            let error = check_request(&request(&bad)).unwrap_err();
+            assert_eq!((error.http_status(), error.detail().code.as_str()), (400, "bad_ticket"), "{bad}");
+        }
+        assert!(check_request(&request("127.0.0.1:7201")).is_ok());
+    }
 }
