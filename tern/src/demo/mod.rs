@@ -1,7 +1,7 @@
 //! `tern demo`: two sites on loopback, a VM that moves between them over a shaped link, and a report.
 //!
-//! [`scenario`] tells the story. [`content`] and [`guest`] make the memories, [`bound`] the yardstick; [`link`] and [`shaper`] are
-//! the WAN; [`process`], [`sites`] and [`vm`] are the processes; [`progress`] and [`report`] are what is shown.
+//! `scenario` tells the story. `content` and `guest` make the memories, `bound` the yardstick; [`link`] and [`shaper`] are
+//! the WAN; `process`, `sites` and `vm` are the processes; `progress` and `report` are what is shown.
 
 mod bound;
 mod content;
