@@ -179,7 +179,7 @@ async fn every_operation_answers_as_the_file_says() {
     let request = json!({ "to": ticket });
     file.call(&there, "POST", "/v1/migration", Some(&request), 409).await;
     file.call(&here, "POST", "/v1/migration", Some(&json!({"to": "nowhere"})), 400).await;
-    file.call(&here, "GET", "/v1/migration", None, 200).await;
+    file.call(&here, "GET", "/v1/migration", None, 404).await;
     file.call(&here, "PUT", "/v1/vm/pause", None, 200).await;
     file.call(&here, "POST", "/v1/migration", Some(&request), 409).await;
     file.call(&here, "PUT", "/v1/vm/resume", None, 200).await;
