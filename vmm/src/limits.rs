@@ -52,6 +52,20 @@ pub const SERIAL_PENDING_MAX_BYTES: usize = 1 << 20;
 pub const STATE_MAX_BYTES: usize = 8 << 20;
 /// The most model-specific registers, and CPUID entries, of one virtual CPU: KVM's own bound.
 pub const STATE_ENTRIES_MAX: usize = 256;
+/// A virtual CPU's vector state, bytes, where the processor has no more than the first structure of KVM holds.
+pub const STATE_XSAVE_MIN_BYTES: usize = 4096;
+/// The most of a virtual CPU's vector state, bytes: the tile registers of AMX need 11 KiB.
+pub const STATE_XSAVE_MAX_BYTES: usize = 64 * 1024;
+/// The most devices in a saved state.
+pub const STATE_DEVICES_MAX: usize = 64;
+/// The most of one device's saved state, bytes.
+pub const STATE_DEVICE_MAX_BYTES: usize = 64 * 1024;
 
 const _: () = assert!(LOW_RAM_END.is_multiple_of(MEMORY_GRANULE_BYTES));
-const _: () = assert!(CPUS_MAX as usize * (STATE_ENTRIES_MAX * 64 + 16_384) < STATE_MAX_BYTES);
+const _: () = assert!(
+    CPUS_MAX as usize * (STATE_ENTRIES_MAX * 64 + 16_384 + STATE_XSAVE_MAX_BYTES)
+        + STATE_DEVICES_MAX * STATE_DEVICE_MAX_BYTES
+        < STATE_MAX_BYTES
+);
+const _: () =
+    assert!(STATE_XSAVE_MIN_BYTES.is_multiple_of(4) && STATE_XSAVE_MAX_BYTES > STATE_XSAVE_MIN_BYTES);

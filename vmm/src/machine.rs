@@ -13,7 +13,7 @@ use crate::kvm::state::{self, ChipState, MachineState, VcpuState};
 use crate::kvm::threads::{End, Threads, lock};
 use crate::kvm::vcpu::Vcpu;
 use crate::kvm::vm::{self, Vm};
-use crate::kvm::{KvmError, STATE_VERSION, StateError, cpuid, state_bytes};
+use crate::kvm::{KvmError, STATE_VERSION, STATE_VERSION_OLDEST, StateError, cpuid, state_bytes};
 use crate::limits::CPUS_MAX;
 use crate::memory::{Extent, Memory, MemoryError, layout};
 
@@ -103,9 +103,17 @@ pub enum MachineError {
     Cpus(u8),
     /// A description from a build with another format.
     #[error(
-        "the VM's description has version {0}, and this build reads version {STATE_VERSION}: upgrade the older host"
+        "the VM's description has version {0}, and this build reads versions {STATE_VERSION_OLDEST} to {STATE_VERSION}: upgrade the older host"
     )]
     DescriptionVersion(u32),
+    /// The saved VM has another number of devices.
+    #[error("the saved state has {saved} devices and this machine {built}")]
+    DeviceCount {
+        /// In the state.
+        saved: usize,
+        /// Here.
+        built: usize,
+    },
     /// It has ended.
     #[error("the VM has stopped ({0:?}) and cannot go on")]
     Stopped(StopReason),
@@ -181,7 +189,7 @@ impl Machine {
     /// As [`Machine::launch`].
     #[expect(clippy::needless_pass_by_value, reason = "one small value, given away by its caller")]
     pub fn prepare(description: &MachineDescription, serial: Serial) -> Result<Arc<Self>, MachineError> {
-        if description.version != STATE_VERSION {
+        if !(STATE_VERSION_OLDEST..=STATE_VERSION).contains(&description.version) {
             return Err(MachineError::DescriptionVersion(description.version));
         }
         Self::assemble(description.clone(), &serial, |_, _, _| Ok(()))
@@ -382,6 +390,7 @@ impl Machine {
             clock_ns,
             chips,
             serial: self.devices.serial().state(),
+            devices: Vec::new(),
             vcpus,
         }))
     }
@@ -402,6 +411,9 @@ impl Machine {
         let vcpus = self.threads.vcpus();
         if saved.vcpus.len() != vcpus.len() {
             return Err(KvmError::CpuCount { saved: saved.vcpus.len(), built: vcpus.len() }.into());
+        }
+        if !saved.devices.is_empty() {
+            return Err(MachineError::DeviceCount { saved: saved.devices.len(), built: 0 });
         }
         for (saved, vcpu) in saved.vcpus.iter().zip(vcpus) {
             saved.load(self.vm.kvm(), lock(vcpu).fd())?;

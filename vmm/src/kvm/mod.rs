@@ -3,6 +3,7 @@
 use std::io;
 
 pub mod cpuid;
+mod raw;
 pub(crate) mod run_page;
 pub mod state;
 pub(crate) mod state_bytes;
@@ -10,7 +11,7 @@ pub(crate) mod threads;
 pub(crate) mod vcpu;
 pub mod vm;
 
-pub use state_bytes::{STATE_VERSION, StateError, check_state};
+pub use state_bytes::{STATE_VERSION, STATE_VERSION_OLDEST, StateError, check_state};
 
 /// Errors of KVM.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +90,16 @@ pub enum KvmError {
         index: u32,
         /// Its saved value.
         value: u64,
+    },
+    /// More vector state than there is room for.
+    #[error(
+        "the VM's vector state has {bytes} bytes and there is room for {most}: a processor with fewer vector registers cannot take it"
+    )]
+    XsaveSize {
+        /// What there is.
+        bytes: usize,
+        /// What there may be.
+        most: usize,
     },
     /// The saved VM has another number of virtual CPUs.
     #[error("the saved state has {saved} virtual CPUs and this machine {built}")]

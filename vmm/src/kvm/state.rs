@@ -4,17 +4,16 @@
 //! - MP_STATE is read first, for reading it settles pending start-up events; VCPU_EVENTS last.
 //! - CPUID before everything that it governs. SREGS before LAPIC, for they hold the APIC's mode. LAPIC before MSRS, or the
 //!   TSC-deadline timer never fires again. REGS clear pending exceptions, so VCPU_EVENTS come after them.
-#![expect(unsafe_code, reason = "hands a fixed-size structure to KVM_SET_XSAVE")]
 
 use kvm_bindings::{
     CpuId, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES, Msrs,
     kvm_clock_data, kvm_cpuid_entry2, kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_mp_state,
-    kvm_msr_entry, kvm_pit_state2, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    kvm_msr_entry, kvm_pit_state2, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vm_superio::serial::SerialState;
 
-use super::{KvmError, call};
+use super::{KvmError, call, raw};
 
 /// Everything but memory.
 #[derive(Debug)]
@@ -23,7 +22,18 @@ pub(crate) struct MachineState {
     pub(crate) clock_ns: u64,
     pub(crate) chips: ChipState,
     pub(crate) serial: SerialState,
+    /// The devices that the machine was given, in its order.
+    pub(crate) devices: Vec<DeviceState>,
     pub(crate) vcpus: Vec<VcpuState>,
+}
+
+/// One device's state, in a form of the device's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DeviceState {
+    /// What it is: a virtio device id (virtio 1.2, section 5).
+    pub(crate) kind: u32,
+    /// At most [`crate::limits::STATE_DEVICE_MAX_BYTES`].
+    pub(crate) bytes: Vec<u8>,
 }
 
 /// The interrupt controllers (two PICs and the I/O APIC) and the timer.
@@ -42,7 +52,10 @@ pub(crate) struct VcpuState {
     pub(crate) mp_state: kvm_mp_state,
     pub(crate) regs: kvm_regs,
     pub(crate) sregs: kvm_sregs,
-    pub(crate) xsave: Box<kvm_xsave>,
+    /// The page-directory pointers, where the guest's paging mode has them and KVM tells them.
+    pub(crate) pdptrs: Option<[u64; 4]>,
+    /// [`crate::limits::STATE_XSAVE_MIN_BYTES`] or more.
+    pub(crate) xsave: Vec<u8>,
     pub(crate) xcrs: kvm_xcrs,
     pub(crate) debug: kvm_debugregs,
     pub(crate) lapic: kvm_lapic_state,
@@ -90,7 +103,8 @@ impl VcpuState {
         let mp_state = fd.get_mp_state().map_err(call("KVM_GET_MP_STATE"))?;
         let regs = fd.get_regs().map_err(call("KVM_GET_REGS"))?;
         let sregs = fd.get_sregs().map_err(call("KVM_GET_SREGS"))?;
-        let xsave = Box::new(fd.get_xsave().map_err(call("KVM_GET_XSAVE"))?);
+        let pdptrs = raw::pdptrs(kvm, fd)?;
+        let xsave = raw::xsave(kvm, fd)?;
         let xcrs = fd.get_xcrs().map_err(call("KVM_GET_XCRS"))?;
         let debug = fd.get_debug_regs().map_err(call("KVM_GET_DEBUGREGS"))?;
         let lapic = fd.get_lapic().map_err(call("KVM_GET_LAPIC"))?;
@@ -105,7 +119,7 @@ impl VcpuState {
         let msrs = save_msrs(kvm, fd)?;
         let events = fd.get_vcpu_events().map_err(call("KVM_GET_VCPU_EVENTS"))?;
         let cpuid = cpuid.as_slice().to_vec();
-        Ok(Self { cpuid, tsc_khz, mp_state, regs, sregs, xsave, xcrs, debug, lapic, msrs, events })
+        Ok(Self { cpuid, tsc_khz, mp_state, regs, sregs, pdptrs, xsave, xcrs, debug, lapic, msrs, events })
     }
 
     pub(crate) fn load(&self, kvm: &Kvm, fd: &VcpuFd) -> Result<(), KvmError> {
@@ -115,10 +129,8 @@ impl VcpuState {
         self.load_tsc_rate(kvm, fd)?;
         fd.set_mp_state(self.mp_state).map_err(call("KVM_SET_MP_STATE"))?;
         fd.set_regs(&self.regs).map_err(call("KVM_SET_REGS"))?;
-        fd.set_sregs(&self.sregs).map_err(call("KVM_SET_SREGS"))?;
-        // SAFETY: KVM reads as many bytes as KVM_CAP_XSAVE2 says: 4096, the structure's size, unless this process has asked
-        // for dynamically enabled features with arch_prctl, which it never does.
-        unsafe { fd.set_xsave(&self.xsave) }.map_err(call("KVM_SET_XSAVE"))?;
+        raw::set_sregs(kvm, fd, &self.sregs, self.pdptrs)?;
+        raw::set_xsave(kvm, fd, &self.xsave)?;
         fd.set_xcrs(&self.xcrs).map_err(call("KVM_SET_XCRS"))?;
         fd.set_debug_regs(&self.debug).map_err(call("KVM_SET_DEBUGREGS"))?;
         fd.set_lapic(&self.lapic).map_err(call("KVM_SET_LAPIC"))?;

@@ -4,7 +4,11 @@
 //! "TERNVMST" | version u32 | body | SHA-256 of all before it
 //! body    = section*                      in the order of `MachineState`'s fields, each virtual CPU's after the other
 //! section = length u32 | bytes            integers little-endian; KVM's structures as the x86-64 kernel interface has them
+//! devices = count section | (kind section | bytes section)*
 //! ```
+//! Version 2 added the devices, the page-directory pointers (an empty section where there are none) and vector state beyond 4 KiB;
+//! version 1 is still read, as a state without them.
+//!
 //! The kernel interface never changes a structure's layout, so its bytes are a stable form. A section of another length, one
 //! too many or too few, or a list beyond its bound is an error that names the field; nothing here panics on any input.
 
@@ -13,12 +17,17 @@ use sha2::{Digest as _, Sha256};
 use vm_superio::serial::SerialState;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::state::{ChipState, MachineState, VcpuState};
+use super::state::{ChipState, DeviceState, MachineState, VcpuState};
 use crate::devices::serial::FIFO_BYTES;
-use crate::limits::{CPUS_MAX, STATE_ENTRIES_MAX, STATE_MAX_BYTES};
+use crate::limits::{
+    CPUS_MAX, STATE_DEVICE_MAX_BYTES, STATE_DEVICES_MAX, STATE_ENTRIES_MAX, STATE_MAX_BYTES,
+    STATE_XSAVE_MAX_BYTES, STATE_XSAVE_MIN_BYTES,
+};
 
-/// The version that this build writes and reads.
-pub const STATE_VERSION: u32 = 1;
+/// The version that this build writes.
+pub const STATE_VERSION: u32 = 2;
+/// The oldest version that this build reads.
+pub const STATE_VERSION_OLDEST: u32 = 1;
 
 const MAGIC: [u8; 8] = *b"TERNVMST";
 const DIGEST_BYTES: usize = 32;
@@ -30,7 +39,9 @@ pub enum StateError {
     #[error("these bytes are not the saved state of a VM")]
     Magic,
     /// One of another build.
-    #[error("the saved state has version {0}, and this build reads version {STATE_VERSION}")]
+    #[error(
+        "the saved state has version {0}, and this build reads versions {STATE_VERSION_OLDEST} to {STATE_VERSION}: use the newer build"
+    )]
     Version(u32),
     /// Too long to be one.
     #[error("the saved state is {0} bytes long, more than {STATE_MAX_BYTES}")]
@@ -95,7 +106,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<MachineState, StateError> {
     let rest = bytes.strip_prefix(&MAGIC).ok_or(StateError::Magic)?;
     let (version, rest) = rest.split_first_chunk::<4>().ok_or(StateError::Truncated { field: "version" })?;
     let version = u32::from_le_bytes(*version);
-    if version != STATE_VERSION {
+    if !(STATE_VERSION_OLDEST..=STATE_VERSION).contains(&version) {
         return Err(StateError::Version(version));
     }
     let (body, digest) =
@@ -103,7 +114,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<MachineState, StateError> {
     if Sha256::digest(&bytes[..bytes.len() - DIGEST_BYTES]).as_slice() != digest {
         return Err(StateError::Digest);
     }
-    decode_body(body)
+    decode_body(body, version)
 }
 
 fn put(out: &mut Vec<u8>, bytes: &[u8]) {
@@ -131,6 +142,11 @@ fn encode_body(state: &MachineState, out: &mut Vec<u8>) {
     ];
     put(out, &registers);
     put(out, &s.in_buffer);
+    put(out, &u32::try_from(state.devices.len()).expect("at most 64").to_le_bytes());
+    for device in &state.devices {
+        put(out, &device.kind.to_le_bytes());
+        put(out, &device.bytes);
+    }
     put(out, &u32::try_from(state.vcpus.len()).expect("at most 32").to_le_bytes());
     for vcpu in &state.vcpus {
         put(out, vcpu.cpuid.as_slice().as_bytes());
@@ -138,7 +154,8 @@ fn encode_body(state: &MachineState, out: &mut Vec<u8>) {
         put(out, vcpu.mp_state.as_bytes());
         put(out, vcpu.regs.as_bytes());
         put(out, vcpu.sregs.as_bytes());
-        put(out, vcpu.xsave.as_bytes());
+        put(out, vcpu.pdptrs.as_ref().map_or(&[], |pdptrs| pdptrs.as_bytes()));
+        put(out, &vcpu.xsave);
         put(out, vcpu.xcrs.as_bytes());
         put(out, vcpu.debug.as_bytes());
         put(out, vcpu.lapic.as_bytes());
@@ -168,6 +185,21 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// A number of things that follow.
+    fn count(&mut self, field: &'static str, most: usize) -> Result<usize, StateError> {
+        let got = usize::try_from(u32::from_le_bytes(self.value(field)?)).unwrap_or(usize::MAX);
+        if got > most { Err(StateError::TooMany { field, got, most }) } else { Ok(got) }
+    }
+
+    /// Bytes of a bounded length.
+    fn bytes(&mut self, field: &'static str, most: usize) -> Result<Vec<u8>, StateError> {
+        let section = self.section(field)?;
+        if section.len() > most {
+            return Err(StateError::TooMany { field, got: section.len(), most });
+        }
+        Ok(section.to_vec())
+    }
+
     fn list<T: FromBytes + IntoBytes + Immutable>(
         &mut self,
         field: &'static str,
@@ -187,7 +219,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-fn decode_body(body: &[u8]) -> Result<MachineState, StateError> {
+fn decode_body(body: &[u8], version: u32) -> Result<MachineState, StateError> {
     let mut reader = Reader(body);
     let clock_ns = u64::from_le_bytes(reader.value("clock")?);
     let irqchips = [
@@ -197,16 +229,22 @@ fn decode_body(body: &[u8]) -> Result<MachineState, StateError> {
     ];
     let chips = ChipState { irqchips, pit: reader.value("programmable timer")? };
     let serial = decode_serial(&mut reader)?;
-    let count =
-        usize::try_from(u32::from_le_bytes(reader.value("number of virtual CPUs")?)).unwrap_or(usize::MAX);
-    if count > usize::from(CPUS_MAX) {
-        return Err(StateError::TooMany { field: "virtual CPUs", got: count, most: usize::from(CPUS_MAX) });
-    }
-    let vcpus = (0..count).map(|_| decode_vcpu(&mut reader)).collect::<Result<_, _>>()?;
+    let devices = if version == 1 { Vec::new() } else { decode_devices(&mut reader)? };
+    let count = reader.count("virtual CPUs", usize::from(CPUS_MAX))?;
+    let vcpus = (0..count).map(|_| decode_vcpu(&mut reader, version)).collect::<Result<_, _>>()?;
     match reader.0.len() {
-        0 => Ok(MachineState { clock_ns, chips, serial, vcpus }),
+        0 => Ok(MachineState { clock_ns, chips, serial, devices, vcpus }),
         left => Err(StateError::Trailing(left)),
     }
+}
+
+fn decode_devices(reader: &mut Reader<'_>) -> Result<Vec<DeviceState>, StateError> {
+    let count = reader.count("devices", STATE_DEVICES_MAX)?;
+    let device = |_| {
+        let kind = u32::from_le_bytes(reader.value("device kind")?);
+        Ok(DeviceState { kind, bytes: reader.bytes("device state", STATE_DEVICE_MAX_BYTES)? })
+    };
+    (0..count).map(device).collect()
 }
 
 fn decode_serial(reader: &mut Reader<'_>) -> Result<SerialState, StateError> {
@@ -235,14 +273,37 @@ fn decode_serial(reader: &mut Reader<'_>) -> Result<SerialState, StateError> {
     })
 }
 
-fn decode_vcpu(reader: &mut Reader<'_>) -> Result<VcpuState, StateError> {
+/// None where there is no byte: the guest's paging mode has no such pointers.
+fn decode_pdptrs(reader: &mut Reader<'_>) -> Result<Option<[u64; 4]>, StateError> {
+    let field = "page-directory pointers";
+    let section = reader.section(field)?;
+    let wrong = StateError::Length { field, expected: size_of::<[u64; 4]>(), got: section.len() };
+    match section {
+        [] => Ok(None),
+        bytes => <[u64; 4]>::read_from_bytes(bytes).map(Some).map_err(|_| wrong),
+    }
+}
+
+/// Vector state: whole words, and no less than every processor has.
+fn decode_xsave(reader: &mut Reader<'_>, version: u32) -> Result<Vec<u8>, StateError> {
+    let field = "vector registers";
+    let most = if version == 1 { STATE_XSAVE_MIN_BYTES } else { STATE_XSAVE_MAX_BYTES };
+    let bytes = reader.bytes(field, most)?;
+    if bytes.len() < STATE_XSAVE_MIN_BYTES || !bytes.len().is_multiple_of(4) {
+        return Err(StateError::Length { field, expected: STATE_XSAVE_MIN_BYTES, got: bytes.len() });
+    }
+    Ok(bytes)
+}
+
+fn decode_vcpu(reader: &mut Reader<'_>, version: u32) -> Result<VcpuState, StateError> {
     Ok(VcpuState {
         cpuid: reader.list::<kvm_cpuid_entry2>("CPUID entries", STATE_ENTRIES_MAX)?,
         tsc_khz: u32::from_le_bytes(reader.value("time-stamp counter rate")?),
         mp_state: reader.value("multiprocessing state")?,
         regs: reader.value("registers")?,
         sregs: reader.value("system registers")?,
-        xsave: Box::new(reader.value("vector registers")?),
+        pdptrs: if version == 1 { None } else { decode_pdptrs(reader)? },
+        xsave: decode_xsave(reader, version)?,
         xcrs: reader.value("extended control registers")?,
         debug: reader.value("debug registers")?,
         lapic: reader.value("local APIC")?,
@@ -253,7 +314,7 @@ fn decode_vcpu(reader: &mut Reader<'_>) -> Result<VcpuState, StateError> {
 
 #[cfg(test)]
 mod tests {
-    use kvm_bindings::{kvm_regs, kvm_xsave};
+    use kvm_bindings::kvm_regs;
     use proptest::prelude::*;
 
     use super::*;
@@ -265,7 +326,8 @@ mod tests {
             mp_state: Default::default(),
             regs: kvm_regs { rip, ..Default::default() },
             sregs: Default::default(),
-            xsave: Box::new(kvm_xsave { region: [7; 1024], ..Default::default() }),
+            pdptrs: (rip == 0xfff0).then_some([1, 2, 3, 4]),
+            xsave: vec![7; STATE_XSAVE_MIN_BYTES + if rip == 0xfff0 { 4 } else { 0 }],
             xcrs: Default::default(),
             debug: Default::default(),
             lapic: Default::default(),
@@ -277,7 +339,48 @@ mod tests {
     fn state() -> MachineState {
         let chips = ChipState { irqchips: Default::default(), pit: Default::default() };
         let serial = SerialState { in_buffer: b"unread".to_vec(), ..Default::default() };
-        MachineState { clock_ns: 123, chips, serial, vcpus: vec![vcpu(0x10_0000), vcpu(0xfff0)] }
+        let devices = vec![
+            DeviceState { kind: 2, bytes: b"a disk".to_vec() },
+            DeviceState { kind: 4, bytes: Vec::new() },
+        ];
+        MachineState { clock_ns: 123, chips, serial, devices, vcpus: vec![vcpu(0x10_0000), vcpu(0xfff0)] }
+    }
+
+    /// As version 1 was written: no devices, no page-directory pointers, 4 KiB of vector state.
+    fn version_1(state: &MachineState) -> Vec<u8> {
+        let mut out = MAGIC.to_vec();
+        out.extend(1u32.to_le_bytes());
+        put(&mut out, &state.clock_ns.to_le_bytes());
+        state.chips.irqchips.iter().for_each(|chip| put(&mut out, chip.as_bytes()));
+        put(&mut out, state.chips.pit.as_bytes());
+        put(&mut out, &[0; 9]);
+        put(&mut out, &state.serial.in_buffer);
+        put(&mut out, &u32::try_from(state.vcpus.len()).unwrap().to_le_bytes());
+        for vcpu in &state.vcpus {
+            put(&mut out, vcpu.cpuid.as_slice().as_bytes());
+            put(&mut out, &vcpu.tsc_khz.to_le_bytes());
+            put(&mut out, vcpu.mp_state.as_bytes());
+            put(&mut out, vcpu.regs.as_bytes());
+            put(&mut out, vcpu.sregs.as_bytes());
+            put(&mut out, &vcpu.xsave[..STATE_XSAVE_MIN_BYTES]);
+            put(&mut out, vcpu.xcrs.as_bytes());
+            put(&mut out, vcpu.debug.as_bytes());
+            put(&mut out, vcpu.lapic.as_bytes());
+            put(&mut out, vcpu.msrs.as_slice().as_bytes());
+            put(&mut out, vcpu.events.as_bytes());
+        }
+        let digest = Sha256::digest(&out);
+        out.extend(digest);
+        out
+    }
+
+    #[test]
+    fn the_version_before_is_read() {
+        let state = state();
+        let back = decode(&version_1(&state)).unwrap();
+        assert_eq!((back.clock_ns, back.devices.len(), back.vcpus.len()), (123, 0, 2));
+        assert_eq!(back.vcpus[1].regs.rip, 0xfff0);
+        assert_eq!((back.vcpus[1].pdptrs, back.vcpus[1].xsave.len()), (None, STATE_XSAVE_MIN_BYTES));
     }
 
     fn body() -> Vec<u8> {
@@ -293,6 +396,8 @@ mod tests {
         assert_eq!((back.clock_ns, back.serial.in_buffer.as_slice()), (123, &b"unread"[..]));
         assert_eq!(back.vcpus[1].regs.rip, 0xfff0);
         assert_eq!(back.vcpus[1].msrs.len(), 43);
+        assert_eq!(back.devices, state().devices);
+        assert_eq!((back.vcpus[0].pdptrs, back.vcpus[1].pdptrs), (None, Some([1, 2, 3, 4])));
         assert_eq!(encode(&back), bytes);
     }
 
@@ -306,20 +411,22 @@ mod tests {
             decode(&vec![0; STATE_MAX_BYTES + 1]).unwrap_err(),
             StateError::TooLong(STATE_MAX_BYTES + 1)
         );
-        bytes[8] = 2;
-        assert_eq!(decode(&bytes).unwrap_err(), StateError::Version(2));
+        for other in [0, 3] {
+            bytes[8] = other;
+            assert_eq!(decode(&bytes).unwrap_err(), StateError::Version(other.into()));
+        }
     }
 
     #[test]
     fn every_truncation_of_the_body_is_an_error() {
         let body = body();
         for end in 0..body.len() {
-            let error = decode_body(&body[..end]).unwrap_err();
+            let error = decode_body(&body[..end], STATE_VERSION).unwrap_err();
             assert!(matches!(error, StateError::Truncated { .. }), "{end}: {error}");
         }
         let mut long = body;
         long.push(0);
-        assert_eq!(decode_body(&long).unwrap_err(), StateError::Trailing(1));
+        assert_eq!(decode_body(&long, STATE_VERSION).unwrap_err(), StateError::Trailing(1));
     }
 
     proptest! {
@@ -343,9 +450,11 @@ mod tests {
                 bytes[at] = value;
             }
             let cut = cut.index(bytes.len());
-            let _: Result<_, _> = decode_body(&bytes);
-            let _: Result<_, _> = decode_body(&bytes[..cut]);
-            let _: Result<_, _> = decode_body(&raw);
+            for version in [STATE_VERSION_OLDEST, STATE_VERSION] {
+                let _: Result<_, _> = decode_body(&bytes, version);
+                let _: Result<_, _> = decode_body(&bytes[..cut], version);
+                let _: Result<_, _> = decode_body(&raw, version);
+            }
             let _: Result<_, _> = decode(&raw);
         }
     }

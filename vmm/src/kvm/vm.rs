@@ -6,8 +6,8 @@ use std::io;
 use std::sync::Arc;
 
 use kvm_bindings::{
-    KVM_API_VERSION, KVM_MEM_LOG_DIRTY_PAGES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config,
-    kvm_userspace_memory_region,
+    KVM_API_VERSION, KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_MEM_LOG_DIRTY_PAGES,
+    KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use page::PageSet;
@@ -69,6 +69,18 @@ fn open_error(path: &str, source: io::Error) -> KvmError {
     }
 }
 
+/// Has VCPU_EVENTS say all that there is: a triple fault that was not seen yet, and what comes with a pending exception. A KVM that is
+/// too old for them settles both before it tells its state.
+fn tell_all_events(kvm: &Kvm, vm: &VmFd) -> Result<(), KvmError> {
+    for cap in [KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT] {
+        if kvm.check_extension_raw(cap.into()) > 0 {
+            let on = kvm_enable_cap { cap, args: [1, 0, 0, 0], ..Default::default() };
+            vm.enable_cap(&on).map_err(call("KVM_ENABLE_CAP"))?;
+        }
+    }
+    Ok(())
+}
+
 fn check(has: impl Fn(Cap) -> bool) -> Result<(), KvmError> {
     match REQUIRED.iter().find(|(cap, _, _)| !has(*cap)) {
         None => Ok(()),
@@ -95,6 +107,7 @@ impl Vm {
         fd.create_irq_chip().map_err(call("KVM_CREATE_IRQCHIP"))?;
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         fd.create_pit2(pit).map_err(call("KVM_CREATE_PIT2"))?;
+        tell_all_events(&kvm, &fd)?;
         let vm = Self { kvm, fd, memory };
         vm.set_slots(false)?;
         Ok(vm)
