@@ -4,12 +4,14 @@
 //! (`site`) and a model link (`net`) through faults (`faults`), and looks at every step (`check`). One seed is one run; `sim` runs
 //! any number of them.
 //!
-//! The end-to-end tests (`kvm_*`) play in [`real`]: real processes and real guests.
+//! The end-to-end tests (`kvm_*`) play in [`real`]: real processes and real guests. [`lane`] brings the same harness to a KVM with
+//! hardware virtualisation, which QEMU emulates.
 
 mod check;
 mod destination_host;
 mod faults;
 mod guest;
+pub mod lane;
 pub mod mutation;
 mod net;
 mod operator;

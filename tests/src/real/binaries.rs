@@ -5,18 +5,31 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-/// The file of the binary `name`, built if it is not up to date. Cargo is asked once a process.
+static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+
+/// The file of the binary `name`, built if it is not up to date.
 #[must_use]
 pub fn path(name: &str) -> PathBuf {
-    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    FOLDER.get_or_init(build).join(name)
+    folder().join(name)
 }
 
-/// Builds every binary of the workspace into the folder that the test's own file stands in: same target directory, same profile.
+/// The folder of the binaries, all built and up to date. Cargo is asked once a process.
+#[must_use]
+pub fn folder() -> PathBuf {
+    FOLDER.get_or_init(build).clone()
+}
+
+/// Takes the binaries from `folder` as they are: for a machine that has no cargo. To be said before any binary is asked for.
+pub fn stand_in(folder: &Path) {
+    assert!(FOLDER.set(folder.to_owned()).is_ok(), "the binaries have a folder already");
+}
+
+/// Builds every binary of the workspace into the folder that this program's own file stands in: same target directory, same profile.
 fn build() -> PathBuf {
-    let test = std::env::current_exe().expect("the test's own file");
-    // TARGET/PROFILE/deps/TEST-HASH
-    let folder = test.ancestors().nth(2).expect("the test stands in a target directory").to_owned();
+    let program = std::env::current_exe().expect("the program's own file");
+    // TARGET/PROFILE/deps/TEST-HASH, or TARGET/PROFILE/BINARY
+    let mut folders = program.ancestors().skip(1).skip_while(|folder| folder.ends_with("deps"));
+    let folder = folders.next().expect("the program stands in a target directory").to_owned();
     let target = folder.parent().expect("the test stands in a target directory");
     let profile = match folder.file_name().and_then(OsStr::to_str) {
         Some("debug") => "dev",

@@ -89,11 +89,9 @@ impl Lab {
     }
 }
 
-impl Drop for Lab {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            return;
-        }
+impl Lab {
+    /// Prints the end of every process' log.
+    pub fn print_logs(&self) {
         let mut logs: Vec<PathBuf> = fs::read_dir(self.dir())
             .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
             .unwrap_or_default();
@@ -106,6 +104,14 @@ impl Drop for Lab {
             lines[lines.len().saturating_sub(limits::LOG_LINES)..]
                 .iter()
                 .for_each(|line| eprintln!("{line}"));
+        }
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.print_logs();
         }
     }
 }

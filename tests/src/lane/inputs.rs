@@ -1,0 +1,128 @@
+//! What the lane is made of: Debian's packages, and the initramfs of the first level.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::archive::Archive;
+use super::packages::{self, PackageError, Unpacked};
+use super::unpack::{self, UnpackError};
+
+/// Modules of the first level, in the order in which they are loaded.
+const FIRST_LEVEL_MODULES: [&str; 3] = ["irqbypass", "kvm", "kvm-amd"];
+/// The first level's init, of guest-images/lane.
+const INIT: &str = include_str!("../../../guest-images/lane/init");
+
+/// Why the lane cannot be prepared.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InputError {
+    /// A package cannot be had.
+    #[error("a Debian package that the lane is made of cannot be had")]
+    Package(#[from] PackageError),
+    /// A kernel cannot be unpacked.
+    #[error("a Debian kernel cannot be unpacked")]
+    Unpack(#[from] UnpackError),
+    /// A file of the host is missing.
+    #[error("{} cannot be read", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A tool of the host failed.
+    #[error("`{tool}` failed: {said}")]
+    Tool {
+        /// Which.
+        tool: &'static str,
+        /// What it said.
+        said: String,
+    },
+    /// The initramfs cannot be written.
+    #[error("the first level's initramfs cannot be written to {}", path.display())]
+    Write {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// What QEMU starts.
+#[derive(Debug)]
+pub struct FirstLevel {
+    /// Debian's cloud kernel, packed.
+    pub kernel: PathBuf,
+    /// Everything else.
+    pub initramfs: PathBuf,
+}
+
+/// Makes the first level's files in `work`, with the binaries `vmm` and `lane` of `binaries` in it.
+/// # Errors
+/// If a package, a tool or a file is missing, with its name.
+pub fn prepare(binaries: &Path, work: &Path) -> Result<FirstLevel, InputError> {
+    let debian = packages::unpacked()?;
+    let initramfs = work.join("first-level.cpio");
+    let failed = |source| InputError::Write { path: initramfs.clone(), source };
+    let mut archive = Archive::new(BufWriter::new(File::create(&initramfs).map_err(failed)?));
+    for (name, data) in contents(&debian, binaries, work)? {
+        archive.file(&name, &data).map_err(failed)?;
+    }
+    for folder in ["dev", "proc", "sys", "tmp"] {
+        archive.directory(folder).map_err(failed)?;
+    }
+    // The kernel opens it for init before init can mount anything.
+    archive.device("dev/console", 5, 1).map_err(failed)?;
+    archive.finish().map_err(failed)?;
+    Ok(FirstLevel { kernel: debian.cloud.bzimage, initramfs })
+}
+
+/// Every file of the first level, with its name there.
+fn contents(debian: &Unpacked, binaries: &Path, work: &Path) -> Result<Vec<(String, Vec<u8>)>, InputError> {
+    let mut files = vec![
+        ("init".to_owned(), INIT.as_bytes().to_owned()),
+        ("bin/busybox".to_owned(), read(&debian.busybox)?),
+    ];
+    for module in FIRST_LEVEL_MODULES {
+        files.push((format!("modules/{module}.ko"), read(&debian.cloud.module(module)?)?));
+    }
+    for binary in ["vmm", "lane"] {
+        let stripped = work.join(binary);
+        let built = binaries.join(binary);
+        tool("strip", &["--strip-all".as_ref(), "-o".as_ref(), stripped.as_os_str(), built.as_os_str()])?;
+        files.push((format!("bin/{binary}"), read(&stripped)?));
+        for library in libraries(&stripped)? {
+            let name = library.trim_start_matches('/').to_owned();
+            if files.iter().all(|(known, _)| *known != name) {
+                files.push((name, read(Path::new(&library))?));
+            }
+        }
+    }
+    for (name, kernel) in [("cloud", &debian.cloud), ("generic", &debian.generic)] {
+        files.push((format!("kernels/{name}"), unpack::vmlinux(&kernel.bzimage)?));
+    }
+    Ok(files)
+}
+
+/// The shared libraries that `program` loads, its loader among them.
+fn libraries(program: &Path) -> Result<Vec<String>, InputError> {
+    let said = tool("ldd", &[program.as_os_str()])?;
+    // "libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x…)", "/lib64/ld-linux-x86-64.so.2 (0x…)", and the vDSO, which is no file.
+    let paths = said.split_whitespace().filter(|word| word.starts_with('/'));
+    Ok(paths.map(ToOwned::to_owned).collect())
+}
+
+fn tool(tool: &'static str, args: &[&std::ffi::OsStr]) -> Result<String, InputError> {
+    let failed = |said: String| InputError::Tool { tool, said };
+    let output = Command::new(tool).args(args).output().map_err(|error| failed(error.to_string()))?;
+    if !output.status.success() {
+        return Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, InputError> {
+    fs::read(path).map_err(|source| InputError::Read { path: path.to_owned(), source })
+}

@@ -1,0 +1,21 @@
+//! How long the lane waits, and how much it takes. None of these is an expectation of speed: they only end a run that hangs.
+
+use std::time::Duration;
+
+/// For one whole run of the first level.
+pub const RUN: Duration = Duration::from_secs(600);
+/// Between two lines of the inner driver that say it is alive.
+pub const ALIVE_EVERY: Duration = Duration::from_secs(5);
+/// Without any line from the first level: it has frozen.
+pub const SILENCE: Duration = Duration::from_secs(90);
+/// Runs in all, where the others froze.
+pub const ATTEMPTS: usize = 2;
+
+/// RAM of the first level.
+pub const FIRST_LEVEL_MIB: u32 = 1024;
+/// Lines of the console that wait to be read.
+pub const CONSOLE_LINES: usize = 1024;
+/// Lines of the console that a failed run prints.
+pub const TAIL_LINES: usize = 150;
+/// A kernel that has unpacked itself to more than this is none.
+pub const VMLINUX_BYTES: usize = 512 << 20;
