@@ -7,9 +7,13 @@ use std::path::PathBuf;
 pub struct VmConfig {
     /// A name for people; shown in status and logs.
     pub name: String,
-    /// An ELF kernel with a PVH note.
+    /// The kernel: an ELF vmlinux or a bzImage.
     pub kernel: PathBuf,
-    /// An initial RAM file system, given to the kernel as PVH module 0.
+    /// By which protocol it is started.
+    pub boot: BootProtocol,
+    /// Whether ACPI tables describe the machine; if not, an MP table and words on the command line do.
+    pub acpi: bool,
+    /// An initial RAM file system.
     pub initramfs: Option<PathBuf>,
     /// The kernel's command line.
     pub cmdline: String,
@@ -23,6 +27,17 @@ pub struct VmConfig {
     pub serial: Serial,
     /// Which CPUID the guest sees.
     pub cpu_template: CpuTemplate,
+}
+
+/// By which protocol a kernel is started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BootProtocol {
+    /// What its file allows: PVH for an ELF file with a PVH note, otherwise Linux's 64-bit protocol.
+    Auto,
+    /// PVH.
+    Pvh,
+    /// Linux's 64-bit protocol.
+    Linux64,
 }
 
 /// A file put into RAM as it is, as QEMU's loader device does it (`-device loader,file=,addr=,force-raw=on`).

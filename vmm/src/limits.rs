@@ -46,6 +46,8 @@ pub const LOW_RAM_END: u64 = 3 << 30;
 pub const CMDLINE_MAX_BYTES: usize = 65_535;
 /// The most program headers of a kernel's ELF file that are looked at.
 pub const ELF_SEGMENTS_MAX: u16 = 128;
+/// The most bytes of one segment of notes in a kernel's ELF file that are looked at.
+pub const ELF_NOTES_MAX_BYTES: u64 = 1 << 20;
 /// Serial output that waits for a slow reader, bytes. What comes beyond it is dropped: a reader must not stall a guest.
 pub const SERIAL_PENDING_MAX_BYTES: usize = 1 << 20;
 /// The longest saved state that is read, bytes: well above what [`CPUS_MAX`] virtual CPUs need.

@@ -173,7 +173,7 @@ impl Machine {
             cpu_template: config.cpu_template,
         };
         Self::assemble(description, &config.serial, |vm, memory, vcpus| {
-            let registers = boot::load(config, memory)?;
+            let registers = boot::load(config, &[], memory)?;
             for vcpu in vcpus {
                 let entries = cpuid::entries(vm.kvm(), config.cpu_template, vcpu.index(), config.cpus)?;
                 vcpu.set_cpuid(&entries)?;

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use page::{Gfn, PAGE_SIZE, Page};
 use tiny::{COUNTERS, Place, wait, wait_for_beats, wait_for_text};
-use vmm::boot::BootError;
-use vmm::config::{CpuTemplate, Load, Serial, VmConfig};
+use vmm::boot::{BootError, KernelError};
+use vmm::config::{BootProtocol, CpuTemplate, Load, Serial, VmConfig};
 use vmm::kvm::{KvmError, StateError};
 use vmm::machine::{Machine, MachineError, RunState, StopReason};
 
@@ -204,6 +204,13 @@ fn a_dropped_machine_leaves_no_thread_and_no_memory() {
     assert_eq!(*state.borrow(), RunState::Stopped(StopReason::Requested));
 }
 
+fn kernel_error(error: &BootError) -> &KernelError {
+    match error {
+        BootError::Kernel { source, .. } => source,
+        other => panic!("{other}"),
+    }
+}
+
 #[test]
 fn what_is_missing_or_wrong_is_said() {
     let place = Place::new();
@@ -218,13 +225,14 @@ fn what_is_missing_or_wrong_is_said() {
     let error = boot_error(VmConfig { initramfs: Some(place.path("absent")), ..good.clone() });
     assert!(matches!(&error, BootError::File { what: "the initramfs", .. }), "{error}");
     let error = boot_error(VmConfig { kernel: place.file("text", &[b'#'; 99]), ..good.clone() });
-    assert!(matches!(&error, BootError::BadElf { .. }), "{error}");
+    assert!(matches!(kernel_error(&error), KernelError::UnknownFormat { .. }), "{error}");
     let error = boot_error(VmConfig { kernel: place.file("short", b"\x7fELF"), ..good.clone() });
-    assert!(matches!(&error, BootError::BadElf { .. }), "{error}");
-    let error = boot_error(VmConfig { kernel: place.file("noteless", &tiny::elf(false)), ..good.clone() });
-    assert!(matches!(&error, BootError::NoPvhNote { .. }), "{error}");
+    assert!(matches!(kernel_error(&error), KernelError::Truncated { .. }), "{error}");
+    let noteless = place.file("noteless", &tiny::elf(false));
+    let error = boot_error(VmConfig { kernel: noteless, boot: BootProtocol::Pvh, ..good.clone() });
+    assert!(matches!(kernel_error(&error), KernelError::NoPvhNote), "{error}");
     let error = boot_error(VmConfig { cmdline: "x".repeat(70_000), ..good.clone() });
-    assert!(matches!(&error, BootError::Cmdline), "{error}");
+    assert!(matches!(&error, BootError::CmdlineLength { .. }), "{error}");
 
     let load = |addr, bytes: usize| VmConfig {
         loads: vec![Load { file: place.file("load", &vec![1; bytes]), addr }],

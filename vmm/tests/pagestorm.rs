@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use guest_images::pagestorm::report::Report;
 use page::{Gfn, PAGE_SIZE, PageSet};
-use vmm::config::{CpuTemplate, Serial, VmConfig};
+use vmm::config::{BootProtocol, CpuTemplate, Serial, VmConfig};
 use vmm::machine::{Machine, StopReason};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -34,6 +34,8 @@ fn launch(place: &Path, cmdline: &str, cpus: u8, cpu_template: CpuTemplate) -> A
     let config = VmConfig {
         name: "pagestorm".to_owned(),
         kernel,
+        boot: BootProtocol::Auto,
+        acpi: true,
         initramfs: None,
         cmdline: cmdline.to_owned(),
         memory_bytes: 64 << 20,

@@ -1,134 +1,194 @@
-//! Putting a kernel, its initial RAM file system and other files into guest memory, and starting it by the PVH protocol.
+//! Putting a kernel, its initial RAM file system and other files into guest memory, and starting it: by the PVH protocol or by
+//! Linux's 64-bit one.
 
 use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use vm_memory::{Bytes as _, GuestAddress};
 
-use crate::config::{Load, VmConfig};
-use crate::limits::CMDLINE_MAX_BYTES;
+use crate::config::VmConfig;
+use crate::limits::{CMDLINE_MAX_BYTES, LOW_RAM_END};
 use crate::memory::Memory;
 
+mod acpi;
+pub(crate) mod bzimage;
+mod cmdline;
 pub(crate) mod elf;
+mod error;
+pub(crate) mod kernel;
 pub(crate) mod layout;
+pub(crate) mod linux64;
 pub(crate) mod mptable;
 pub(crate) mod pvh;
 
-use layout::{Area, Map};
-pub(crate) use pvh::BootRegisters;
+pub use error::{BootError, KernelError};
+use kernel::Kernel;
+pub use kernel::check_kernel;
+use layout::{ACPI_TABLES, Area, CMDLINE, MP_TABLE, Map};
 
-/// Errors of booting.
-#[derive(Debug, thiserror::Error)]
-pub enum BootError {
-    /// A file that cannot be read.
-    #[error("could not read {what} {path}")]
-    File {
-        /// What it is for.
-        what: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// Not an ELF file, or a broken one.
-    #[error("{path} is not a 64-bit little-endian ELF kernel: {what}; give the uncompressed vmlinux")]
-    BadElf {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        what: String,
-    },
-    /// An ELF file without the note that says where to enter it.
-    #[error("{path} has no PVH entry note: build the kernel with CONFIG_PVH=y")]
-    NoPvhNote {
-        /// The file.
-        path: PathBuf,
-    },
-    /// Its entry is not in anything that it loads.
-    #[error("{path}: its PVH entry {entry:#x} is in none of the segments that it loads")]
-    EntryOutside {
-        /// The file.
-        path: PathBuf,
-        /// The entry.
-        entry: u64,
-    },
-    /// Two things want the same addresses.
-    #[error("{first} and {second} overlap in guest memory: put one of them elsewhere")]
-    Overlap {
-        /// What was there.
-        first: Area,
-        /// What came.
-        second: Area,
-    },
-    /// Something that is outside RAM.
-    #[error("{area} does not fit into guest memory of {memory_bytes} bytes: raise --memory, or move it")]
-    OutOfMemory {
-        /// What it is.
-        area: Area,
-        /// The guest's RAM.
-        memory_bytes: u64,
-    },
-    /// No gap for the initial RAM file system.
-    #[error("no free {bytes} bytes of guest memory below 3 GiB for the initramfs: raise --memory")]
-    NoRoomForInitramfs {
-        /// Its length.
-        bytes: u64,
-    },
-    /// A command line that is too long, or holds a zero.
-    #[error("the kernel's command line must be at most {CMDLINE_MAX_BYTES} bytes long and hold no zero byte")]
-    Cmdline,
+/// A device whose registers stand in memory, as the kernel is told of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MmioDevice {
+    /// The guest-physical address of its first register, below 4 GiB.
+    pub(crate) base: u64,
+    /// The length of its registers.
+    pub(crate) bytes: u64,
+    /// Its interrupt line: edge-triggered, active high.
+    pub(crate) gsi: u32,
+}
+
+/// How the boot processor is entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// 32-bit protected mode without paging; `info` goes to EBX.
+    Protected,
+    /// 64-bit mode on these page tables; `info` goes to RSI.
+    Long { page_tables: u64 },
+}
+
+/// The registers of the boot processor that a protocol leaves to the loader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BootRegisters {
+    pub(crate) mode: Mode,
+    pub(crate) entry: u64,
+    /// What the kernel finds its parameters by.
+    pub(crate) info: u64,
+    pub(crate) gdt_base: u64,
+    pub(crate) gdt_limit: u16,
+    pub(crate) code_selector: u16,
+    pub(crate) data_selector: u16,
+    pub(crate) tss_selector: u16,
+}
+
+/// A file that is going to `area`.
+struct Placed<'a> {
+    what: &'static str,
+    path: &'a Path,
+    file: File,
+    area: Area,
 }
 
 /// Puts everything into memory and says with which registers the boot processor starts.
 ///
 /// # Errors
 /// [`BootError`]. Nothing is written over anything else: what would overlap is refused first.
-pub(crate) fn load(config: &VmConfig, memory: &Memory) -> Result<BootRegisters, BootError> {
+pub(crate) fn load(
+    config: &VmConfig,
+    devices: &[MmioDevice],
+    memory: &Memory,
+) -> Result<BootRegisters, BootError> {
+    let faulty = |source| BootError::Kernel { path: config.kernel.clone(), source };
+    let mut file = open("the kernel", &config.kernel)?;
+    let kernel = kernel::inspect(&mut file, config.boot).map_err(faulty)?;
+    let cmdline = cmdline::build(config, devices, cmdline_max(&kernel))?;
+
     let mut map = Map::new(memory);
-    let mut kernel = open("the kernel", &config.kernel)?;
-    let image = elf::inspect(&config.kernel, &mut kernel)?;
-    if config.cmdline.len() > CMDLINE_MAX_BYTES || config.cmdline.contains('\0') {
-        return Err(BootError::Cmdline);
-    }
-    for area in layout::boot_areas(config.cmdline.len(), config.cpus) {
+    for area in layout::boot_areas(cmdline.len()) {
         map.claim(area)?;
     }
-    for segment in &image.segments {
-        map.claim(Area::new("a segment of the kernel", segment.start, segment.bytes))?;
-    }
-    let mut loads = Vec::with_capacity(config.loads.len());
-    for load in &config.loads {
-        let file = open("the file to load", &load.file)?;
-        let area =
-            Area::new(format!("the file {}", load.file.display()), load.addr, length(&load.file, &file)?);
-        map.claim(area.clone())?;
-        loads.push((load, file, area));
-    }
-    let initramfs = match &config.initramfs {
-        None => None,
-        Some(path) => {
-            let file = open("the initramfs", path)?;
-            let area = map.claim_high("the initramfs", length(path, &file)?)?;
-            Some((path, file, area))
-        }
-    };
+    let mut files = place_files(config, &mut map)?;
+    let kernel_at = place_kernel(&kernel, &mut map)?;
+    let initramfs = place_initramfs(config, &kernel, &mut map)?;
+    let initramfs_area = initramfs.as_ref().map(|i| i.area.clone());
+    files.extend(initramfs);
 
-    let entry = elf::load(&config.kernel, &mut kernel, memory)?;
-    if !image.segments.iter().any(|s| s.holds(entry)) {
-        return Err(BootError::EntryOutside { path: config.kernel.clone(), entry });
+    match &kernel {
+        Kernel::Pvh(image, _) | Kernel::Linux64(image, _) => image.load(&mut file, memory),
+        Kernel::BzImage(image) => image.load(kernel_at, &mut file, memory),
     }
-    for (Load { file: path, .. }, mut file, area) in loads {
-        copy("the file to load", path, &mut file, &area, memory)?;
+    .map_err(faulty)?;
+    for placed in files {
+        copy(placed, memory)?;
     }
-    let module = match initramfs {
-        None => None,
-        Some((path, mut file, area)) => {
-            copy("the initramfs", path, &mut file, &area, memory)?;
-            Some(area)
+    let mut structures = vec![(CMDLINE, [cmdline.as_bytes(), &[0]].concat())];
+    let rsdp = if config.acpi { ACPI_TABLES } else { 0 };
+    structures.push(match config.acpi {
+        true => (ACPI_TABLES, acpi::build(ACPI_TABLES, config.cpus, devices)),
+        false => (MP_TABLE, mptable::build(config.cpus, MP_TABLE)),
+    });
+    let runs = layout::memory_map(memory.extents());
+    let told = |header| linux64::Told {
+        header,
+        initramfs: initramfs_area.as_ref(),
+        map: &runs,
+        rsdp,
+        cmdline_bytes: cmdline.len(),
+    };
+    let registers = match &kernel {
+        Kernel::Pvh(_, entry) => {
+            structures.extend(pvh::structures(initramfs_area.as_ref(), &runs, rsdp));
+            pvh::registers(*entry)
+        }
+        Kernel::Linux64(_, entry) => {
+            structures.extend(linux64::structures(&told(None)));
+            linux64::registers(*entry)
+        }
+        Kernel::BzImage(image) => {
+            structures.extend(linux64::structures(&told(Some((&image.header, kernel_at)))));
+            linux64::registers(bzimage::Image::entry(kernel_at))
         }
     };
-    pvh::write_boot_parameters(config, entry, module.as_ref(), memory)
+    for (at, bytes) in structures {
+        memory.mapping().write_slice(&bytes, GuestAddress(at)).expect("the areas were claimed in RAM");
+    }
+    Ok(registers)
+}
+
+fn cmdline_max(kernel: &Kernel) -> usize {
+    match kernel {
+        Kernel::Pvh(..) | Kernel::Linux64(..) => CMDLINE_MAX_BYTES,
+        Kernel::BzImage(image) => image.cmdline_max().min(CMDLINE_MAX_BYTES),
+    }
+}
+
+/// Claims the kernel's place, and says where a bzImage goes.
+fn place_kernel(kernel: &Kernel, map: &mut Map<'_>) -> Result<u64, BootError> {
+    match kernel {
+        Kernel::Pvh(image, entry) | Kernel::Linux64(image, entry) => {
+            for segment in &image.segments {
+                map.claim(Area::new("a segment of the kernel", segment.start, segment.bytes))?;
+            }
+            Ok(*entry)
+        }
+        Kernel::BzImage(image) => match image.alignment() {
+            Some(alignment) => {
+                map.claim_low("the kernel", image.bytes(), image.preferred(), alignment).map(|a| a.start)
+            }
+            None => {
+                map.claim(Area::new("the kernel", image.preferred(), image.bytes()))?;
+                Ok(image.preferred())
+            }
+        },
+    }
+}
+
+fn place_files<'a>(config: &'a VmConfig, map: &mut Map<'_>) -> Result<Vec<Placed<'a>>, BootError> {
+    let mut placed = Vec::with_capacity(config.loads.len() + 1);
+    for load in &config.loads {
+        let (what, path) = ("the file to load", load.file.as_path());
+        let file = open(what, path)?;
+        let area = Area::new(format!("the file {}", path.display()), load.addr, length(path, &file)?);
+        map.claim(area.clone())?;
+        placed.push(Placed { what, path, file, area });
+    }
+    Ok(placed)
+}
+
+fn place_initramfs<'a>(
+    config: &'a VmConfig,
+    kernel: &Kernel,
+    map: &mut Map<'_>,
+) -> Result<Option<Placed<'a>>, BootError> {
+    let Some(path) = &config.initramfs else { return Ok(None) };
+    let what = "the initramfs";
+    let below = match kernel {
+        Kernel::Pvh(..) | Kernel::Linux64(..) => LOW_RAM_END,
+        Kernel::BzImage(image) => image.initramfs_end(),
+    };
+    let file = open(what, path)?;
+    let area = map.claim_high(what, length(path, &file)?, below)?;
+    Ok(Some(Placed { what, path, file, area }))
 }
 
 fn open(what: &'static str, path: &Path) -> Result<File, BootError> {
@@ -145,16 +205,14 @@ fn length(path: &Path, file: &File) -> Result<u64, BootError> {
 }
 
 /// Reads a file straight into guest memory: it may be as large as that.
-fn copy(
-    what: &'static str,
-    path: &Path,
-    file: &mut File,
-    area: &Area,
-    memory: &Memory,
-) -> Result<(), BootError> {
-    let bytes = usize::try_from(area.bytes).expect("the area is within RAM");
+fn copy(mut placed: Placed<'_>, memory: &Memory) -> Result<(), BootError> {
+    let bytes = usize::try_from(placed.area.bytes).expect("the area is within RAM");
     memory
         .mapping()
-        .read_exact_volatile_from(GuestAddress(area.start), file, bytes)
-        .map_err(|e| BootError::File { what, path: path.to_owned(), source: io::Error::other(e) })
+        .read_exact_volatile_from(GuestAddress(placed.area.start), &mut placed.file, bytes)
+        .map_err(|e| BootError::File {
+            what: placed.what,
+            path: placed.path.to_owned(),
+            source: io::Error::other(e),
+        })
 }

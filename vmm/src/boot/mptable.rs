@@ -1,11 +1,12 @@
 //! The MultiProcessor table (Intel, MultiProcessor Specification 1.4, chapter 4): how a kernel without ACPI finds the other
-//! virtual CPUs and the interrupt lines.
+//! virtual CPUs and the interrupt lines. It is there when the ACPI tables are not.
 
 const FLOATING_BYTES: u64 = 16;
 const APIC_VERSION: u8 = 0x14;
 const IO_APIC_ADDRESS: u32 = 0xfec0_0000;
 const LOCAL_APIC_ADDRESS: u32 = 0xfee0_0000;
-const ISA_LINES: u8 = 16;
+/// As many as KVM's I/O APIC has. Those from 16 on stand as lines of the ISA bus too: they are edge-triggered and active high.
+const LINES: u8 = 24;
 
 /// Entry types.
 const PROCESSOR: u8 = 0;
@@ -45,7 +46,7 @@ pub(crate) fn build(cpus: u8, at: u64) -> Vec<u8> {
         .collect();
     entries.push([&[BUS, 0][..], b"ISA   "].concat());
     entries.push([&[IO_APIC, io_apic, APIC_VERSION, 1][..], &IO_APIC_ADDRESS.to_le_bytes()].concat());
-    entries.extend((0..ISA_LINES).map(|line| interrupt(IO_INTERRUPT, VECTORED, line, io_apic, line)));
+    entries.extend((0..LINES).map(|line| interrupt(IO_INTERRUPT, VECTORED, line, io_apic, line)));
     entries.push(interrupt(LOCAL_INTERRUPT, EXT_INT, 0, 0, 0));
     entries.push(interrupt(LOCAL_INTERRUPT, NMI, 0, 0xff, 1));
 

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::{CpuTemplate, Load, Serial, VmConfig};
+use crate::config::{BootProtocol, CpuTemplate, Load, Serial, VmConfig};
 use crate::control::api::DEFAULT_DOWNTIME_MS;
 use crate::control::client::ClientError;
 use crate::limits;
@@ -62,9 +62,15 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct Run {
-    /// An ELF kernel with a PVH note
+    /// The kernel: an ELF vmlinux or a bzImage (as /boot/vmlinuz-* are)
     #[arg(long, value_name = "PATH")]
     kernel: PathBuf,
+    /// How the kernel is started: pvh, linux64 (Linux's 64-bit boot protocol), or auto: PVH if it is an ELF file that can
+    #[arg(long, value_name = "HOW", default_value = "auto", value_parser = parse::boot_protocol)]
+    boot: BootProtocol,
+    /// Whether ACPI tables describe the machine (on), or an MP table and words on the command line (off, for kernels without ACPI)
+    #[arg(long, value_name = "on|off", default_value = "on", value_parser = parse::on_off, action = clap::ArgAction::Set)]
+    acpi: bool,
     /// An initial RAM file system
     #[arg(long, value_name = "PATH")]
     initramfs: Option<PathBuf>,
@@ -232,11 +238,26 @@ async fn dispatch(command: Command) -> Result<ExitCode, CliError> {
 }
 
 async fn run_vm(options: Run) -> Result<ExitCode, CliError> {
-    let Run { kernel, initramfs, cmdline, memory, cpus, cpu_template, loads, serial, name, common } = options;
+    let Run {
+        kernel,
+        boot,
+        acpi,
+        initramfs,
+        cmdline,
+        memory,
+        cpus,
+        cpu_template,
+        loads,
+        serial,
+        name,
+        common,
+    } = options;
     let common = common.prepare()?;
     let config = VmConfig {
         name: name.unwrap_or_else(|| format!("vm-{}", std::process::id())),
         kernel,
+        boot,
+        acpi,
         initramfs,
         cmdline,
         memory_bytes: memory,
@@ -358,12 +379,13 @@ mod tests {
     #[test]
     fn run_takes_every_option() {
         let Ok(Command::Run(run)) = parsed(
-            "vmm run --kernel k --initramfs i --cmdline=-x --memory 1G --cpus 2 --cpu-template v2 --load file=a,addr=1 --load \
+            "vmm run --kernel k --boot linux64 --acpi off --initramfs i --cmdline=-x --memory 1G --cpus 2 --cpu-template v2 --load file=a,addr=1 --load \
              file=b,addr=2 --serial off --name n --control c --site s --identity id --authorized-keys ak --log-format json",
         ) else {
             panic!("not parsed");
         };
         assert_eq!((run.memory, run.cpus, run.cpu_template), (1 << 30, 2, CpuTemplate::V2));
+        assert_eq!((run.boot, run.acpi), (BootProtocol::Linux64, false));
         assert_eq!(run.loads.len(), 2);
         assert_eq!((run.serial, run.name.as_deref()), (Serial::Off, Some("n")));
         assert_eq!(run.common.log_format, LogFormat::Json);

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::config::{CpuTemplate, Load, Serial};
+use crate::config::{BootProtocol, CpuTemplate, Load, Serial};
 use crate::limits;
 
 /// Why a value was refused. Clap puts the option's name in front.
@@ -178,6 +178,29 @@ pub(super) fn cpu_template(given: &str) -> Result<CpuTemplate, ParseError> {
     }
 }
 
+/// `auto`, `pvh` or `linux64`.
+pub(super) fn boot_protocol(given: &str) -> Result<BootProtocol, ParseError> {
+    match given {
+        "auto" => Ok(BootProtocol::Auto),
+        "pvh" => Ok(BootProtocol::Pvh),
+        "linux64" => Ok(BootProtocol::Linux64),
+        _ => Err(ParseError::Form {
+            given: given.to_owned(),
+            what: "a boot protocol",
+            example: "auto, pvh or linux64",
+        }),
+    }
+}
+
+/// `on` or `off`.
+pub(super) fn on_off(given: &str) -> Result<bool, ParseError> {
+    match given {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(ParseError::Form { given: given.to_owned(), what: "a switch", example: "on or off" }),
+    }
+}
+
 /// A VM's name.
 pub(super) fn name(given: &str) -> Result<String, ParseError> {
     if given.is_empty() || given.len() > limits::NAME_BYTES || given.chars().any(char::is_control) {
@@ -278,6 +301,12 @@ mod tests {
         assert_eq!(cpu_template("host"), Ok(CpuTemplate::Host));
         assert_eq!(cpu_template("v2"), Ok(CpuTemplate::V2));
         assert!(cpu_template("v9").is_err());
+        assert_eq!(boot_protocol("auto"), Ok(BootProtocol::Auto));
+        assert_eq!(boot_protocol("pvh"), Ok(BootProtocol::Pvh));
+        assert_eq!(boot_protocol("linux64"), Ok(BootProtocol::Linux64));
+        assert!(boot_protocol("linux").is_err());
+        assert_eq!((on_off("on"), on_off("off")), (Ok(true), Ok(false)));
+        assert!(on_off("1").is_err());
     }
 
     #[test]

@@ -7,12 +7,14 @@ use crate::config::Serial;
 pub(crate) mod debugcon;
 pub(crate) mod input;
 pub(crate) mod output;
+pub(crate) mod power;
 pub(crate) mod reset;
 pub(crate) mod serial;
 pub mod terminal;
 mod wake;
 
 use debugcon::DebugConsole;
+use power::PowerPorts;
 use reset::ResetPort;
 pub(crate) use serial::{SerialLine, SerialPort};
 
@@ -83,6 +85,7 @@ impl Devices {
             Claim { first: serial::PORT, ports: serial::PORTS, device: Arc::clone(&port) as _ },
             Claim { first: debugcon::PORT, ports: 1, device: Arc::clone(&debug_console) as _ },
             Claim { first: reset::PORT, ports: 1, device: Arc::new(ResetPort) },
+            Claim { first: power::CONTROL, ports: power::PORTS, device: Arc::new(PowerPorts) },
         ];
         Ok(Self { serial: port, line, debug_console, claims })
     }
@@ -171,5 +174,18 @@ mod tests {
         let devices = devices();
         assert_eq!(devices.write(reset::PORT, 1, &[0xd1]), Effect::None);
         assert_eq!(devices.write(reset::PORT, 1, &[0xfe]), Effect::PowerOff);
+    }
+
+    #[test]
+    fn only_soft_off_powers_off() {
+        let devices = devices();
+        let soft_off = power::SOFT_OFF << 2;
+        for (port, value) in [(power::CONTROL, soft_off), (power::CONTROL, 1 << 5), (power::STATUS, 0x34)] {
+            assert_eq!(devices.write(port, 1, &[value]), Effect::None, "{port:#x} {value:#x}");
+        }
+        let mut status = [0xff];
+        devices.read(power::STATUS, 1, &mut status);
+        assert_eq!(status, [0], "it has not woken up");
+        assert_eq!(devices.write(power::CONTROL, 1, &[soft_off | 1 << 5]), Effect::PowerOff);
     }
 }

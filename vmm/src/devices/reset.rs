@@ -6,7 +6,7 @@ use super::{Effect, PortDevice};
 pub(crate) const PORT: u16 = 0x64;
 
 /// The command that pulses the processor's reset line; it ends the VM, as it does in other small monitors.
-const PULSE_RESET: u8 = 0xfe;
+pub(crate) const PULSE_RESET: u8 = 0xfe;
 
 /// The port. It has no state.
 #[derive(Debug)]

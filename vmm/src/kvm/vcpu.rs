@@ -13,7 +13,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::run_page::RunPage;
 use super::{KvmError, call};
-use crate::boot::BootRegisters;
+use crate::boot::{BootRegisters, Mode};
 use crate::devices::{Devices, Effect};
 use crate::memory::Memory;
 
@@ -73,28 +73,34 @@ impl Vcpu {
         }
     }
 
-    /// Sets the registers that the PVH boot protocol asks for: 32-bit protected mode, flat segments, no paging.
-    /// (Xen, docs/misc/pvh.pandoc.)
+    /// Sets the registers that the boot protocol asks for: flat segments, no interrupts, and either 32-bit protected mode without
+    /// paging (Xen, docs/misc/pvh.pandoc) or 64-bit mode (the kernel's Documentation/arch/x86/boot.rst).
     pub(crate) fn set_boot_registers(&self, boot: &BootRegisters) -> Result<(), KvmError> {
         let mut regs = self.fd.get_regs().map_err(call("KVM_GET_REGS"))?;
-        (regs.rip, regs.rbx, regs.rflags) = (boot.entry, boot.start_info, 2);
+        (regs.rip, regs.rflags) = (boot.entry, 2);
+        match boot.mode {
+            Mode::Protected => regs.rbx = boot.info,
+            Mode::Long { .. } => regs.rsi = boot.info,
+        }
         self.fd.set_regs(&regs).map_err(call("KVM_SET_REGS"))?;
 
-        let flat = |type_, selector| kvm_segment {
+        let long = matches!(boot.mode, Mode::Long { .. });
+        let flat = |type_, selector, long: bool| kvm_segment {
             base: 0,
             limit: 0xffff_ffff,
             selector,
             type_,
             present: 1,
             dpl: 0,
-            db: 1,
+            db: u8::from(!long),
+            l: u8::from(long),
             s: 1,
             g: 1,
             ..Default::default()
         };
         let mut sregs = self.fd.get_sregs().map_err(call("KVM_GET_SREGS"))?;
-        sregs.cs = flat(11, boot.code_selector);
-        let data = flat(3, boot.data_selector);
+        sregs.cs = flat(11, boot.code_selector, long);
+        let data = flat(3, boot.data_selector, false);
         (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
         sregs.tr = kvm_segment {
             limit: 0x67,
@@ -105,8 +111,15 @@ impl Vcpu {
         };
         (sregs.gdt.base, sregs.gdt.limit) = (boot.gdt_base, boot.gdt_limit);
         (sregs.idt.base, sregs.idt.limit) = (0, 0);
-        // Protected mode (PE) with the bit that says "387" (ET, always one); no paging, no extensions.
-        (sregs.cr0, sregs.cr4, sregs.efer) = (0x11, 0, 0);
+        match boot.mode {
+            // Protected mode (PE) with the bit that says "387" (ET, always one); no paging, no extensions.
+            Mode::Protected => (sregs.cr0, sregs.cr4, sregs.efer) = (0x11, 0, 0),
+            // Paging (PG) with physical-address extensions (PAE), long mode enabled and active (LME, LMA).
+            Mode::Long { page_tables } => {
+                (sregs.cr0, sregs.cr4, sregs.efer) = (0x8000_0011, 1 << 5, 1 << 8 | 1 << 10);
+                sregs.cr3 = page_tables;
+            }
+        }
         self.fd.set_sregs(&sregs).map_err(call("KVM_SET_SREGS"))
     }
 

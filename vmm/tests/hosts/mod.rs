@@ -8,7 +8,7 @@ use std::time::Duration;
 use guest_images::pagestorm::report::Report as Check;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
-use vmm::config::{CpuTemplate, Serial, VmConfig};
+use vmm::config::{BootProtocol, CpuTemplate, Serial, VmConfig};
 use vmm::machine::{Machine, RunState};
 use vmm::migrate::{HostIdentity, Incoming, MigrateOptions, Outgoing};
 
@@ -41,6 +41,8 @@ impl Host {
         let machine = Machine::launch(&VmConfig {
             name: "storm".to_owned(),
             kernel,
+            boot: BootProtocol::Auto,
+            acpi: true,
             initramfs: None,
             cmdline: cmdline.to_owned(),
             memory_bytes: MEMORY_BYTES,

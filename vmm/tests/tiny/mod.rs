@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use page::Gfn;
-use vmm::config::{CpuTemplate, Serial, VmConfig};
+use vmm::config::{BootProtocol, CpuTemplate, Serial, VmConfig};
 use vmm::machine::Machine;
 
 /// The two pages that it counts in.
@@ -18,29 +18,30 @@ pub(crate) const COUNTERS: [Gfn; 2] = [Gfn(0x200), Gfn(0x201)];
 /// A guest that does nothing waits this long for what must come at once.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Puts instructions together.
 #[derive(Default)]
-struct Assembler {
+pub(crate) struct Assembler {
     code: Vec<u8>,
     labels: BTreeMap<&'static str, usize>,
     jumps: Vec<(usize, &'static str)>,
 }
 
 impl Assembler {
-    fn put(&mut self, bytes: &[u8]) -> &mut Self {
+    pub(crate) fn put(&mut self, bytes: &[u8]) -> &mut Self {
         self.code.extend(bytes);
         self
     }
-    fn label(&mut self, name: &'static str) -> &mut Self {
+    pub(crate) fn label(&mut self, name: &'static str) -> &mut Self {
         self.labels.insert(name, self.code.len());
         self
     }
     /// A jump with an 8-bit displacement: 0xeb always, 0x74 if equal or zero.
-    fn jump(&mut self, opcode: u8, to: &'static str) -> &mut Self {
+    pub(crate) fn jump(&mut self, opcode: u8, to: &'static str) -> &mut Self {
         self.put(&[opcode, 0]);
         self.jumps.push((self.code.len(), to));
         self
     }
-    fn link(mut self) -> Vec<u8> {
+    pub(crate) fn link(mut self) -> Vec<u8> {
         for (from, to) in self.jumps {
             let offset = i8::try_from(self.labels[to] as isize - from as isize).unwrap();
             self.code[from - 1] = offset.to_le_bytes()[0];
@@ -77,9 +78,14 @@ fn code() -> Vec<u8> {
     a.link()
 }
 
-/// An ELF file with the code at 1 MiB, and the note if wanted.
+/// An ELF file with the guest, and the note if wanted.
 pub(crate) fn elf(note: bool) -> Vec<u8> {
-    let (code, load_at) = (code(), 0x10_0000u64);
+    elf_of(&code(), note)
+}
+
+/// An ELF file with the code at 1 MiB, and the note if wanted.
+pub(crate) fn elf_of(code: &[u8], note: bool) -> Vec<u8> {
+    let load_at = 0x10_0000u64;
     let phdr = |kind: u32, offset: u64, at: u64, bytes: u64| {
         let mut p = kind.to_le_bytes().to_vec();
         p.extend(5u32.to_le_bytes());
@@ -128,6 +134,8 @@ impl Place {
         VmConfig {
             name: "tiny".to_owned(),
             kernel: self.path("kernel"),
+            boot: BootProtocol::Auto,
+            acpi: true,
             initramfs: None,
             cmdline: "hello".to_owned(),
             memory_bytes: 16 << 20,
