@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+pub use crate::kvm::cpu::{CpuChoice, Level};
+
 /// A VM to launch: `vmm run`'s options.
 #[derive(Clone, Debug)]
 pub struct VmConfig {
@@ -25,8 +27,8 @@ pub struct VmConfig {
     pub loads: Vec<Load>,
     /// Where the serial port goes.
     pub serial: Serial,
-    /// Which CPUID the guest sees.
-    pub cpu_template: CpuTemplate,
+    /// Which CPU the guest sees.
+    pub cpu: CpuChoice,
 }
 
 /// By which protocol a kernel is started.
@@ -58,14 +60,4 @@ pub enum Serial {
     File(PathBuf),
     /// Neither.
     Off,
-}
-
-/// A named CPUID filter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum CpuTemplate {
-    /// All that this host's KVM supports.
-    Host,
-    /// The x86-64-v2 level and no more, so that a VM can move to any host of the last decade.
-    V2,
 }

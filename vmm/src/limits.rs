@@ -52,6 +52,10 @@ pub const ELF_NOTES_MAX_BYTES: u64 = 1 << 20;
 pub const SERIAL_PENDING_MAX_BYTES: usize = 1 << 20;
 /// The longest saved state that is read, bytes: well above what [`CPUS_MAX`] virtual CPUs need.
 pub const STATE_MAX_BYTES: usize = 8 << 20;
+/// The longest CPU baseline file, bytes.
+pub const BASELINE_MAX_BYTES: usize = 64 * 1024;
+/// Widths of physical addresses that a CPU baseline may have: from the first 64-bit processors to what the architecture allows.
+pub const PHYSICAL_ADDRESS_BITS: std::ops::RangeInclusive<u8> = 32..=52;
 /// The most model-specific registers, and CPUID entries, of one virtual CPU: KVM's own bound.
 pub const STATE_ENTRIES_MAX: usize = 256;
 /// A virtual CPU's vector state, bytes, where the processor has no more than the first structure of KVM holds.

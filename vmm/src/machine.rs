@@ -9,11 +9,13 @@ use crate::boot::{self, BootError};
 use crate::config::{Serial, VmConfig};
 use crate::devices::serial::INTERRUPT_LINE;
 use crate::devices::{DeviceError, Devices};
+use crate::kvm::cpu::{self, CpuModel};
+use crate::kvm::cpu::{self, CpuModel};
 use crate::kvm::state::{self, ChipState, MachineState, VcpuState};
 use crate::kvm::threads::{End, Threads, lock};
 use crate::kvm::vcpu::Vcpu;
 use crate::kvm::vm::{self, Vm};
-use crate::kvm::{KvmError, STATE_VERSION, STATE_VERSION_OLDEST, StateError, cpuid, state_bytes};
+use crate::kvm::{KvmError, STATE_VERSION, STATE_VERSION_OLDEST, StateError, state_bytes};
 use crate::limits::CPUS_MAX;
 use crate::memory::{Extent, Memory, MemoryError, layout};
 
@@ -28,8 +30,9 @@ pub struct MachineDescription {
     pub cpus: u8,
     /// RAM.
     pub extents: Vec<Extent>,
-    /// The CPUID filter that it was launched with.
-    pub cpu_template: crate::config::CpuTemplate,
+    /// The CPU that the guest sees; absent in version 1.
+    #[serde(default)]
+    pub cpu: Option<CpuModel>,
 }
 
 /// Whether the VM runs.
@@ -170,35 +173,37 @@ impl Machine {
             name: config.name.clone(),
             cpus: config.cpus,
             extents: layout(config.memory_bytes)?,
-            cpu_template: config.cpu_template,
+            cpu: None,
         };
         Self::assemble(description, &config.serial, |vm, memory, vcpus| {
             let registers = boot::load(config, &[], memory)?;
-            for vcpu in vcpus {
-                let entries = cpuid::entries(vm.kvm(), config.cpu_template, vcpu.index(), config.cpus)?;
-                vcpu.set_cpuid(&entries)?;
-                vcpu.set_virtual_wire()?;
-            }
+            let shown = cpu::give(vm.kvm(), vcpus, &config.cpu)?;
+            vcpus.iter().try_for_each(Vcpu::set_virtual_wire)?;
             vcpus.iter().take(1).try_for_each(|first| first.set_boot_registers(&registers))?;
-            Ok(())
+            Ok(Some(shown))
         })
     }
 
     /// Builds an empty machine that a migration will fill.
     /// # Errors
-    /// As [`Machine::launch`].
+    /// As [`Machine::launch`], and if this host lacks a feature of the VM's CPU.
     #[expect(clippy::needless_pass_by_value, reason = "one small value, given away by its caller")]
     pub fn prepare(description: &MachineDescription, serial: Serial) -> Result<Arc<Self>, MachineError> {
         if !(STATE_VERSION_OLDEST..=STATE_VERSION).contains(&description.version) {
             return Err(MachineError::DescriptionVersion(description.version));
         }
-        Self::assemble(description.clone(), &serial, |_, _, _| Ok(()))
+        Self::assemble(description.clone(), &serial, |vm, _, vcpus| {
+            if let (Some(guest), Some(first)) = (&description.cpu, vcpus.first()) {
+                cpu::check_host(vm.kvm(), first.fd(), guest)?;
+            }
+            Ok(description.cpu.clone())
+        })
     }
 
     fn assemble(
-        description: MachineDescription,
+        mut description: MachineDescription,
         serial: &Serial,
-        fill: impl FnOnce(&Vm, &Memory, &[Vcpu]) -> Result<(), MachineError>,
+        fill: impl FnOnce(&Vm, &Memory, &[Vcpu]) -> Result<Option<CpuModel>, MachineError>,
     ) -> Result<Arc<Self>, MachineError> {
         if !(1..=CPUS_MAX).contains(&description.cpus) {
             return Err(MachineError::Cpus(description.cpus));
@@ -207,7 +212,7 @@ impl Machine {
         let memory = Arc::new(Memory::new(&description.extents)?);
         let vm = Vm::new(kvm, Arc::clone(&memory))?;
         let vcpus = vm.create_vcpus(description.cpus)?;
-        fill(&vm, &memory, &vcpus)?;
+        description.cpu = fill(&vm, &memory, &vcpus)?;
 
         let run_state = Arc::new(watch::Sender::new(RunState::Created));
         let this: Arc<OnceLock<Weak<Self>>> = Arc::default();

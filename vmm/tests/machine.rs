@@ -8,7 +8,7 @@ use std::time::Duration;
 use page::{Gfn, PAGE_SIZE, Page};
 use tiny::{COUNTERS, Place, wait, wait_for_beats, wait_for_text};
 use vmm::boot::{BootError, KernelError};
-use vmm::config::{BootProtocol, CpuTemplate, Load, Serial, VmConfig};
+use vmm::config::{BootProtocol, CpuChoice, Level, Load, Serial, VmConfig};
 use vmm::kvm::{KvmError, StateError};
 use vmm::machine::{Machine, MachineError, RunState, StopReason};
 
@@ -108,9 +108,9 @@ fn copy_memory(from: &Machine, to: &Machine) {
     }
 }
 
-fn moves(cpus: u8, cpu_template: CpuTemplate) {
+fn moves(cpus: u8, cpu: CpuChoice) {
     let place = Place::new();
-    let config = VmConfig { cpus, cpu_template, ..place.config() };
+    let config = VmConfig { cpus, cpu, ..place.config() };
     let mut machine = launch(&config);
     machine.resume().unwrap();
     for round in 0..5 {
@@ -137,12 +137,12 @@ fn moves(cpus: u8, cpu_template: CpuTemplate) {
 
 #[test]
 fn a_guest_moves_from_machine_to_machine() {
-    moves(1, CpuTemplate::Host);
+    moves(1, CpuChoice::Host);
 }
 
 #[test]
 fn a_guest_with_two_cpus_and_the_v2_template_moves() {
-    moves(2, CpuTemplate::V2);
+    moves(2, CpuChoice::Level(Level::V2));
 }
 
 #[test]

@@ -3,11 +3,18 @@
 
 mod hosts;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use hosts::{Host, hosts, in_time, read};
-use vmm::machine::{RunState, StopReason};
+use migration_proto::wire::{self, Message, Offer};
+use migration_proto::{Layout, MigrationId};
+use vmm::kvm::cpu::FeatureSet;
+use vmm::machine::{Machine, RunState, StopReason};
+use vmm::migrate::channel;
 use vmm::migrate::report::{IncomingPhase, Outcome, Phase};
+use vmm::migrate::ticket::Ticket;
+use vmm::migrate::transport::Endpoint;
 use vmm::migrate::{MigrateError, MigrateOptions, Outgoing};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -86,4 +93,49 @@ async fn a_cancelled_or_refused_migration_leaves_the_guest_running() {
     let arrived = in_time("the arrival", incoming.machine()).await.unwrap();
     let check = b.check(&arrived, 1).await;
     assert_eq!(check.failures, 0, "{check:?}");
+}
+
+/// A source that offers a VM whose CPU has `feature` besides what it has; what the destination answers.
+async fn offer_with_feature(a: &Host, machine: &Machine, ticket: &str, feature: &str) -> Message {
+    let mut description = machine.description();
+    let features = &mut description.cpu.as_mut().unwrap().features;
+    *features = features.or(&FeatureSet::named([feature]).unwrap());
+    let pages = description.extents.iter().map(|extent| extent.pages).sum::<u64>();
+    let regions = pages / page::REGION_PAGES as u64;
+    let extent = migration_proto::Extent { first: page::RegionId(0), regions };
+    let offer = Message::Offer(Offer {
+        migration: MigrationId([7; 16]),
+        vm: machine.ownership().vm,
+        epoch: machine.ownership().epoch,
+        domain: page::Domain::unkeyed().id(),
+        layout: Layout::new(vec![extent]).unwrap(),
+        machine: serde_json::to_vec(&description).unwrap(),
+    });
+    let ticket: Ticket = ticket.parse().unwrap();
+    let address: SocketAddr = ticket.address.parse().unwrap();
+    let endpoint = Endpoint::outgoing(address, &a.identity).unwrap();
+    let link = endpoint.connect(address, ticket.key).await.unwrap();
+    let mut channels = channel::open_source(&link).await.unwrap();
+    channels.control.send(wire::encode(&offer).into()).await.unwrap();
+    let answer = channels.control_in.next().await.unwrap().unwrap();
+    wire::decode(&answer).unwrap()
+}
+
+/// No host has a feature that no manual names: the refusal must come before any page, and say the name.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_lacks_a_feature_refuses_before_any_page_moves() {
+    let (a, b) = hosts();
+    let machine = a.launch("rate=0 ws=4M");
+    let incoming = b.listen().await;
+    let unknown = "cpuid_7_1_ecx_31";
+    let answer = in_time("the refusal", offer_with_feature(&a, &machine, &incoming.ticket(), unknown)).await;
+    let Message::Refuse(reason) = &answer else { panic!("{answer:?}") };
+    assert!(reason.contains(unknown) && reason.contains("vmm cpu-baseline"), "{reason}");
+    let mut status = incoming.status();
+    let refused = status.wait_for(|status| status.last_failure.is_some());
+    let refused = in_time("the destination's word", refused).await.unwrap().clone();
+    assert!(refused.last_failure.unwrap().contains(unknown));
+    // What it has itself is no reason.
+    in_time("listening again", status.wait_for(|s| s.phase == IncomingPhase::Listening)).await.unwrap();
+    in_time("the migration", a.migrate(&machine, &incoming.ticket()).finished()).await.unwrap();
 }

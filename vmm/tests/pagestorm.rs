@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use guest_images::pagestorm::report::Report;
 use page::{Gfn, PAGE_SIZE, PageSet};
-use vmm::config::{BootProtocol, CpuTemplate, Serial, VmConfig};
+use vmm::config::{BootProtocol, CpuChoice, Level, Serial, VmConfig};
 use vmm::machine::{Machine, StopReason};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -28,7 +28,7 @@ fn console(path: &Path) -> String {
     std::fs::read(path).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default()
 }
 
-fn launch(place: &Path, cmdline: &str, cpus: u8, cpu_template: CpuTemplate) -> Arc<Machine> {
+fn launch(place: &Path, cmdline: &str, cpus: u8, cpu: CpuChoice) -> Arc<Machine> {
     let kernel = place.join("pagestorm");
     guest_images::write_pagestorm(&kernel).unwrap();
     let config = VmConfig {
@@ -42,7 +42,7 @@ fn launch(place: &Path, cmdline: &str, cpus: u8, cpu_template: CpuTemplate) -> A
         cpus,
         loads: Vec::new(),
         serial: Serial::File(place.join("console")),
-        cpu_template,
+        cpu,
     };
     let machine =
         Machine::launch(&config).unwrap_or_else(|e| panic!("this test needs a working /dev/kvm: {e}"));
@@ -91,10 +91,10 @@ fn migrate(from: &Machine, console: &Path) -> Arc<Machine> {
     to
 }
 
-fn moves(words: &str, cpus: u8, cpu_template: CpuTemplate) {
+fn moves(words: &str, cpus: u8, cpu: CpuChoice) {
     let place = tempfile::tempdir().unwrap();
     let cmdline = format!("rate=2000 ws=32M {words}");
-    let mut machine = launch(place.path(), &cmdline, cpus, cpu_template);
+    let mut machine = launch(place.path(), &cmdline, cpus, cpu);
     let mut path = place.path().join("console");
     let mut before = check(&machine, &path);
     assert_eq!(before.failures, 0);
@@ -114,23 +114,23 @@ fn moves(words: &str, cpus: u8, cpu_template: CpuTemplate) {
 
 #[test]
 fn a_writing_guest_that_halts_between_writes_moves_and_loses_nothing() {
-    moves("idle=halt", 1, CpuTemplate::Host);
+    moves("idle=halt", 1, CpuChoice::Host);
 }
 
 #[test]
 fn a_writing_guest_that_spins_moves_and_loses_nothing() {
-    moves("idle=spin content=rewrite", 1, CpuTemplate::V2);
+    moves("idle=spin content=rewrite", 1, CpuChoice::Level(Level::V2));
 }
 
 #[test]
 fn a_guest_with_a_waiting_second_cpu_moves_and_loses_nothing() {
-    moves("idle=halt content=text", 2, CpuTemplate::Host);
+    moves("idle=halt content=text", 2, CpuChoice::Host);
 }
 
 #[test]
 fn a_pause_stops_the_guests_clock_and_a_hundred_lose_nothing() {
     let place = tempfile::tempdir().unwrap();
-    let machine = launch(place.path(), "rate=5000 ws=32M", 1, CpuTemplate::Host);
+    let machine = launch(place.path(), "rate=5000 ws=32M", 1, CpuChoice::Host);
     let path = place.path().join("console");
     // From before the first report is asked for until after the second has come: longer than the guest's time between them,
     // by at least the time for which it stood still.

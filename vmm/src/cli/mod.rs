@@ -14,9 +14,11 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::{BootProtocol, CpuTemplate, Load, Serial, VmConfig};
+use crate::config::{BootProtocol, CpuChoice, Load, Serial, VmConfig};
 use crate::control::api::DEFAULT_DOWNTIME_MS;
 use crate::control::client::ClientError;
+use crate::kvm::KvmError;
+use crate::kvm::cpu::{self, BaselineError, CpuModel};
 use crate::limits;
 use crate::migrate::{HostIdentity, MigrateError};
 use crate::process::{self, Ending, ProcessError};
@@ -58,6 +60,8 @@ enum Command {
     Resolve(Resolve),
     /// Print this host's line for the authorised keys of others
     Identity(Identity),
+    /// Print what `--cpu` takes so that a VM can move between hosts: this host's CPU, or what the CPUs in all the files have
+    CpuBaseline(CpuBaseline),
 }
 
 #[derive(Debug, Args)]
@@ -83,9 +87,10 @@ struct Run {
     /// Virtual CPUs
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(limits::CPUS_MAX)))]
     cpus: u8,
-    /// Which CPUID the guest sees: host, or v2 (x86-64-v2, so that it can move to any host of the last decade)
-    #[arg(long, value_name = "NAME", default_value = "host", value_parser = parse::cpu_template)]
-    cpu_template: CpuTemplate,
+    /// Which CPU the guest sees: host, a level of x86-64 (v2 moves to any host of the last decade), or what a file of
+    /// `vmm cpu-baseline` has
+    #[arg(long, value_name = "host|v2|v3|v4|FILE", default_value = "host", value_parser = parse::cpu)]
+    cpu: CpuChoice,
     /// A file put into RAM before the VM starts, as by QEMU's loader device: file=PATH,addr=GPA (repeatable)
     #[arg(long = "load", value_name = "file=PATH,addr=GPA", value_parser = parse::load)]
     loads: Vec<Load>,
@@ -134,6 +139,13 @@ struct Identity {
     /// This host's key, made if absent [default: tern/host.key in $XDG_CONFIG_HOME or ~/.config]
     #[arg(long, value_name = "FILE")]
     identity: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct CpuBaseline {
+    /// What `vmm cpu-baseline` printed on each host
+    #[arg(value_name = "FILE")]
+    files: Vec<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -199,6 +211,10 @@ enum CliError {
     Client(#[from] ClientError),
     #[error(transparent)]
     Identity(#[from] MigrateError),
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    #[error(transparent)]
+    Baseline(#[from] BaselineError),
     #[error("neither XDG_CONFIG_HOME nor HOME is set: say `--identity FILE`")]
     NoHome,
     #[error("cannot write to standard output")]
@@ -228,6 +244,7 @@ async fn dispatch(command: Command) -> Result<ExitCode, CliError> {
         Command::Run(options) => run_vm(*options).await,
         Command::Receive(options) => receive(options).await,
         Command::Identity(identity) => print_identity(&identity),
+        Command::CpuBaseline(options) => print_baseline(&options.files),
         Command::Status(control) => commands::status(&control).await,
         Command::Pause(control) => commands::operate(&control, "pause").await,
         Command::Resume(control) => commands::operate(&control, "resume").await,
@@ -238,20 +255,8 @@ async fn dispatch(command: Command) -> Result<ExitCode, CliError> {
 }
 
 async fn run_vm(options: Run) -> Result<ExitCode, CliError> {
-    let Run {
-        kernel,
-        boot,
-        acpi,
-        initramfs,
-        cmdline,
-        memory,
-        cpus,
-        cpu_template,
-        loads,
-        serial,
-        name,
-        common,
-    } = options;
+    let Run { kernel, boot, acpi, initramfs, cmdline, memory, cpus, cpu, loads, serial, name, common } =
+        options;
     let common = common.prepare()?;
     let config = VmConfig {
         name: name.unwrap_or_else(|| format!("vm-{}", std::process::id())),
@@ -264,7 +269,7 @@ async fn run_vm(options: Run) -> Result<ExitCode, CliError> {
         cpus,
         loads,
         serial,
-        cpu_template,
+        cpu,
     };
     Ok(ended(&process::run(&common, config).await?))
 }
@@ -283,6 +288,17 @@ fn print_identity(identity: &Identity) -> Result<ExitCode, CliError> {
     let key = identity.key()?;
     let host = HostIdentity::load_or_create(&key, &key.with_file_name("authorized_keys"))?;
     print_line(&host.line())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_baseline(files: &[PathBuf]) -> Result<ExitCode, CliError> {
+    let mut models =
+        files.iter().map(|path| CpuModel::read(path)).collect::<Result<Vec<_>, _>>()?.into_iter();
+    let common = match models.next() {
+        None => cpu::this_host()?,
+        Some(first) => cpu::denominator(first, models.as_slice())?,
+    };
+    print_line(&common.to_json()?)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -366,6 +382,7 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
+    use crate::config::Level;
 
     fn parsed(line: &str) -> Result<Command, clap::Error> {
         Cli::try_parse_from(line.split(' ')).map(|cli| cli.command)
@@ -379,12 +396,12 @@ mod tests {
     #[test]
     fn run_takes_every_option() {
         let Ok(Command::Run(run)) = parsed(
-            "vmm run --kernel k --boot linux64 --acpi off --initramfs i --cmdline=-x --memory 1G --cpus 2 --cpu-template v2 --load file=a,addr=1 --load \
+            "vmm run --kernel k --boot linux64 --acpi off --initramfs i --cmdline=-x --memory 1G --cpus 2 --cpu v2 --load file=a,addr=1 --load \
              file=b,addr=2 --serial off --name n --control c --site s --identity id --authorized-keys ak --log-format json",
         ) else {
             panic!("not parsed");
         };
-        assert_eq!((run.memory, run.cpus, run.cpu_template), (1 << 30, 2, CpuTemplate::V2));
+        assert_eq!((run.memory, run.cpus, run.cpu), (1 << 30, 2, CpuChoice::Level(Level::V2)));
         assert_eq!((run.boot, run.acpi), (BootProtocol::Linux64, false));
         assert_eq!(run.loads.len(), 2);
         assert_eq!((run.serial, run.name.as_deref()), (Serial::Off, Some("n")));

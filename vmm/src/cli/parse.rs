@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::config::{BootProtocol, CpuTemplate, Load, Serial};
+use crate::config::{BootProtocol, CpuChoice, Level, Load, Serial};
 use crate::limits;
 
 /// Why a value was refused. Clap puts the option's name in front.
@@ -169,12 +169,19 @@ pub(super) fn serial(given: &str) -> Result<Serial, ParseError> {
     }
 }
 
-/// `host` or `v2`.
-pub(super) fn cpu_template(given: &str) -> Result<CpuTemplate, ParseError> {
+/// `host`, `v2`, `v3`, `v4`, or else a baseline's path.
+pub(super) fn cpu(given: &str) -> Result<CpuChoice, ParseError> {
     match given {
-        "host" => Ok(CpuTemplate::Host),
-        "v2" => Ok(CpuTemplate::V2),
-        _ => Err(ParseError::Form { given: given.to_owned(), what: "a CPU template", example: "host or v2" }),
+        "host" => Ok(CpuChoice::Host),
+        "v2" => Ok(CpuChoice::Level(Level::V2)),
+        "v3" => Ok(CpuChoice::Level(Level::V3)),
+        "v4" => Ok(CpuChoice::Level(Level::V4)),
+        "" => Err(ParseError::Form {
+            given: String::new(),
+            what: "a CPU",
+            example: "host, v2, v3, v4 or a file of `vmm cpu-baseline`",
+        }),
+        path => Ok(CpuChoice::Baseline(PathBuf::from(path))),
     }
 }
 
@@ -291,16 +298,17 @@ mod tests {
     }
 
     #[test]
-    fn serial_and_templates() {
+    fn serial_and_cpus() {
         assert_eq!(serial("stdio"), Ok(Serial::Stdio));
         assert_eq!(serial("off"), Ok(Serial::Off));
         assert_eq!(serial("file=/x,y=z"), Ok(Serial::File(PathBuf::from("/x,y=z"))));
         for given in ["", "file=", "file", "tty", "STDIO"] {
             assert!(serial(given).is_err(), "{given}");
         }
-        assert_eq!(cpu_template("host"), Ok(CpuTemplate::Host));
-        assert_eq!(cpu_template("v2"), Ok(CpuTemplate::V2));
-        assert!(cpu_template("v9").is_err());
+        assert_eq!(cpu("host"), Ok(CpuChoice::Host));
+        assert_eq!(cpu("v4"), Ok(CpuChoice::Level(Level::V4)));
+        assert_eq!(cpu("./v2"), Ok(CpuChoice::Baseline(PathBuf::from("./v2"))));
+        assert!(cpu("").is_err());
         assert_eq!(boot_protocol("auto"), Ok(BootProtocol::Auto));
         assert_eq!(boot_protocol("pvh"), Ok(BootProtocol::Pvh));
         assert_eq!(boot_protocol("linux64"), Ok(BootProtocol::Linux64));

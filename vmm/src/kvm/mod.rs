@@ -2,7 +2,7 @@
 
 use std::io;
 
-pub mod cpuid;
+pub mod cpu;
 mod raw;
 pub(crate) mod run_page;
 pub mod state;
@@ -11,6 +11,7 @@ pub(crate) mod threads;
 pub(crate) mod vcpu;
 pub mod vm;
 
+pub use cpu::CpuError;
 pub use state_bytes::{STATE_VERSION, STATE_VERSION_OLDEST, StateError, check_state};
 
 /// Errors of KVM.
@@ -68,19 +69,9 @@ pub enum KvmError {
         /// Why.
         source: io::Error,
     },
-    /// The saved CPUID holds features that this host cannot give.
-    #[error(
-        "this host's CPU or KVM lacks features that the VM uses: CPUID leaf {leaf:#x} {register}, bits {missing:#010x}; \
-         launch VMs that move between such hosts with --cpu-template v2"
-    )]
-    CpuFeatures {
-        /// The CPUID leaf.
-        leaf: u32,
-        /// The register.
-        register: &'static str,
-        /// The bits.
-        missing: u32,
-    },
+    /// A CPU that this host cannot give.
+    #[error(transparent)]
+    Cpu(#[from] CpuError),
     /// A model-specific register that this host does not take.
     #[error(
         "this host's KVM does not take the value {value:#x} of the VM's model-specific register {index:#x}"

@@ -123,7 +123,7 @@ impl VcpuState {
     }
 
     pub(crate) fn load(&self, kvm: &Kvm, fd: &VcpuFd) -> Result<(), KvmError> {
-        super::cpuid::check_supported(kvm, fd, &self.cpuid)?;
+        super::cpu::check_entries(kvm, fd, &self.cpuid)?;
         let cpuid = CpuId::from_entries(&self.cpuid).expect("bounded when it was decoded");
         fd.set_cpuid2(&cpuid).map_err(call("KVM_SET_CPUID2"))?;
         self.load_tsc_rate(kvm, fd)?;

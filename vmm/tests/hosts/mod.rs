@@ -8,7 +8,7 @@ use std::time::Duration;
 use guest_images::pagestorm::report::Report as Check;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
-use vmm::config::{BootProtocol, CpuTemplate, Serial, VmConfig};
+use vmm::config::{BootProtocol, CpuChoice, Serial, VmConfig};
 use vmm::machine::{Machine, RunState};
 use vmm::migrate::{HostIdentity, Incoming, MigrateOptions, Outgoing};
 
@@ -49,7 +49,7 @@ impl Host {
             cpus: 1,
             loads: Vec::new(),
             serial: Serial::File(self.path("console")),
-            cpu_template: CpuTemplate::Host,
+            cpu: CpuChoice::Host,
         });
         let machine = machine.unwrap_or_else(|e| panic!("these tests need a working /dev/kvm: {e}"));
         machine.resume().unwrap();

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use page::Gfn;
-use vmm::config::{BootProtocol, CpuTemplate, Serial, VmConfig};
+use vmm::config::{BootProtocol, CpuChoice, Serial, VmConfig};
 use vmm::machine::Machine;
 
 /// The two pages that it counts in.
@@ -142,7 +142,7 @@ impl Place {
             cpus: 1,
             loads: Vec::new(),
             serial: Serial::File(self.path("console")),
-            cpu_template: CpuTemplate::Host,
+            cpu: CpuChoice::Host,
         }
     }
 }
