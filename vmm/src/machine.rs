@@ -10,7 +10,6 @@ use crate::config::{Serial, VmConfig};
 use crate::devices::serial::INTERRUPT_LINE;
 use crate::devices::{DeviceError, Devices};
 use crate::kvm::cpu::{self, CpuModel};
-use crate::kvm::cpu::{self, CpuModel};
 use crate::kvm::state::{self, ChipState, MachineState, VcpuState};
 use crate::kvm::threads::{End, Threads, lock};
 use crate::kvm::vcpu::Vcpu;

@@ -129,7 +129,7 @@ async fn a_host_that_lacks_a_feature_refuses_before_any_page_moves() {
     let incoming = b.listen().await;
     let unknown = "cpuid_7_1_ecx_31";
     let answer = in_time("the refusal", offer_with_feature(&a, &machine, &incoming.ticket(), unknown)).await;
-    let Message::Refuse(reason) = &answer else { panic!("{answer:?}") };
+    let (Message::Refuse(reason) | Message::Abort { reason, .. }) = &answer else { panic!("{answer:?}") };
     assert!(reason.contains(unknown) && reason.contains("vmm cpu-baseline"), "{reason}");
     let mut status = incoming.status();
     let refused = status.wait_for(|status| status.last_failure.is_some());
