@@ -1,14 +1,17 @@
-//! Test guests that need no operating system: one build of the workspace makes them, one call writes them out.
+//! Test guests. Those that need no operating system are made by the workspace's build; one call writes them out.
 //!
 //! [`PAGESTORM`] is an ELF program that boots by the PVH protocol and does nothing but write memory at a given
 //! pace, beat a heartbeat, and prove at any time that all it wrote is still there. What it does is in [`pagestorm`],
 //! how it boots in the folder `pagestorm/` of this package. The README has its command line.
+//!
+//! A small Linux with workloads that check themselves is made by a recipe of its own; [`linux`] finds it.
 
 use std::fs;
 use std::io;
 use std::path::Path;
 
 pub mod image;
+pub mod linux;
 pub mod pagestorm;
 
 /// The guest's sources proper are compiled by build.rs for a bare machine; here they stand for rustfmt alone.
