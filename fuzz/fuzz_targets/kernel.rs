@@ -5,13 +5,16 @@ use libfuzzer_sys::fuzz_target;
 use vmm::boot::check_kernel;
 use vmm::config::BootProtocol;
 
-/// Where in the file an ELF kernel's, and a bzImage's, magic numbers stand.
-const ELF: &[(usize, &[u8])] = &[(0, b"\x7fELF\x02\x01"), (18, &[62, 0]), (54, &[56, 0])];
-const BZIMAGE: &[(usize, &[u8])] =
-    &[(0x1fe, &[0x55, 0xaa]), (0x202, b"HdrS\x0f\x02"), (0x211, &[1]), (0x236, &[1, 0])];
+/// Bytes, and where in the file they stand.
+type Patch = &'static [(usize, &'static [u8])];
+
+/// No magic numbers, an ELF kernel's, and a bzImage's.
+const NONE: Patch = &[];
+const ELF: Patch = &[(0, b"\x7fELF\x02\x01"), (18, &[62, 0]), (54, &[56, 0])];
+const BZIMAGE: Patch = &[(0x1fe, &[0x55, 0xaa]), (0x202, b"HdrS\x0f\x02"), (0x211, &[1]), (0x236, &[1, 0])];
 
 fuzz_target!(|file: &[u8]| {
-    for magic in [&[], ELF, BZIMAGE] {
+    for magic in [NONE, ELF, BZIMAGE] {
         let mut file = file.to_vec();
         for (at, bytes) in magic {
             if let Some(place) = file.get_mut(*at..at + bytes.len()) {
