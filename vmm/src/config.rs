@@ -29,6 +29,30 @@ pub struct VmConfig {
     pub serial: Serial,
     /// Which CPU the guest sees.
     pub cpu: CpuChoice,
+    /// Its virtio devices.
+    pub devices: DeviceOptions,
+}
+
+/// The virtio devices of a VM: the same options wherever it is launched, received or restored.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeviceOptions {
+    /// Whether there is a source of random numbers. Left open, a new VM has one, and an arriving one what it had.
+    pub rng: Option<bool>,
+    /// Disks, in the order in which the guest finds them.
+    pub disks: Vec<DiskOptions>,
+}
+
+/// A disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskOptions {
+    /// A raw file, or a block device.
+    pub path: PathBuf,
+    /// Whether the guest may only read it.
+    pub read_only: bool,
+    /// What the guest sees as its serial number. Left open, a new VM's is `disk0`, `disk1`, …, and an arriving one keeps what it had.
+    pub id: Option<String>,
+    /// Whether the host's page cache is passed by (`O_DIRECT`).
+    pub direct: bool,
 }
 
 /// By which protocol a kernel is started.

@@ -66,7 +66,43 @@ pub const STATE_XSAVE_MAX_BYTES: usize = 64 * 1024;
 pub const STATE_DEVICES_MAX: usize = 64;
 /// The most of one device's saved state, bytes.
 pub const STATE_DEVICE_MAX_BYTES: usize = 64 * 1024;
+/// The most virtio devices: one for each pin of the I/O APIC that no older device has, 5 to 23.
+pub const DEVICES_MAX: usize = 19;
+/// The most queues of a device.
+pub const QUEUES_MAX: usize = 8;
+/// The most descriptors of one request: the segments that a disk takes, its header and its status.
+pub const CHAIN_DESCRIPTORS_MAX: usize = 128;
+/// The most requests that a device takes from one queue before it looks at the others.
+pub const CHAINS_A_LOOK: usize = 64;
+/// The longest name of a device, bytes.
+pub const DEVICE_NAME_BYTES: usize = 64;
+/// The most state that a device may have besides its registers, bytes.
+pub const DEVICE_STATE_MAX_BYTES: usize = 32 * 1024;
+/// The most random bytes that one request gets; its driver asks again.
+pub const RANDOM_REQUEST_BYTES: usize = 64 * 1024;
+/// The longest segment of a disk's request, bytes.
+pub const BLOCK_SEGMENT_BYTES: u32 = 64 * 1024;
+/// The most segments of a disk's request, besides its header and its status.
+pub const BLOCK_SEGMENTS: u32 = 126;
+/// The longest request of a disk, bytes: parking waits for one at most.
+pub const BLOCK_REQUEST_BYTES: usize = BLOCK_SEGMENT_BYTES as usize * BLOCK_SEGMENTS as usize;
+/// The most ranges of one discard, or of one write of zeros.
+pub const BLOCK_RANGES: usize = 16;
+/// The longest range of a discard, sectors of 512 bytes.
+pub const BLOCK_DISCARD_SECTORS: u32 = 256 << 11;
+/// The longest range of a write of zeros, sectors of 512 bytes: a host that cannot do it otherwise writes them.
+pub const BLOCK_WRITE_ZEROES_SECTORS: u32 = 2 << 11;
+/// The longest id of a disk, bytes: what a driver can ask for (virtio 1.2, 5.2.6).
+pub const DISK_ID_BYTES: usize = 20;
+/// What a guest can trigger is logged at most this often in [`LOG_PERIOD`].
+pub const LOG_BURST: u32 = 5;
+/// See [`LOG_BURST`].
+pub const LOG_PERIOD: Duration = Duration::from_secs(10);
 
+const _: () = assert!(BLOCK_SEGMENTS as usize + 2 <= CHAIN_DESCRIPTORS_MAX);
+const _: () = assert!(DEVICES_MAX <= STATE_DEVICES_MAX);
+const _: () =
+    assert!(DEVICE_STATE_MAX_BYTES + DEVICE_NAME_BYTES + QUEUES_MAX * 64 + 256 < STATE_DEVICE_MAX_BYTES);
 const _: () = assert!(LOW_RAM_END.is_multiple_of(MEMORY_GRANULE_BYTES));
 const _: () = assert!(
     CPUS_MAX as usize * (STATE_ENTRIES_MAX * 64 + 16_384 + STATE_XSAVE_MAX_BYTES)

@@ -6,8 +6,10 @@ use page::PageSet;
 use tokio::sync::watch;
 
 use crate::boot::{self, BootError};
-use crate::config::{Serial, VmConfig};
+use crate::config::{DeviceOptions, Serial, VmConfig};
 use crate::devices::serial::INTERRUPT_LINE;
+use crate::devices::virtio::assemble::{self, DeviceMismatch};
+use crate::devices::virtio::{self, DeviceDescription, VirtioDevice};
 use crate::devices::{DeviceError, Devices};
 use crate::kvm::cpu::{self, CpuModel};
 use crate::kvm::state::{self, ChipState, MachineState, VcpuState};
@@ -32,6 +34,9 @@ pub struct MachineDescription {
     /// The CPU that the guest sees; absent in version 1.
     #[serde(default)]
     pub cpu: Option<CpuModel>,
+    /// Its virtio devices, in the order in which they are placed; a description of version 1 has none.
+    #[serde(default)]
+    pub devices: Vec<DeviceDescription>,
 }
 
 /// Whether the VM runs.
@@ -97,6 +102,9 @@ pub enum MachineError {
     /// A device.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// The options give other devices than the VM has.
+    #[error(transparent)]
+    Devices(#[from] DeviceMismatch),
     /// A saved state that this build cannot load.
     #[error(transparent)]
     State(#[from] StateError),
@@ -167,15 +175,18 @@ impl Machine {
     /// # Errors
     /// What is missing or wrong, and what to do about it.
     pub fn launch(config: &VmConfig) -> Result<Arc<Self>, MachineError> {
+        let virtio = assemble::open(&config.devices, None)?;
+        let places = virtio::placements(virtio.len());
         let description = MachineDescription {
             version: STATE_VERSION,
             name: config.name.clone(),
             cpus: config.cpus,
             extents: layout(config.memory_bytes)?,
             cpu: None,
+            devices: virtio.iter().map(|device| device.describe()).collect(),
         };
-        Self::assemble(description, &config.serial, |vm, memory, vcpus| {
-            let registers = boot::load(config, &[], memory)?;
+        Self::assemble(description, &config.serial, virtio, |vm, memory, vcpus| {
+            let registers = boot::load(config, &places, memory)?;
             let shown = cpu::give(vm.kvm(), vcpus, &config.cpu)?;
             vcpus.iter().try_for_each(Vcpu::set_virtual_wire)?;
             vcpus.iter().take(1).try_for_each(|first| first.set_boot_registers(&registers))?;
@@ -183,15 +194,23 @@ impl Machine {
         })
     }
 
-    /// Builds an empty machine that a migration will fill.
+    /// Builds an empty machine that a migration will fill. Its devices are opened by `devices`, never by what the description says.
     /// # Errors
-    /// As [`Machine::launch`], and if this host lacks a feature of the VM's CPU.
-    #[expect(clippy::needless_pass_by_value, reason = "one small value, given away by its caller")]
-    pub fn prepare(description: &MachineDescription, serial: Serial) -> Result<Arc<Self>, MachineError> {
+    /// As [`Machine::launch`]; [`MachineError::Devices`] if the devices opened are not those described; and if this host lacks a feature
+    /// of the VM's CPU.
+    pub fn prepare(
+        description: &MachineDescription,
+        serial: &Serial,
+        devices: &DeviceOptions,
+    ) -> Result<Arc<Self>, MachineError> {
         if !(STATE_VERSION_OLDEST..=STATE_VERSION).contains(&description.version) {
             return Err(MachineError::DescriptionVersion(description.version));
         }
-        Self::assemble(description.clone(), &serial, |vm, _, vcpus| {
+        let virtio = assemble::open(devices, Some(&description.devices))?;
+        let here: Vec<_> = virtio.iter().map(|device| device.describe()).collect();
+        assemble::compare(&description.devices, &here)?;
+        let new = MachineDescription { version: STATE_VERSION, ..description.clone() };
+        Self::assemble(new, serial, virtio, |vm, _, vcpus| {
             if let (Some(guest), Some(first)) = (&description.cpu, vcpus.first()) {
                 cpu::check_host(vm.kvm(), first.fd(), guest)?;
             }
@@ -202,6 +221,7 @@ impl Machine {
     fn assemble(
         mut description: MachineDescription,
         serial: &Serial,
+        virtio: Vec<Box<dyn VirtioDevice>>,
         fill: impl FnOnce(&Vm, &Memory, &[Vcpu]) -> Result<Option<CpuModel>, MachineError>,
     ) -> Result<Arc<Self>, MachineError> {
         if !(1..=CPUS_MAX).contains(&description.cpus) {
@@ -221,7 +241,8 @@ impl Machine {
                 machine.stop(StopReason::Requested);
             }
         };
-        let devices = Arc::new(Devices::new(serial, vm.interrupt(INTERRUPT_LINE)?, on_quit)?);
+        let virtio = assemble::connect(virtio, &vm, &memory)?;
+        let devices = Arc::new(Devices::new(serial, vm.interrupt(INTERRUPT_LINE)?, on_quit, virtio)?);
         let (ended_devices, ended_state) = (Arc::clone(&devices), Arc::clone(&run_state));
         let on_end = move |end| {
             // First: who sees that the VM has stopped finds its console complete, and the terminal as it was.
@@ -279,6 +300,7 @@ impl Machine {
             RunState::Running => return Ok(()),
             RunState::Created | RunState::Paused => {}
         }
+        self.devices.claim()?;
         if let Some(clock_ns) = still.clock_ns {
             state::set_clock(self.vm.fd(), clock_ns)?;
             for vcpu in self.threads.vcpus() {
@@ -308,6 +330,25 @@ impl Machine {
         self.devices.set_running(false);
         still.clock_ns = Some(state::clock(self.vm.fd())?);
         self.leave_for(RunState::Paused)
+    }
+
+    /// As [`Machine::pause`], for a VM that may run elsewhere afterwards: its disks are written down, and what only a VM that runs may hold
+    /// is given up. [`Machine::resume`] takes it again.
+    /// # Errors
+    /// If it has stopped, or a disk cannot be written: then it stands still.
+    pub fn pause_for_hand_over(&self) -> Result<(), MachineError> {
+        self.pause()?;
+        let _still = lock(&self.still);
+        self.must_stand_still()?;
+        Ok(self.devices.let_go()?)
+    }
+
+    /// A paused VM that was to run elsewhere stays here, paused: takes back what [`Machine::pause_for_hand_over`] gave up. Idempotent.
+    /// # Errors
+    /// If another VM has it by now.
+    pub fn stay(&self) -> Result<(), MachineError> {
+        let _still = lock(&self.still);
+        Ok(self.devices.claim()?)
     }
 
     /// Ends the VM; the first reason stays. Returns when its virtual CPUs run no more.
@@ -394,7 +435,7 @@ impl Machine {
             clock_ns,
             chips,
             serial: self.devices.serial().state(),
-            devices: Vec::new(),
+            devices: self.devices.save_virtio(),
             vcpus,
         }))
     }
@@ -416,8 +457,9 @@ impl Machine {
         if saved.vcpus.len() != vcpus.len() {
             return Err(KvmError::CpuCount { saved: saved.vcpus.len(), built: vcpus.len() }.into());
         }
-        if !saved.devices.is_empty() {
-            return Err(MachineError::DeviceCount { saved: saved.devices.len(), built: 0 });
+        let built = self.devices.virtio().len();
+        if saved.devices.len() != built {
+            return Err(MachineError::DeviceCount { saved: saved.devices.len(), built });
         }
         for (saved, vcpu) in saved.vcpus.iter().zip(vcpus) {
             saved.load(self.vm.kvm(), lock(vcpu).fd())?;
@@ -427,6 +469,7 @@ impl Machine {
             .serial()
             .set_state(&saved.serial)
             .map_err(|source| DeviceError::SerialSetup { step: "its saved state", source })?;
+        self.devices.load_virtio(&saved.devices)?;
         // Not now but when it runs: until then no guest time passes.
         still.clock_ns = Some(saved.clock_ns);
         Ok(())

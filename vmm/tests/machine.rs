@@ -8,7 +8,7 @@ use std::time::Duration;
 use page::{Gfn, PAGE_SIZE, Page};
 use tiny::{COUNTERS, Place, wait, wait_for_beats, wait_for_text};
 use vmm::boot::{BootError, KernelError};
-use vmm::config::{BootProtocol, CpuChoice, Level, Load, Serial, VmConfig};
+use vmm::config::{BootProtocol, CpuChoice, DeviceOptions, Level, Load, Serial, VmConfig};
 use vmm::kvm::{KvmError, StateError};
 use vmm::machine::{Machine, MachineError, RunState, StopReason};
 
@@ -119,7 +119,12 @@ fn moves(cpus: u8, cpu: CpuChoice) {
         let counted = count(&machine);
         let bytes = machine.save_state().unwrap();
         let console = place.path(&format!("console{round}"));
-        let moved = Machine::prepare(&machine.description(), Serial::File(console.clone())).unwrap();
+        let moved = Machine::prepare(
+            &machine.description(),
+            &Serial::File(console.clone()),
+            &DeviceOptions::default(),
+        )
+        .unwrap();
         copy_memory(&machine, &moved);
         machine.stop(StopReason::Migrated);
         assert_eq!(*machine.watch().borrow(), RunState::Stopped(StopReason::Migrated));
@@ -156,15 +161,18 @@ fn state_is_taken_standing_still_and_put_where_nothing_ran() {
     assert!(matches!(machine.load_state(&bytes), Err(MachineError::HasRun)));
 
     let mut description = machine.description();
-    let wrong = Machine::prepare(&description, Serial::Off).unwrap();
+    let wrong = Machine::prepare(&description, &Serial::Off, &DeviceOptions::default()).unwrap();
     let error = wrong.load_state(&bytes[..bytes.len() - 1]).unwrap_err();
     assert!(matches!(error, MachineError::State(StateError::Digest)), "{error}");
     description.cpus = 2;
-    let two = Machine::prepare(&description, Serial::Off).unwrap();
+    let two = Machine::prepare(&description, &Serial::Off, &DeviceOptions::default()).unwrap();
     let error = two.load_state(&bytes).unwrap_err();
     assert!(matches!(error, MachineError::Kvm(KvmError::CpuCount { saved: 1, built: 2 })), "{error}");
     description.version += 1;
-    assert!(matches!(Machine::prepare(&description, Serial::Off), Err(MachineError::DescriptionVersion(_))));
+    assert!(matches!(
+        Machine::prepare(&description, &Serial::Off, &DeviceOptions::default()),
+        Err(MachineError::DescriptionVersion(_))
+    ));
 }
 
 #[test]

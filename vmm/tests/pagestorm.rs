@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use guest_images::pagestorm::report::Report;
 use page::{Gfn, PAGE_SIZE, PageSet};
-use vmm::config::{BootProtocol, CpuChoice, Level, Serial, VmConfig};
+use vmm::config::{BootProtocol, CpuChoice, DeviceOptions, Level, Serial, VmConfig};
 use vmm::machine::{Machine, StopReason};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -43,6 +43,7 @@ fn launch(place: &Path, cmdline: &str, cpus: u8, cpu: CpuChoice) -> Arc<Machine>
         loads: Vec::new(),
         serial: Serial::File(place.join("console")),
         cpu,
+        devices: DeviceOptions::default(),
     };
     let machine =
         Machine::launch(&config).unwrap_or_else(|e| panic!("this test needs a working /dev/kvm: {e}"));
@@ -72,7 +73,8 @@ fn copy(set: &PageSet, from: &Machine, to: &Machine) {
 
 /// Pre-copy as a migration does it: all of RAM while the guest runs, what got dirty, and after the pause the rest.
 fn migrate(from: &Machine, console: &Path) -> Arc<Machine> {
-    let to = Machine::prepare(&from.description(), Serial::File(console.to_owned())).unwrap();
+    let to = Machine::prepare(&from.description(), &Serial::File(console.to_owned()), &DeviceOptions::default())
+        .unwrap();
     from.start_dirty_log().unwrap();
     copy(&PageSet::full(from.memory().bound()), from, &to);
     copy(&from.take_dirty().unwrap(), from, &to);

@@ -3,6 +3,7 @@
 //! `parse` has the values, `commands` what an operator asks of a running VM, `show` how it is printed.
 
 mod commands;
+mod devices;
 mod parse;
 mod show;
 
@@ -13,6 +14,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use devices::DeviceArgs;
 
 use crate::config::{BootProtocol, CpuChoice, Load, Serial, VmConfig};
 use crate::control::api::DEFAULT_DOWNTIME_MS;
@@ -45,7 +48,7 @@ enum Command {
     /// Launch a VM and stay until it has ended or runs elsewhere
     Run(Box<Run>),
     /// Wait for a VM from another host; prints the ticket that `vmm migrate --to` takes
-    Receive(Receive),
+    Receive(Box<Receive>),
     /// Show what a VM is doing
     Status(Control),
     /// Let the virtual CPUs stand still
@@ -101,6 +104,8 @@ struct Run {
     #[arg(long, value_parser = parse::name)]
     name: Option<String>,
     #[command(flatten)]
+    devices: DeviceArgs,
+    #[command(flatten)]
     common: Common,
 }
 
@@ -112,6 +117,8 @@ struct Receive {
     /// Where the serial port goes: stdio, file=PATH or off
     #[arg(long, value_name = "WHERE", default_value = "off", value_parser = parse::serial)]
     serial: Serial,
+    #[command(flatten)]
+    devices: DeviceArgs,
     #[command(flatten)]
     common: Common,
 }
@@ -242,7 +249,7 @@ pub fn run(cli: Cli) -> ExitCode {
 async fn dispatch(command: Command) -> Result<ExitCode, CliError> {
     match command {
         Command::Run(options) => run_vm(*options).await,
-        Command::Receive(options) => receive(options).await,
+        Command::Receive(options) => receive(*options).await,
         Command::Identity(identity) => print_identity(&identity),
         Command::CpuBaseline(options) => print_baseline(&options.files),
         Command::Status(control) => commands::status(&control).await,
@@ -255,8 +262,21 @@ async fn dispatch(command: Command) -> Result<ExitCode, CliError> {
 }
 
 async fn run_vm(options: Run) -> Result<ExitCode, CliError> {
-    let Run { kernel, boot, acpi, initramfs, cmdline, memory, cpus, cpu, loads, serial, name, common } =
-        options;
+    let Run {
+        kernel,
+        boot,
+        acpi,
+        initramfs,
+        cmdline,
+        memory,
+        cpus,
+        cpu,
+        loads,
+        serial,
+        name,
+        devices,
+        common,
+    } = options;
     let common = common.prepare()?;
     let config = VmConfig {
         name: name.unwrap_or_else(|| format!("vm-{}", std::process::id())),
@@ -270,6 +290,7 @@ async fn run_vm(options: Run) -> Result<ExitCode, CliError> {
         loads,
         serial,
         cpu,
+        devices: devices.options(),
     };
     Ok(ended(&process::run(&common, config).await?))
 }
@@ -281,7 +302,8 @@ async fn receive(options: Receive) -> Result<ExitCode, CliError> {
         writeln!(out, "{ticket}")?;
         out.flush()
     };
-    Ok(ended(&process::receive(&common, options.listen, options.serial, announce).await?))
+    let devices = options.devices.options();
+    Ok(ended(&process::receive(&common, options.listen, options.serial, devices, announce).await?))
 }
 
 fn print_identity(identity: &Identity) -> Result<ExitCode, CliError> {

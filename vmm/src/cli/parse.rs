@@ -102,29 +102,35 @@ fn split_number(given: &str) -> (&str, &str) {
 
 /// `file=PATH,addr=GPA`; in PATH a comma is written twice, as QEMU has it. GPA is hexadecimal after `0x`, else decimal.
 pub(super) fn load(given: &str) -> Result<Load, ParseError> {
-    let (mut file, mut addr) = (None, None);
+    let [file, addr] = fields(given, &["file", "addr"], "file=PATH,addr=GPA")?;
+    let file = file.filter(|file| !file.is_empty());
+    let file = file.ok_or_else(|| ParseError::Fields("file=PATH is missing".to_owned()))?;
+    let addr = addr.ok_or_else(|| ParseError::Fields("addr=GPA is missing".to_owned()))?;
+    Ok(Load { file: PathBuf::from(file), addr: address(&addr)? })
+}
+
+/// The values of `keys` in `KEY=VALUE,…`, in their order; a comma within a value is written twice.
+pub(super) fn fields<const N: usize>(
+    given: &str,
+    keys: &[&str; N],
+    example: &str,
+) -> Result<[Option<String>; N], ParseError> {
+    let mut values = [const { None }; N];
     for field in split_fields(given) {
         let Some((key, value)) = field.split_once('=') else {
             return Err(ParseError::Fields(format!(
-                "`{field}` is not KEY=VALUE: write file=PATH,addr=GPA, and `,,` for a comma within PATH"
+                "`{field}` is not KEY=VALUE: write {example}, and `,,` for a comma within a value"
             )));
         };
-        let repeated = match key {
-            "file" => file.replace(PathBuf::from(value)).is_some(),
-            "addr" => addr.replace(address(value)?).is_some(),
-            _ => {
-                return Err(ParseError::Fields(format!("unknown key `{key}`: there are file= and addr=")));
-            }
+        let Some(at) = keys.iter().position(|known| *known == key) else {
+            let known = keys.map(|key| format!("{key}=")).join(", ");
+            return Err(ParseError::Fields(format!("unknown key `{key}`: there are {known}")));
         };
-        if repeated {
+        if values[at].replace(value.to_owned()).is_some() {
             return Err(ParseError::Fields(format!("`{key}=` stands there twice")));
         }
     }
-    match (file, addr) {
-        (Some(file), Some(addr)) if !file.as_os_str().is_empty() => Ok(Load { file, addr }),
-        (None, _) | (Some(_), Some(_)) => Err(ParseError::Fields("file=PATH is missing".to_owned())),
-        (Some(_), None) => Err(ParseError::Fields("addr=GPA is missing".to_owned())),
-    }
+    Ok(values)
 }
 
 fn address(given: &str) -> Result<u64, ParseError> {

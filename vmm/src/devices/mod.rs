@@ -3,20 +3,30 @@
 use std::sync::Arc;
 
 use crate::config::Serial;
+use crate::kvm::StateError;
+use crate::kvm::state::DeviceState;
+use crate::limits::DEVICES_MAX;
 
 pub(crate) mod debugcon;
 pub(crate) mod input;
+pub(crate) mod mmio;
 pub(crate) mod output;
 pub(crate) mod power;
+pub(crate) mod quiet;
 pub(crate) mod reset;
 pub(crate) mod serial;
 pub mod terminal;
-mod wake;
+pub mod virtio;
+pub(crate) mod wake;
 
+use crate::boot::MmioDevice as Placement;
 use debugcon::DebugConsole;
+use mmio::MmioBus;
 use power::PowerPorts;
 use reset::ResetPort;
 pub(crate) use serial::{SerialLine, SerialPort};
+use virtio::mmio::VirtioMmio;
+use virtio::state::VirtioState;
 
 /// What a write did beyond its device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +71,43 @@ pub enum DeviceError {
         /// Why.
         source: std::io::Error,
     },
+    /// More virtio devices than there are interrupts for.
+    #[error("{0} virtio devices: a VM has room for {DEVICES_MAX}")]
+    TooMany(usize),
+    /// A disk cannot be used.
+    #[error("could not use {path} as a disk")]
+    Disk {
+        /// Its file.
+        path: std::path::PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A disk of a length that no disk has.
+    #[error(
+        "{path} is {bytes} bytes long, and a disk has a whole number of blocks of {block} bytes: make it longer (truncate -s)"
+    )]
+    DiskSize {
+        /// Its file.
+        path: std::path::PathBuf,
+        /// Its length.
+        bytes: u64,
+        /// Its unit.
+        block: u32,
+    },
+    /// A disk that another VM writes, or that another one reads and this one would write.
+    #[error("the disk {path} is in use by another VM: stop that one, or give both readonly=on")]
+    DiskInUse {
+        /// Its file.
+        path: std::path::PathBuf,
+    },
+    /// A virtio device's thread or descriptors could not be had.
+    #[error("could not start the device `{device}`")]
+    Start {
+        /// Which.
+        device: String,
+        /// Why.
+        source: std::io::Error,
+    },
 }
 
 /// The devices of a machine.
@@ -70,6 +117,8 @@ pub(crate) struct Devices {
     line: SerialLine,
     debug_console: Arc<DebugConsole>,
     claims: Vec<Claim>,
+    bus: MmioBus,
+    virtio: Vec<Arc<VirtioMmio>>,
 }
 
 impl Devices {
@@ -78,6 +127,7 @@ impl Devices {
         serial: &Serial,
         interrupt: vmm_sys_util::eventfd::EventFd,
         on_quit: impl Fn() + Send + 'static,
+        virtio: Vec<(Placement, Arc<VirtioMmio>)>,
     ) -> Result<Self, DeviceError> {
         let (port, line) = serial::connect(serial, interrupt, on_quit)?;
         let debug_console = Arc::new(DebugConsole::default());
@@ -87,7 +137,9 @@ impl Devices {
             Claim { first: reset::PORT, ports: 1, device: Arc::new(ResetPort) },
             Claim { first: power::CONTROL, ports: power::PORTS, device: Arc::new(PowerPorts) },
         ];
-        Ok(Self { serial: port, line, debug_console, claims })
+        let bus = virtio::assemble::bus(&virtio);
+        let virtio = virtio.into_iter().map(|(_, device)| device).collect();
+        Ok(Self { serial: port, line, debug_console, claims, bus, virtio })
     }
 
     fn find(&self, port: u16) -> Option<(&dyn PortDevice, u16)> {
@@ -114,6 +166,43 @@ impl Devices {
         })
     }
 
+    /// Device registers in memory.
+    pub(crate) fn bus(&self) -> &MmioBus {
+        &self.bus
+    }
+
+    /// The virtio devices, in the order in which they are placed.
+    pub(crate) fn virtio(&self) -> &[Arc<VirtioMmio>] {
+        &self.virtio
+    }
+
+    /// The virtio devices' states, in their order. They must be parked.
+    pub(crate) fn save_virtio(&self) -> Vec<DeviceState> {
+        let save = |device: &Arc<VirtioMmio>| {
+            let state = device.save();
+            DeviceState { kind: state.kind, bytes: state.encode() }
+        };
+        self.virtio.iter().map(save).collect()
+    }
+
+    /// Puts saved states into the virtio devices, one each.
+    pub(crate) fn load_virtio(&self, states: &[DeviceState]) -> Result<(), StateError> {
+        self.virtio
+            .iter()
+            .zip(states)
+            .try_for_each(|(device, state)| device.load(&VirtioState::decode(&state.bytes)?))
+    }
+
+    /// Takes what only a VM that runs may hold.
+    pub(crate) fn claim(&self) -> Result<(), DeviceError> {
+        self.virtio.iter().try_for_each(|device| device.claim())
+    }
+
+    /// Writes down what devices hold back, and gives up what [`Devices::claim`] took.
+    pub(crate) fn let_go(&self) -> Result<(), DeviceError> {
+        self.virtio.iter().try_for_each(|device| device.let_go())
+    }
+
     /// The serial port.
     pub(crate) fn serial(&self) -> &SerialPort {
         &self.serial
@@ -124,9 +213,12 @@ impl Devices {
         &self.debug_console
     }
 
-    /// Lets input in, or holds it back so that the devices' state stands still.
+    /// Lets input in and the devices' threads serve, or holds them back so that the devices' state stands still.
     pub(crate) fn set_running(&self, running: bool) {
         self.serial.set_open(running);
+        for device in &self.virtio {
+            if running { device.run() } else { device.park() }
+        }
     }
 
     /// Gives the user's terminal back, if this machine has it.
@@ -141,6 +233,7 @@ impl Devices {
 
     /// Ends the threads behind the devices; output that can be written is written first.
     pub(crate) fn shut_down(&self) {
+        self.virtio.iter().for_each(|device| device.quit());
         self.line.shut_down();
     }
 }
@@ -150,7 +243,8 @@ mod tests {
     use super::*;
 
     fn devices() -> Devices {
-        Devices::new(&Serial::Off, vmm_sys_util::eventfd::EventFd::new(0).unwrap(), || {}).unwrap()
+        Devices::new(&Serial::Off, vmm_sys_util::eventfd::EventFd::new(0).unwrap(), || {}, Vec::new())
+            .unwrap()
     }
 
     #[test]

@@ -45,6 +45,13 @@ impl Wake {
     }
 }
 
+impl From<OwnedFd> for Wake {
+    /// Takes over an event: it must not block.
+    fn from(event: OwnedFd) -> Self {
+        Self(event)
+    }
+}
+
 impl AsFd for Wake {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()

@@ -75,6 +75,14 @@ pub enum StateError {
         /// How many it may have.
         most: usize,
     },
+    /// A device's part that does not fit the device that was built here.
+    #[error("the saved state of the device `{device}` cannot be used here: {what}")]
+    Device {
+        /// Which.
+        device: String,
+        /// What is wrong.
+        what: &'static str,
+    },
     /// More than a state has.
     #[error("the saved state has {0} bytes after its last field")]
     Trailing(usize),

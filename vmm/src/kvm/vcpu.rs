@@ -143,12 +143,15 @@ impl Vcpu {
                 devices.read(port, self.page.io_access_bytes(), data);
                 Turn::Handled
             }
-            // No device has memory of its own yet; an empty bus reads as ones and swallows writes.
-            Ok(VcpuExit::MmioRead(_, data)) => {
-                data.fill(0xff);
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                devices.bus().read(address, data);
                 Turn::Handled
             }
-            Ok(VcpuExit::MmioWrite(..) | VcpuExit::Intr) => Turn::Handled,
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                devices.bus().write(address, data);
+                Turn::Handled
+            }
+            Ok(VcpuExit::Intr) => Turn::Handled,
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET | KVM_SYSTEM_EVENT_SHUTDOWN, _)) => {
                 Turn::PowerOff
             }

@@ -3,13 +3,14 @@
 
 use std::ffi::CString;
 use std::io;
+use std::os::fd::{FromRawFd as _, IntoRawFd as _, OwnedFd};
 use std::sync::Arc;
 
 use kvm_bindings::{
     KVM_API_VERSION, KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_MEM_LOG_DIRTY_PAGES,
     KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config, kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
 use page::PageSet;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -32,6 +33,7 @@ const REQUIRED: &[(Cap, &str, &str)] = &[
     (Cap::Pit2, "KVM_CAP_PIT2", "the programmable timer"),
     (Cap::PitState2, "KVM_CAP_PIT_STATE2", "moving the programmable timer"),
     (Cap::Irqfd, "KVM_CAP_IRQFD", "device interrupts"),
+    (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD", "notifications of virtio devices"),
     (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID", "CPUID templates"),
     (Cap::MpState, "KVM_CAP_MP_STATE", "moving virtual CPUs"),
     (Cap::VcpuEvents, "KVM_CAP_VCPU_EVENTS", "moving pending interrupts and exceptions"),
@@ -145,6 +147,17 @@ impl Vm {
             .map_err(|source| KvmError::Call { call: "eventfd", source })?;
         self.fd.register_irqfd(&event, line).map_err(call("KVM_IRQFD"))?;
         Ok(event)
+    }
+
+    /// An event that is set when the guest writes the 32-bit number `value` to `address`, without an exit.
+    pub(crate) fn notification(&self, address: u64, value: u32) -> Result<OwnedFd, KvmError> {
+        let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+            .map_err(|source| KvmError::Call { call: "eventfd", source })?;
+        self.fd
+            .register_ioevent(&event, &IoEventAddress::Mmio(address), value)
+            .map_err(call("KVM_IOEVENTFD"))?;
+        // SAFETY: the descriptor was this event's alone, and `into_raw_fd` gave it up.
+        Ok(unsafe { OwnedFd::from_raw_fd(event.into_raw_fd()) })
     }
 
     fn set_slots(&self, log_dirty: bool) -> Result<(), KvmError> {

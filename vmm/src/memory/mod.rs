@@ -13,6 +13,8 @@ use vm_memory::{
     GuestRegionMmap, MemoryRegionAddress,
 };
 
+pub(crate) mod buffers;
+
 use crate::limits::{LOW_RAM_END, MEMORY_GRANULE_BYTES, MEMORY_MAX_BYTES};
 
 /// Where RAM goes on above the hole for devices that ends at 4 GiB.

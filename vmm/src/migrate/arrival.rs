@@ -15,6 +15,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep_until, timeout};
 
 use super::clock::{Bulk, Clock, Meter};
+use super::error::chain;
 use super::identity::HostKey;
 use super::incoming::Greeting;
 use super::pages::{self, CheckedPage, Pool};
@@ -23,7 +24,7 @@ use super::site::{SitePages, SiteRung};
 use super::transport::{Close, WanBytes};
 use super::wires::{FromLink, LinkEvent, Wires};
 use super::{MigrateError, bundle, layout_of, limits};
-use crate::config::Serial;
+use crate::config::{DeviceOptions, Serial};
 use crate::machine::{Machine, MachineDescription, Ownership, StopReason};
 use crate::memory::Memory;
 
@@ -56,6 +57,7 @@ enum Done {
 pub(super) struct Shared {
     pub(super) site: Option<Arc<dyn SitePages>>,
     pub(super) serial: Serial,
+    pub(super) devices: Arc<DeviceOptions>,
     pub(super) ledger: Arc<Mutex<Ledger>>,
     pub(super) status: watch::Sender<IncomingStatus>,
     pub(super) machine: watch::Sender<Option<Arc<Machine>>>,
@@ -221,7 +223,7 @@ impl Arrival {
                     bundle::unpack(&bytes).map_err(|e| e.to_string()).and_then(|(heartbeat, state)| {
                         machine
                             .load_state(state)
-                            .map_err(|e| format!("the VM's state cannot be loaded: {e}"))?;
+                            .map_err(|e| format!("the VM's state cannot be loaded: {}", chain(&e)))?;
                         Ok(heartbeat)
                     });
                 Done::Loaded(loaded)
@@ -234,7 +236,8 @@ impl Arrival {
                 let ownership = Ownership { vm: self.core.vm(), epoch: permit.epoch() };
                 self.blocking(move |machine| {
                     machine.set_ownership(ownership);
-                    Done::Resumed(machine.resume().map_err(|e| format!("the VM cannot be run here: {e}")))
+                    let resumed = machine.resume();
+                    Done::Resumed(resumed.map_err(|e| format!("the VM cannot be run here: {}", chain(&e))))
                 });
             }
             Action::Hold => {
@@ -270,8 +273,9 @@ impl Arrival {
     /// Builds the machine that the source described.
     fn prepare(&mut self, description: Vec<u8>, layout: Layout) {
         let (results, serial) = (self.results.0.clone(), self.shared.serial.clone());
+        let devices = Arc::clone(&self.shared.devices);
         self.helpers.spawn_blocking(move || {
-            let result = build(&description, &layout, serial);
+            let result = build(&description, &layout, &serial, &devices);
             if let Err(tokio::sync::mpsc::error::SendError(Done::Prepared(Ok(machine)))) =
                 results.blocking_send(Done::Prepared(result))
             {
@@ -530,11 +534,17 @@ fn send(results: &mpsc::Sender<Done>, done: Done) {
     }
 }
 
-fn build(description: &[u8], layout: &Layout, serial: Serial) -> Result<Arc<Machine>, String> {
+fn build(
+    description: &[u8],
+    layout: &Layout,
+    serial: &Serial,
+    devices: &DeviceOptions,
+) -> Result<Arc<Machine>, String> {
     let description: MachineDescription = serde_json::from_slice(description)
         .map_err(|e| format!("the machine's description cannot be read: {e}"))?;
     if layout_of(&description.extents).as_ref() != Some(layout) {
         return Err("the machine's description and the offered memory layout differ".to_owned());
     }
-    Machine::prepare(&description, serial).map_err(|e| format!("the machine cannot be built here: {e}"))
+    Machine::prepare(&description, serial, devices)
+        .map_err(|e| format!("the machine cannot be built here: {}", chain(&e)))
 }

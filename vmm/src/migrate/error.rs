@@ -180,3 +180,15 @@ fn abort_code(reason: &AbortReason) -> &'static str {
         AbortReason::Unresolved(_) => "unresolved_pages",
     }
 }
+
+/// An error's message with those of its sources, for the other end of a migration.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut message = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        message.push_str(": ");
+        message.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    message
+}

@@ -45,7 +45,7 @@ use source::{Assignment, Command};
 use ticket::Ticket;
 use transport::Endpoint;
 
-use crate::config::Serial;
+use crate::config::{DeviceOptions, Serial};
 use crate::machine::Machine;
 use crate::memory::Extent;
 
@@ -137,7 +137,7 @@ pub struct Incoming {
 }
 
 impl Incoming {
-    /// Listens on `addr`.
+    /// Listens on `addr`. What arrives is given `serial` and `devices`, never a file or an interface that its source names.
     ///
     /// # Errors
     /// If the address cannot be bound.
@@ -146,6 +146,7 @@ impl Incoming {
         host: Arc<HostIdentity>,
         site: Option<Arc<dyn SitePages>>,
         serial: Serial,
+        devices: DeviceOptions,
     ) -> Result<Self, MigrateError> {
         let endpoint = Endpoint::listen(addr, &host)?;
         let bound = endpoint.local_address()?;
@@ -156,7 +157,9 @@ impl Incoming {
         let (status, following) = watch::channel(IncomingStatus::default());
         let (arrived, machine) = watch::channel(None);
         let (resolve, commands) = mpsc::channel(limits::COMMANDS_BOUND);
-        let shared = arrival::Shared { site, serial, ledger: incoming::ledger(), status, machine: arrived };
+        let devices = Arc::new(devices);
+        let shared =
+            arrival::Shared { site, serial, devices, ledger: incoming::ledger(), status, machine: arrived };
         let stop = CancellationToken::new();
         tokio::spawn(incoming::Server::new(endpoint, shared, commands).serve(stop.clone()));
         Ok(Self { ticket, status: following, machine, resolve, _stop: Arc::new(stop.drop_guard()) })

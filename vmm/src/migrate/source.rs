@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::channel::{self, SourceChannels};
 use super::clock::{Bulk, Clock, Meter, millis};
+use super::error::chain;
 use super::identity::HostIdentity;
 use super::pages::{self, Pool};
 use super::report::{Outcome, Phase, Progress, Report, Rungs};
@@ -238,7 +239,7 @@ impl Driver {
                 }
             }
             Action::CollectDirty => {
-                self.blocking(|machine| Done::Dirty(machine.take_dirty().map_err(|e| e.to_string())))
+                self.blocking(|machine| Done::Dirty(machine.take_dirty().map_err(|e| chain(&e))))
             }
             Action::Hash { region, pages } => {
                 let domain = self.core.domain().clone();
@@ -253,10 +254,10 @@ impl Driver {
             }
             Action::Pause => {
                 self.paused_at = Some(Instant::now());
-                self.blocking(|machine| Done::Paused(machine.pause().map_err(|e| e.to_string())));
+                self.blocking(|machine| Done::Paused(machine.pause_for_hand_over().map_err(|e| chain(&e))));
             }
             Action::SaveState => self.blocking(|machine| {
-                let state = machine.save_state().map_err(|e| e.to_string());
+                let state = machine.save_state().map_err(|e| chain(&e));
                 Done::Saved(state.map(|state| bundle::pack(machine.heartbeat().last_unix_ns, &state)))
             }),
             Action::Reconnect => self.reconnect(),
@@ -499,10 +500,12 @@ impl Driver {
         if let Err(error) = self.machine.stop_dirty_log() {
             tracing::warn!(%error, "the dirty log goes on after the migration");
         }
-        if self.was_running
-            && let Err(error) = self.machine.resume()
-        {
-            tracing::error!(%error, "the VM could not be resumed after the migration");
+        let back = if self.was_running { self.machine.resume() } else { self.machine.stay() };
+        if let Err(error) = back {
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "the VM stands still after the migration and could not be taken back; `vmm resume` tries again"
+            );
         }
     }
 

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
 use super::{Ending, Migration, Process, ProcessError, Stage};
-use crate::config::{Serial, VmConfig};
+use crate::config::{DeviceOptions, Serial, VmConfig};
 use crate::control::api::VmState;
 use crate::control::events::Events;
 use crate::control::server;
@@ -59,11 +59,12 @@ pub async fn receive(
     common: &Common,
     listen: SocketAddr,
     serial: Serial,
+    devices: DeviceOptions,
     announce: impl FnOnce(&str) -> std::io::Result<()>,
 ) -> Result<Ending, ProcessError> {
     let signals = Signals::new()?;
     let (socket, process) = start(common).await?;
-    let incoming = Incoming::listen(listen, Arc::clone(&process.host), process.site_pages(), serial)
+    let incoming = Incoming::listen(listen, Arc::clone(&process.host), process.site_pages(), serial, devices)
         .await
         .map_err(ProcessError::Migrate)?;
     process.stage().incoming = Some(incoming.clone());

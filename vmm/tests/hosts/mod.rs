@@ -8,7 +8,7 @@ use std::time::Duration;
 use guest_images::pagestorm::report::Report as Check;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
-use vmm::config::{BootProtocol, CpuChoice, Serial, VmConfig};
+use vmm::config::{BootProtocol, CpuChoice, DeviceOptions, Serial, VmConfig};
 use vmm::machine::{Machine, RunState};
 use vmm::migrate::{HostIdentity, Incoming, MigrateOptions, Outgoing};
 
@@ -50,6 +50,7 @@ impl Host {
             loads: Vec::new(),
             serial: Serial::File(self.path("console")),
             cpu: CpuChoice::Host,
+            devices: DeviceOptions::default(),
         });
         let machine = machine.unwrap_or_else(|e| panic!("these tests need a working /dev/kvm: {e}"));
         machine.resume().unwrap();
@@ -58,7 +59,7 @@ impl Host {
 
     pub(crate) async fn listen(&self) -> Incoming {
         let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
-        Incoming::listen(any, Arc::clone(&self.identity), None, Serial::File(self.path("console")))
+        Incoming::listen(any, Arc::clone(&self.identity), None, Serial::File(self.path("console")), DeviceOptions::default())
             .await
             .unwrap()
     }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use page::Gfn;
-use vmm::config::{BootProtocol, CpuChoice, Serial, VmConfig};
+use vmm::config::{BootProtocol, CpuChoice, DeviceOptions, Serial, VmConfig};
 use vmm::machine::Machine;
 
 /// The two pages that it counts in.
@@ -143,6 +143,7 @@ impl Place {
             loads: Vec::new(),
             serial: Serial::File(self.path("console")),
             cpu: CpuChoice::Host,
+            devices: DeviceOptions::default(),
         }
     }
 }

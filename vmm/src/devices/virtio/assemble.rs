@@ -1,0 +1,119 @@
+//! From options to devices: which ones a VM has, in which order, and where they are.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::block::Block;
+use super::mmio::{QUEUE_NOTIFY, VirtioMmio};
+use super::rng::Rng;
+use super::{DeviceDescription, Placement, VirtioDevice};
+use crate::config::{DeviceOptions, DiskOptions};
+use crate::devices::wake::Wake;
+use crate::devices::{DeviceError, mmio::MmioBus};
+use crate::kvm::vm::Vm;
+use crate::limits::DEVICES_MAX;
+use crate::machine::MachineError;
+use crate::memory::Memory;
+
+/// The devices that an operator's options open here are not those that the VM has.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "device {number} of the VM is {theirs}, and here it is {here}: give the devices that the VM was launched with, in the same order"
+)]
+pub struct DeviceMismatch {
+    /// Which, counted from 1.
+    pub number: usize,
+    /// What the VM has.
+    pub theirs: Presence,
+    /// What the options give.
+    pub here: Presence,
+}
+
+/// A device, or none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Presence(pub Option<DeviceDescription>);
+
+impl fmt::Display for Presence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Some(description) => description.fmt(f),
+            None => f.write_str("absent"),
+        }
+    }
+}
+
+/// Opens what the options say, in the order in which the devices are placed. What they leave open is as in `described`, where the VM
+/// comes from elsewhere.
+/// # Errors
+/// [`DeviceError`]: more than there is room for, or something that cannot be opened.
+pub(crate) fn open(
+    options: &DeviceOptions,
+    described: Option<&[DeviceDescription]>,
+) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
+    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    let rng = described.is_none_or(|described| described.contains(&DeviceDescription::Rng));
+    if options.rng.unwrap_or(rng) {
+        devices.push(Box::new(Rng::default()));
+    }
+    let mut ids = described.into_iter().flatten().filter_map(|description| match description {
+        DeviceDescription::Block { id, .. } => Some(id.clone()),
+        DeviceDescription::Rng => None,
+    });
+    for (index, disk) in options.disks.iter().enumerate() {
+        let (theirs, own) = (ids.next(), disk.id.clone());
+        let id = own.or(theirs).unwrap_or_else(|| format!("disk{index}"));
+        devices.push(Box::new(Block::open(&DiskOptions { id: Some(id), ..disk.clone() })?));
+    }
+    if devices.len() > DEVICES_MAX {
+        return Err(DeviceError::TooMany(devices.len()));
+    }
+    Ok(devices)
+}
+
+/// Whether the devices opened here are those of a VM from elsewhere.
+/// # Errors
+/// The first that is not.
+pub(crate) fn compare(
+    theirs: &[DeviceDescription],
+    here: &[DeviceDescription],
+) -> Result<(), DeviceMismatch> {
+    for index in 0..theirs.len().max(here.len()) {
+        let (theirs, here) = (theirs.get(index), here.get(index));
+        if theirs != here {
+            let [theirs, here] = [theirs, here].map(|device| Presence(device.cloned()));
+            return Err(DeviceMismatch { number: index + 1, theirs, here });
+        }
+    }
+    Ok(())
+}
+
+/// Puts the devices at their places: registers, interrupts, notifications, threads.
+/// # Errors
+/// KVM's, or the host's when it has no more descriptors or threads.
+pub(crate) fn connect(
+    devices: Vec<Box<dyn VirtioDevice>>,
+    vm: &Vm,
+    memory: &Arc<Memory>,
+) -> Result<Vec<(Placement, Arc<VirtioMmio>)>, MachineError> {
+    let places = super::placements(devices.len());
+    let connect = |(place, device): (Placement, Box<dyn VirtioDevice>)| {
+        let queues = u32::try_from(device.queue_sizes().len()).expect("a few queues");
+        let notifications = (0..queues)
+            .map(|queue| Ok(Arc::new(Wake::from(vm.notification(place.base + QUEUE_NOTIFY, queue)?))))
+            .collect::<Result<Vec<_>, MachineError>>()?;
+        let name = device.describe().name();
+        let device = VirtioMmio::start(device, Arc::clone(memory), vm.interrupt(place.gsi)?, notifications)
+            .map_err(|source| DeviceError::Start { device: name, source })?;
+        Ok((place, Arc::new(device)))
+    };
+    places.into_iter().zip(devices).map(connect).collect()
+}
+
+/// The bus with the devices on it.
+pub(crate) fn bus(devices: &[(Placement, Arc<VirtioMmio>)]) -> MmioBus {
+    let mut bus = MmioBus::default();
+    for (place, device) in devices {
+        bus.claim(place.base, place.bytes, Arc::clone(device) as _);
+    }
+    bus
+}

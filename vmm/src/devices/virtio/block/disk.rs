@@ -1,0 +1,169 @@
+//! What a block device stores its sectors in: a raw file, or a block device of the host.
+//!
+//! A disk is locked while its VM may run (flock(2), of this open file): a writer alone, readers together. At a hand-over the source writes
+//! everything down and gives the lock up when it has paused the VM, and the destination takes it when it runs the VM. In between nobody
+//! has it: the protocol lets one side run. A source that goes on takes it again first, and if another has it by then, the VM stays paused.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _};
+
+use rustix::fs::{Advice, AtFlags, FallocateFlags, FlockOperation, Mode, OFlags, SeekFrom, StatxFlags};
+use rustix::io::Errno;
+
+use super::SECTOR_BYTES;
+use crate::config::DiskOptions;
+use crate::devices::DeviceError;
+use crate::memory::buffers::Buffers;
+
+/// Zeros to write where the host cannot make a range read as zeros by itself; aligned for direct I/O.
+#[repr(align(4096))]
+struct Zeros([u8; 64 * 1024]);
+
+static ZEROS: Zeros = Zeros([0; 64 * 1024]);
+
+/// An open disk.
+#[derive(Debug)]
+pub(super) struct Disk {
+    file: File,
+    options: DiskOptions,
+    capacity_bytes: u64,
+    block_bytes: u32,
+    locked: bool,
+}
+
+impl Disk {
+    /// Opens it, without its lock.
+    pub(super) fn open(options: &DiskOptions) -> Result<Self, DeviceError> {
+        let failed = |source: io::Error| DeviceError::Disk { path: options.path.clone(), source };
+        let access = if options.read_only { OFlags::RDONLY } else { OFlags::RDWR };
+        let direct = if options.direct { OFlags::DIRECT } else { OFlags::empty() };
+        // Not blocking: a name may turn out to be a pipe's.
+        let flags = access | direct | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let file = rustix::fs::open(&options.path, flags, Mode::empty()).map_err(|e| failed(e.into()))?;
+        let file = File::from(file);
+        let kind = file.metadata().map_err(failed)?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(failed(io::Error::other("it is neither a regular file nor a block device")));
+        }
+        let capacity_bytes = rustix::fs::seek(&file, SeekFrom::End(0)).map_err(|e| failed(e.into()))?;
+        let block_bytes = if options.direct { direct_block(&file).map_err(failed)? } else { SECTOR_BYTES };
+        if capacity_bytes == 0 || !capacity_bytes.is_multiple_of(block_bytes.into()) {
+            let path = options.path.clone();
+            return Err(DeviceError::DiskSize { path, bytes: capacity_bytes, block: block_bytes });
+        }
+        Ok(Self { file, options: options.clone(), capacity_bytes, block_bytes, locked: false })
+    }
+
+    pub(super) fn options(&self) -> &DiskOptions {
+        &self.options
+    }
+
+    pub(super) fn capacity_bytes(&self) -> u64 {
+        self.capacity_bytes
+    }
+
+    /// The smallest unit of I/O, bytes.
+    pub(super) fn block_bytes(&self) -> u32 {
+        self.block_bytes
+    }
+
+    /// Takes the lock. Idempotent.
+    pub(super) fn lock(&mut self) -> Result<(), DeviceError> {
+        if self.locked {
+            return Ok(());
+        }
+        let path = self.options.path.clone();
+        let how = if self.options.read_only {
+            FlockOperation::NonBlockingLockShared
+        } else {
+            FlockOperation::NonBlockingLockExclusive
+        };
+        match rustix::fs::flock(&self.file, how) {
+            Ok(()) => self.locked = true,
+            Err(Errno::WOULDBLOCK) => return Err(DeviceError::DiskInUse { path }),
+            Err(error @ (Errno::OPNOTSUPP | Errno::NOLCK | Errno::NOSYS)) => {
+                tracing::warn!(
+                    path = %path.display(),
+                    %error,
+                    "this file system has no locks: nothing keeps a second VM from opening the disk"
+                );
+                self.locked = true;
+            }
+            Err(error) => return Err(DeviceError::Disk { path, source: error.into() }),
+        }
+        // What this host has cached may be older than what the VM's last host wrote.
+        if !self.options.direct
+            && let Err(error) = rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed)
+        {
+            tracing::debug!(%error, "the host's cache of a disk could not be dropped");
+        }
+        Ok(())
+    }
+
+    /// Writes everything down and gives the lock up. Idempotent.
+    pub(super) fn unlock(&mut self) -> Result<(), DeviceError> {
+        if !self.locked {
+            return Ok(());
+        }
+        let failed = |source: io::Error| DeviceError::Disk { path: self.options.path.clone(), source };
+        if !self.options.read_only {
+            self.flush().map_err(failed)?;
+        }
+        match rustix::fs::flock(&self.file, FlockOperation::Unlock) {
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOLCK | Errno::NOSYS) => {}
+            Err(error) => return Err(failed(error.into())),
+        }
+        self.locked = false;
+        Ok(())
+    }
+
+    pub(super) fn read(&self, offset: u64, into: &Buffers<'_>) -> io::Result<()> {
+        into.fill_at(self.file.as_fd(), offset)
+    }
+
+    pub(super) fn write(&self, offset: u64, from: &Buffers<'_>) -> io::Result<()> {
+        from.drain_at(self.file.as_fd(), offset)
+    }
+
+    /// Returns when all that was written survives a loss of power.
+    pub(super) fn flush(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    /// Gives a range's storage back; it reads as zeros. [`io::ErrorKind::Unsupported`] if the host cannot.
+    pub(super) fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(rustix::fs::fallocate(&self.file, how, offset, bytes)?)
+    }
+
+    /// Makes a range read as zeros, and gives its storage back if `unmap` and if it can.
+    pub(super) fn write_zeroes(&self, offset: u64, bytes: u64, unmap: bool) -> io::Result<()> {
+        let how = if unmap { FallocateFlags::PUNCH_HOLE } else { FallocateFlags::ZERO_RANGE };
+        match rustix::fs::fallocate(&self.file, how | FallocateFlags::KEEP_SIZE, offset, bytes) {
+            Ok(()) => return Ok(()),
+            Err(Errno::OPNOTSUPP) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let mut done = 0;
+        while done < bytes {
+            let count = usize::try_from(bytes - done).unwrap_or(usize::MAX).min(ZEROS.0.len());
+            self.file.write_all_at(&ZEROS.0[..count], offset + done)?;
+            done += count as u64;
+        }
+        Ok(())
+    }
+}
+
+/// The unit in which a file takes direct I/O: as its file system says, or a sector where it does not say.
+fn direct_block(file: &File) -> io::Result<u32> {
+    let stat = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN)?;
+    if stat.stx_mask & StatxFlags::DIOALIGN.bits() == 0 {
+        return Ok(SECTOR_BYTES);
+    }
+    match stat.stx_dio_offset_align {
+        0 => Err(io::Error::other("its file system has no direct I/O: leave direct=on out")),
+        align => Ok(align.max(SECTOR_BYTES)),
+    }
+}
