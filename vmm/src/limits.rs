@@ -87,7 +87,7 @@ pub const BLOCK_SEGMENTS: u32 = 126;
 /// The longest request of a disk, bytes: parking waits for one at most.
 pub const BLOCK_REQUEST_BYTES: usize = BLOCK_SEGMENT_BYTES as usize * BLOCK_SEGMENTS as usize;
 /// The most ranges of one discard, or of one write of zeros.
-pub const BLOCK_RANGES: usize = 16;
+pub const BLOCK_RANGES: u32 = 16;
 /// The longest range of a discard, sectors of 512 bytes.
 pub const BLOCK_DISCARD_SECTORS: u32 = 256 << 11;
 /// The longest range of a write of zeros, sectors of 512 bytes: a host that cannot do it otherwise writes them.

@@ -73,8 +73,9 @@ fn copy(set: &PageSet, from: &Machine, to: &Machine) {
 
 /// Pre-copy as a migration does it: all of RAM while the guest runs, what got dirty, and after the pause the rest.
 fn migrate(from: &Machine, console: &Path) -> Arc<Machine> {
-    let to = Machine::prepare(&from.description(), &Serial::File(console.to_owned()), &DeviceOptions::default())
-        .unwrap();
+    let to =
+        Machine::prepare(&from.description(), &Serial::File(console.to_owned()), &DeviceOptions::default())
+            .unwrap();
     from.start_dirty_log().unwrap();
     copy(&PageSet::full(from.memory().bound()), from, &to);
     copy(&from.take_dirty().unwrap(), from, &to);

@@ -7,7 +7,8 @@ mod tiny;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tiny::{Place, wait_for_beats, wait_for_text};
+use page::{Gfn, PAGE_SIZE, Page};
+use tiny::{COUNTERS, Place, wait_for_beats, wait_for_text};
 use vmm::config::{DeviceOptions, DiskOptions, Load, Serial, VmConfig};
 use vmm::devices::DeviceError;
 use vmm::machine::{Machine, MachineError};
@@ -29,6 +30,16 @@ fn disk(place: &Place) -> DiskOptions {
         std::fs::write(&path, vec![7; 1 << 20]).unwrap();
     }
     DiskOptions { path, read_only: false, id: None, direct: false }
+}
+
+fn page(machine: &Machine, gfn: Gfn) -> Page {
+    let mut page = [0; PAGE_SIZE];
+    machine.memory().read_page(gfn, &mut page);
+    page
+}
+
+fn copy_memory(from: &Machine, to: &Machine) {
+    (0..from.memory().bound()).map(Gfn).for_each(|gfn| to.memory().write_page(gfn, &page(from, gfn)));
 }
 
 fn with_disk(place: &Place) -> VmConfig {
@@ -100,11 +111,10 @@ fn a_guest_gets_random_bytes_by_notification_and_interrupt() {
     machine.resume().unwrap();
     wait_for_text(&place.path("console"), "v");
     machine.pause().unwrap();
-    let frame = |address: u32| page::Gfn(u64::from(address) / 4096);
-    let mut bytes = [0; page::PAGE_SIZE];
-    machine.memory().read_page(frame(BUFFER), &mut bytes);
+    let frame = |address: u32| Gfn(u64::from(address) / 4096);
+    let bytes = page(&machine, frame(BUFFER));
     assert_ne!(bytes[..64], [0; 64]);
-    assert_eq!(bytes[64..], [0; page::PAGE_SIZE - 64]);
+    assert_eq!(bytes[64..], [0; PAGE_SIZE - 64]);
     let dirty = machine.take_dirty().unwrap();
     assert!(dirty.contains(frame(BUFFER)) && dirty.contains(frame(QUEUE + 0x2000)), "the device wrote them");
 }
@@ -121,6 +131,7 @@ fn a_live_device_moves_with_its_machine() {
     machine.pause_for_hand_over().unwrap();
     let state = machine.save_state().unwrap();
     let moved = Machine::prepare(&machine.description(), &Serial::Off, &config.devices).unwrap();
+    copy_memory(&machine, &moved);
     moved.load_state(&state).unwrap();
     assert_eq!(moved.save_state().unwrap().len(), state.len());
     moved.resume().unwrap();
@@ -147,9 +158,13 @@ fn a_disk_is_at_one_machine_at_a_time() {
     // Until it runs there, the source may go on.
     source.resume().unwrap();
     source.pause_for_hand_over().unwrap();
+    copy_memory(&source, &destination);
     destination.resume().unwrap();
     assert!(in_use(&source.resume().unwrap_err()), "it runs elsewhere");
+    assert!(in_use(&source.stay().unwrap_err()), "it runs elsewhere");
+    wait_for_beats(&destination, 5);
     destination.pause_for_hand_over().unwrap();
+    assert_ne!(page(&destination, COUNTERS[0]), page(&source, COUNTERS[0]), "it went on there");
     source.resume().unwrap();
 }
 
@@ -159,7 +174,9 @@ fn a_destination_opens_what_its_operator_says_and_refuses_another_vm() {
     let described = launch(&with_disk(&place)).description();
     assert_eq!(described.devices.len(), 2, "a source of random numbers and a disk");
     let refused = |devices: DeviceOptions| {
-        Machine::prepare(&described, &Serial::Off, &devices).expect_err("it should have been refused").to_string()
+        Machine::prepare(&described, &Serial::Off, &devices)
+            .expect_err("it should have been refused")
+            .to_string()
     };
     let other = |path: PathBuf, read_only| DiskOptions { path, read_only, ..disk(&place) };
     let short = place.file("short", &[0; 4096]);

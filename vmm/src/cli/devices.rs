@@ -46,12 +46,17 @@ fn disk(given: &str) -> Result<DiskOptions, ParseError> {
         let bound = format!("1 to {DISK_ID_BYTES} printable ASCII characters");
         return Err(ParseError::Bound { what: "a disk's id", bound });
     }
-    Ok(DiskOptions { path: path.into(), read_only: on_off(read_only)?, id, direct: on_off(direct)? })
+    Ok(DiskOptions {
+        path: path.into(),
+        read_only: on_off(read_only.as_deref())?,
+        id,
+        direct: on_off(direct.as_deref())?,
+    })
 }
 
 /// Off where nothing is said.
-fn on_off(given: Option<String>) -> Result<bool, ParseError> {
-    match given.as_deref() {
+fn on_off(given: Option<&str>) -> Result<bool, ParseError> {
+    match given {
         None | Some("off") => Ok(false),
         Some("on") => Ok(true),
         Some(other) => Err(ParseError::Fields(format!("`{other}` is neither on nor off"))),

@@ -59,9 +59,15 @@ impl Host {
 
     pub(crate) async fn listen(&self) -> Incoming {
         let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
-        Incoming::listen(any, Arc::clone(&self.identity), None, Serial::File(self.path("console")), DeviceOptions::default())
-            .await
-            .unwrap()
+        Incoming::listen(
+            any,
+            Arc::clone(&self.identity),
+            None,
+            Serial::File(self.path("console")),
+            DeviceOptions::default(),
+        )
+        .await
+        .unwrap()
     }
 
     pub(crate) fn migrate(&self, machine: &Arc<Machine>, to: &str) -> Outgoing {

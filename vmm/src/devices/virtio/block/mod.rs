@@ -110,10 +110,10 @@ impl VirtioDevice for Block {
         config.extend([u8::from(self.write_back), 0]);
         config.extend(1u16.to_le_bytes()); // queues
         config.extend(BLOCK_DISCARD_SECTORS.to_le_bytes());
-        config.extend((BLOCK_RANGES as u32).to_le_bytes());
+        config.extend(BLOCK_RANGES.to_le_bytes());
         config.extend((block / SECTOR_BYTES).to_le_bytes()); // a discard's alignment, sectors
         config.extend(BLOCK_WRITE_ZEROES_SECTORS.to_le_bytes());
-        config.extend((BLOCK_RANGES as u32).to_le_bytes());
+        config.extend(BLOCK_RANGES.to_le_bytes());
         config.extend([1, 0, 0, 0]); // a write of zeros may give storage back
         config
     }

@@ -16,6 +16,7 @@ use crate::memory::buffers::Buffers;
 
 const HEADER_BYTES: usize = 16;
 const RANGE_BYTES: usize = 16;
+const RANGES_BYTES: usize = BLOCK_RANGES as usize * RANGE_BYTES;
 const ID_BYTES: usize = VIRTIO_BLK_ID_BYTES as usize;
 
 /// Why a request was answered with an error.
@@ -68,7 +69,7 @@ pub(super) fn carry_out(disk: &Disk, write_back: bool, chain: Chain<'_>) -> Resu
     let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = bytes;
     let (kind, sector) = (u32::from_le_bytes([t0, t1, t2, t3]), u64::from_le_bytes(sector));
 
-    let outcome = execute(disk, write_back, kind, sector, &input, output);
+    let outcome = execute(disk, write_back, kind, sector, &input, &output);
     let code = outcome.as_ref().map_or_else(Refusal::status, |()| VIRTIO_BLK_S_OK);
     status.copy_from(&code.to_le_bytes()[..1]);
     Ok(Done { head, written, refusal: outcome.err().map(|refusal| (kind, refusal)) })
@@ -80,7 +81,7 @@ fn execute(
     kind: u32,
     sector: u64,
     input: &Buffers<'_>,
-    output: Buffers<'_>,
+    output: &Buffers<'_>,
 ) -> Result<(), Refusal> {
     match kind {
         VIRTIO_BLK_T_IN => {
@@ -90,7 +91,7 @@ fn execute(
         VIRTIO_BLK_T_OUT => {
             must_be_writable(disk)?;
             let offset = place(disk, sector, output.bytes())?;
-            disk.write(offset, &output).map_err(Refusal::Host)?;
+            disk.write(offset, output).map_err(Refusal::Host)?;
             written(disk, write_back)
         }
         VIRTIO_BLK_T_FLUSH if disk.options().read_only => Ok(()),
@@ -107,7 +108,7 @@ fn execute(
         }
         VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => {
             must_be_writable(disk)?;
-            ranges(disk, kind, &output)?;
+            ranges(disk, kind, output)?;
             written(disk, write_back)
         }
         _ => Err(Refusal::Unsupported("a type of request that it does not know")),
@@ -147,10 +148,10 @@ fn within(disk: &Disk, sector: u64, bytes: u64) -> Result<u64, Refusal> {
 /// The ranges of a discard or a write of zeros: each is checked before the first is touched.
 fn ranges(disk: &Disk, kind: u32, output: &Buffers<'_>) -> Result<(), Refusal> {
     let length = output.bytes();
-    if length == 0 || !length.is_multiple_of(RANGE_BYTES) || length > BLOCK_RANGES * RANGE_BYTES {
+    if length == 0 || !length.is_multiple_of(RANGE_BYTES) || length > RANGES_BYTES {
         return Err(Refusal::Forbidden("its ranges are not whole, or too many"));
     }
-    let mut bytes = [0; BLOCK_RANGES * RANGE_BYTES];
+    let mut bytes = [0; RANGES_BYTES];
     output.copy_to(&mut bytes);
     let (discard, most) = match kind {
         VIRTIO_BLK_T_DISCARD => (true, BLOCK_DISCARD_SECTORS),
