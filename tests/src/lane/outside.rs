@@ -97,7 +97,7 @@ fn start(first_level: &FirstLevel) -> Result<Machine, LaneError> {
     let mut child = Command::new(QEMU)
         .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1", "-nodefaults", "-no-reboot"])
         .args(["-display", "none", "-serial", "stdio", "-m", &limits::FIRST_LEVEL_MIB.to_string()])
-        .args(["-append", "console=ttyS0 panic=-1 loglevel=4"])
+        .args(["-append", "console=ttyS0 panic=-1 loglevel=4 no_timer_check"])
         .arg("-kernel")
         .arg(&first_level.kernel)
         .arg("-initrd")
