@@ -5,14 +5,18 @@ use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use guest_images::linux::{Linux, LinuxError};
+
 use super::archive::Archive;
-use super::packages::{self, PackageError, Unpacked};
+use super::packages::{self, Kernel, PackageError, Unpacked};
 use super::unpack::{self, UnpackError};
 
-/// Modules of the first level, in the order in which they are loaded.
-const FIRST_LEVEL_MODULES: [&str; 3] = ["irqbypass", "kvm", "kvm-amd"];
-/// The first level's init, of guest-images/lane.
+/// The first level's init and modules.
 const INIT: &str = include_str!("../../../guest-images/lane/init");
+const MODULES: [&str; 1] = ["kvm_amd"];
+/// The second level's. ext4 wants its checksum by another name than modules know each other by.
+const GUEST_INIT: &str = include_str!("../../../guest-images/lane/guest-init");
+const GUEST_MODULES: [&str; 5] = ["virtio_mmio", "virtio_blk", "virtio_rng", "crc32c_generic", "ext4"];
 
 /// Why the lane cannot be prepared.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +28,9 @@ pub enum InputError {
     /// A kernel cannot be unpacked.
     #[error("a Debian kernel cannot be unpacked")]
     Unpack(#[from] UnpackError),
+    /// The test Linux, whose initramfs the stock kernels run too.
+    #[error("the workloads of the stock kernels' guests are missing")]
+    Linux(#[from] LinuxError),
     /// A file of the host is missing.
     #[error("{} cannot be read", path.display())]
     Read {
@@ -85,9 +92,7 @@ fn contents(debian: &Unpacked, binaries: &Path, work: &Path) -> Result<Vec<(Stri
         ("init".to_owned(), INIT.as_bytes().to_owned()),
         ("bin/busybox".to_owned(), read(&debian.busybox)?),
     ];
-    for module in FIRST_LEVEL_MODULES {
-        files.push((format!("modules/{module}.ko"), read(&debian.cloud.module(module)?)?));
-    }
+    files.extend(modules(&debian.cloud, &MODULES)?);
     for binary in ["vmm", "lane"] {
         let stripped = work.join(binary);
         let built = binaries.join(binary);
@@ -100,9 +105,38 @@ fn contents(debian: &Unpacked, binaries: &Path, work: &Path) -> Result<Vec<(Stri
             }
         }
     }
+    let workloads = read(&Linux::find()?.initramfs())?;
     for (name, kernel) in [("cloud", &debian.cloud), ("generic", &debian.generic)] {
         files.push((format!("kernels/{name}"), unpack::vmlinux(&kernel.bzimage)?));
+        let mut initramfs = workloads.clone();
+        initramfs.extend(guest_archive(kernel)?);
+        files.push((format!("kernels/{name}.cpio"), initramfs));
     }
+    files.push(("kernels/cloud.bzimage".to_owned(), read(&debian.cloud.bzimage)?));
+    Ok(files)
+}
+
+/// What the test Linux' initramfs lacks under a stock kernel. Linux unpacks archives that follow each other one after the other.
+fn guest_archive(kernel: &Kernel) -> Result<Vec<u8>, InputError> {
+    let failed = |source| InputError::Write { path: PathBuf::from("an archive in memory"), source };
+    let mut archive = Archive::new(Vec::new());
+    archive.file("guest-init", GUEST_INIT.as_bytes()).map_err(failed)?;
+    for (name, data) in modules(kernel, &GUEST_MODULES)? {
+        archive.file(&name, &data).map_err(failed)?;
+    }
+    archive.finish().map_err(failed)
+}
+
+/// The modules `names` of `kernel` with what they need, and the list of them in loading order.
+fn modules(kernel: &Kernel, names: &[&str]) -> Result<Vec<(String, Vec<u8>)>, InputError> {
+    let mut files = Vec::new();
+    let mut order = String::new();
+    for path in kernel.modules(names)? {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        order.push_str(&format!("{name}\n"));
+        files.push((format!("modules/{name}"), read(&path)?));
+    }
+    files.push(("modules/order".to_owned(), order.into_bytes()));
     Ok(files)
 }
 

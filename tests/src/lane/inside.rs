@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use futures::FutureExt as _;
 
+use super::debian::{self, Debian};
 use super::limits;
 use super::verdict::{Step, Verdict};
 use crate::real::{Guest, Journey, Lab, Terms, Vm, binaries};
@@ -26,7 +27,8 @@ pub async fn run() {
     let Some(lab) = step(Step::Kvm, async { (Lab::new().await, "it can be opened".to_owned()) }).await else {
         return;
     };
-    if pagestorm(&lab).await.is_none() {
+    let stories = [pagestorm(&lab).await, cloud(&lab).await, generic(&lab).await];
+    if stories.contains(&None) {
         lab.print_logs();
     }
     alive.abort();
@@ -77,6 +79,55 @@ async fn pagestorm(lab: &Lab) -> Option<()> {
         )
     })
     .await
+}
+
+/// A stock kernel as its package has it, on two virtual CPUs.
+async fn cloud(lab: &Lab) -> Option<()> {
+    let host = lab.host("cloud").await;
+    let mut guest = step(Step::CloudBoots, async {
+        let guest =
+            Debian { kernel: "cloud.bzimage", initramfs: "cloud.cpio", cpus: 2, workloads: "checksum,clock" };
+        let mut vm = guest.launch(lab, &host, "cloud").await;
+        let check = debian::check(&mut vm).await;
+        (vm, check.to_string())
+    })
+    .await?;
+    step(Step::CloudPowersOff, async { ((), debian::power_off(&mut guest).await) }).await
+}
+
+/// A stock kernel moves while it works.
+async fn generic(lab: &Lab) -> Option<()> {
+    let (a, b) = (lab.host("generic-a").await, lab.host("generic-b").await);
+    a.let_in(&b);
+    b.let_in(&a);
+    let mut source = step(Step::GenericBoots, async {
+        let workloads = "files,checksum,journal,clock";
+        let guest = Debian { kernel: "generic", initramfs: "generic.cpio", cpus: 1, workloads };
+        let mut vm = guest.launch(lab, &a, "generic").await;
+        let check = debian::check(&mut vm).await;
+        ((vm, check.clone()), check.to_string())
+    })
+    .await?;
+    let mut destination = step(Step::GenericMoves, async {
+        let (source, before) = &mut source;
+        let mut destination = Vm::receive(lab, &b, "generic-there", None).await;
+        let to = destination.ticket().await;
+        let report = Journey::whole(source, &to, Terms::default()).await;
+        let report = report.unwrap_or_else(|error| panic!("it still runs at the source: {error}"));
+        assert!(report.verified, "{report:#?}");
+        source.assert_ends_well().await;
+        let after = debian::check(&mut destination).await;
+        after.assert_goes_on_from(before);
+        (
+            destination,
+            format!(
+                "{} pages crossed, downtime {:.0} ms; {after}",
+                report.rungs.source.pages, report.downtime_ms
+            ),
+        )
+    })
+    .await?;
+    step(Step::GenericPowersOff, async { ((), debian::power_off(&mut destination).await) }).await
 }
 
 /// It writes as much as a CPU emulated twice can send on.

@@ -11,6 +11,13 @@ pub const SILENCE: Duration = Duration::from_secs(90);
 /// Runs in all, where the others froze.
 pub const ATTEMPTS: usize = 2;
 
+/// For a stock kernel to come to user space.
+pub const BOOT: Duration = Duration::from_secs(240);
+/// For its guest to look at itself and say what it saw.
+pub const CHECK: Duration = Duration::from_secs(60);
+
+/// RAM of a stock kernel's guest.
+pub const GUEST_MIB: u32 = 160;
 /// RAM of the first level.
 pub const FIRST_LEVEL_MIB: u32 = 1024;
 /// Lines of the console that wait to be read.

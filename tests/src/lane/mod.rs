@@ -16,6 +16,7 @@
 //! that its caller can try once more.
 
 mod archive;
+mod debian;
 pub mod inputs;
 pub mod inside;
 pub mod limits;

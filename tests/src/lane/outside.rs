@@ -13,6 +13,11 @@ use super::limits;
 use super::verdict::{Step, Verdict};
 
 const QEMU: &str = "qemu-system-x86_64";
+/// All that TCG can do, under the name of a Zen: what QEMU calls it by itself is a K8 whose local timer stops when it halts, and
+/// Linux' remedy for that (its erratum 400) lets guests oversleep.
+const CPU: &str = "max,family=23,model=1,stepping=2";
+/// `no_timer_check`: on a loaded host TCG's timer is too late for the check, and the kernel would give up.
+const KERNEL_WORDS: &str = "console=ttyS0 panic=-1 loglevel=4 no_timer_check";
 
 /// Why a run of the first level proves nothing, or proves something wrong.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +48,12 @@ pub enum LaneError {
         /// Why.
         said: String,
     },
+    /// The first level did not come up.
+    #[error("the first level ended ({status}) before its first step")]
+    NotUp {
+        /// How QEMU ended.
+        status: ExitStatus,
+    },
     /// The first level ended before all steps were done.
     #[error("the first level ended ({status}) without {missing:?}")]
     Ended {
@@ -54,10 +65,11 @@ pub enum LaneError {
 }
 
 impl LaneError {
-    /// Whether another attempt may go better: QEMU's TCG freezes now and then, and that says nothing about Tern.
+    /// Whether another attempt may go better: under TCG the first level freezes or fails to boot now and then, and that says nothing
+    /// about Tern.
     #[must_use]
     pub const fn is_worth_another_attempt(&self) -> bool {
-        matches!(self, Self::Frozen { .. })
+        matches!(self, Self::Frozen { .. } | Self::NotUp { .. })
     }
 }
 
@@ -88,6 +100,9 @@ pub fn run(first_level: &FirstLevel, log: &Path, mut tell: impl FnMut(&Verdict))
     if let Some(Verdict { step, said, .. }) = console.verdicts.iter().find(|verdict| !verdict.ok) {
         return Err(LaneError::Step { step: *step, said: said.clone() });
     }
+    if console.verdicts.is_empty() {
+        return Err(LaneError::NotUp { status });
+    }
     let is_missing = |step: &Step| console.verdicts.iter().all(|verdict| verdict.step != *step);
     let missing: Vec<Step> = Step::ALL.into_iter().filter(is_missing).collect();
     if missing.is_empty() && status.success() { Ok(()) } else { Err(LaneError::Ended { status, missing }) }
@@ -95,9 +110,9 @@ pub fn run(first_level: &FirstLevel, log: &Path, mut tell: impl FnMut(&Verdict))
 
 fn start(first_level: &FirstLevel) -> Result<Machine, LaneError> {
     let mut child = Command::new(QEMU)
-        .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1", "-nodefaults", "-no-reboot"])
+        .args(["-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", "1", "-nodefaults", "-no-reboot"])
         .args(["-display", "none", "-serial", "stdio", "-m", &limits::FIRST_LEVEL_MIB.to_string()])
-        .args(["-append", "console=ttyS0 panic=-1 loglevel=4 no_timer_check"])
+        .args(["-append", KERNEL_WORDS])
         .arg("-kernel")
         .arg(&first_level.kernel)
         .arg("-initrd")

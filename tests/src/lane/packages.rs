@@ -1,25 +1,21 @@
-//! Debian's packages, by name, version and checksum (guest-images/lane/packages), fetched once and kept in a cache directory.
+//! Debian's packages: fetched by guest-images/linux/build, which checks them against a list of checksums, and unpacked once.
 
-use std::env;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use sha2::{Digest, Sha256};
-
-/// One a line.
-const PINS: &str = include_str!("../../../guest-images/lane/packages");
+/// The stock kernels' list: version and checksum of each.
+const KERNELS: &str = include_str!("../../../guest-images/lane/inputs.lock");
+const GUEST_IMAGES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../guest-images");
 
 /// Why a package cannot be had.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PackageError {
-    /// No place for a cache.
-    #[error("neither XDG_CACHE_HOME nor HOME is set: say where packages may be kept")]
-    NoCache,
-    /// A file of the cache.
+    /// A file or directory of the cache.
     #[error("{} in the cache of packages", path.display())]
     Cache {
         /// The file.
@@ -27,23 +23,13 @@ pub enum PackageError {
         /// Why.
         source: io::Error,
     },
-    /// A tool of Debian's is missing or failed.
+    /// A tool is missing or failed.
     #[error("`{command}` failed: {said}")]
     Tool {
         /// What was run.
         command: String,
         /// What it said.
         said: String,
-    },
-    /// Not the package that was pinned.
-    #[error("{} has the SHA-256 {found}, and guest-images/lane/packages wants {wanted}: it was removed, run again", path.display())]
-    Checksum {
-        /// The file.
-        path: PathBuf,
-        /// What it has.
-        found: String,
-        /// What it ought to have.
-        wanted: &'static str,
     },
     /// The package has no such file.
     #[error("the package in {} has no {what}", folder.display())]
@@ -55,20 +41,16 @@ pub enum PackageError {
     },
 }
 
-/// A line of the list.
-#[derive(Clone, Copy, Debug)]
-struct Pin {
-    name: &'static str,
-    version: &'static str,
-    sha256: &'static str,
-}
-
 /// A Debian kernel, unpacked.
 #[derive(Debug)]
 pub(super) struct Kernel {
     /// As Debian ships it.
     pub(super) bzimage: PathBuf,
     folder: PathBuf,
+    /// Every module's file, by the name that modules know each other by.
+    modules: BTreeMap<String, PathBuf>,
+    /// What is no module but part of the kernel.
+    builtin: BTreeSet<String>,
 }
 
 /// All packages, unpacked.
@@ -83,121 +65,136 @@ pub(super) struct Unpacked {
 /// # Errors
 /// If a package cannot be fetched, or is not the one that was pinned.
 pub(super) fn unpacked() -> Result<Unpacked, PackageError> {
-    let cache = cache()?;
-    let mut folders = Vec::new();
-    for pin in pins() {
-        folders.push((pin.name, unpack(&cache, pin)?));
-    }
-    let folder = |wanted: &dyn Fn(&str) -> bool| {
-        let found = folders.iter().find(|(name, _)| wanted(name)).map(|(_, folder)| folder.clone());
-        found.expect("the list names both kernels and busybox; a test holds it to that")
+    let (cloud, generic) = kernels();
+    let kernel =
+        |name| Kernel::of(unpack(&fetch(&["--lock", &guest_images("lane/inputs.lock"), "--fetch", name])?)?);
+    let busybox = unpack(&fetch(&["--fetch", "busybox-static"])?)?;
+    Ok(Unpacked { cloud: kernel(cloud)?, generic: kernel(generic)?, busybox: busybox.join("bin/busybox") })
+}
+
+/// The names of the cloud kernel's package and of the generic one's.
+fn kernels() -> (&'static str, &'static str) {
+    let names =
+        || KERNELS.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split(' ').next());
+    let one = |cloud| {
+        names().find(|name| name.contains("-cloud-") == cloud).expect("a test holds the list to both")
     };
-    let is_kernel = |name: &str| name.starts_with("linux-image-");
-    Ok(Unpacked {
-        cloud: Kernel::of(folder(&|name| is_kernel(name) && name.contains("-cloud-")))?,
-        generic: Kernel::of(folder(&|name| is_kernel(name) && !name.contains("-cloud-")))?,
-        busybox: folder(&|name| name == "busybox-static").join("bin/busybox"),
-    })
+    (one(true), one(false))
+}
+
+fn guest_images(file: &str) -> String {
+    format!("{GUEST_IMAGES}/{file}")
+}
+
+fn fetch(args: &[&str]) -> Result<PathBuf, PackageError> {
+    let recipe = guest_images("linux/build");
+    let args: Vec<&OsStr> = args.iter().map(OsStr::new).collect();
+    run(Path::new(&recipe), &args).map(|path| PathBuf::from(path.trim()))
+}
+
+/// The folder of the files in `package`, beside it. It appears whole or not at all.
+fn unpack(package: &Path) -> Result<PathBuf, PackageError> {
+    let folder = package.with_extension("files");
+    if folder.is_dir() {
+        return Ok(folder);
+    }
+    let failed = |source| PackageError::Cache { path: folder.clone(), source };
+    let work = tempfile::tempdir_in(package.parent().unwrap_or(Path::new("."))).map_err(failed)?;
+    let files = work.path().join("files");
+    run(Path::new("dpkg-deb"), &["-x".as_ref(), package.as_os_str(), files.as_os_str()])?;
+    match fs::rename(&files, &folder) {
+        // Another run was faster: its files are the same.
+        Err(_) if folder.is_dir() => Ok(folder),
+        renamed => renamed.map(|()| folder.clone()).map_err(failed),
+    }
+}
+
+fn run(tool: &Path, args: &[&OsStr]) -> Result<String, PackageError> {
+    let failed = |said: String| PackageError::Tool { command: tool.display().to_string(), said };
+    let output = Command::new(tool).args(args).output().map_err(|error| failed(error.to_string()))?;
+    if !output.status.success() {
+        return Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 impl Kernel {
     fn of(folder: PathBuf) -> Result<Self, PackageError> {
-        let bzimage = find(&folder.join("boot"), &|name| name.starts_with("vmlinuz-"))?;
-        let what = "kernel".to_owned();
-        bzimage
-            .map(|bzimage| Self { bzimage, folder: folder.clone() })
-            .ok_or(PackageError::Missing { folder, what })
+        let mut files = Vec::new();
+        list(&folder.join("boot"), &mut files)?;
+        let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let missing = |what: &str| PackageError::Missing { folder: folder.clone(), what: what.to_owned() };
+        let bzimage = files.iter().find(|path| name(path).starts_with("vmlinuz-")).cloned();
+        let bzimage = bzimage.ok_or_else(|| missing("kernel"))?;
+        files.clear();
+        list(&folder.join("lib/modules"), &mut files)?;
+        let builtin = files.iter().find(|path| name(path) == "modules.builtin");
+        let builtin = builtin.ok_or_else(|| missing("list of what is built in"))?;
+        let text = fs::read_to_string(builtin)
+            .map_err(|source| PackageError::Cache { path: builtin.clone(), source })?;
+        let builtin = text.lines().filter_map(|line| module_name(Path::new(line))).collect();
+        let modules = files.into_iter().filter_map(|path| Some((module_name(&path)?, path))).collect();
+        Ok(Self { bzimage, folder, modules, builtin })
     }
 
-    /// The file of the module `name`.
-    pub(super) fn module(&self, name: &str) -> Result<PathBuf, PackageError> {
-        let file = format!("{name}.ko");
-        let found = find(&self.folder.join("lib/modules"), &|name| name == file)?;
-        found.ok_or_else(|| PackageError::Missing { folder: self.folder.clone(), what: file })
+    /// The files of `names` and of all that they need, in the order in which they are to be loaded.
+    pub(super) fn modules(&self, names: &[&str]) -> Result<Vec<PathBuf>, PackageError> {
+        let mut order = Vec::new();
+        for name in names {
+            self.with_needs(name, &mut order)?;
+        }
+        Ok(order)
     }
-}
 
-fn pins() -> impl Iterator<Item = Pin> {
-    PINS.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
-        let mut words = line.split_whitespace();
-        Some(Pin { name: words.next()?, version: words.next()?, sha256: words.next()? })
-    })
-}
-
-fn cache() -> Result<PathBuf, PackageError> {
-    let base = env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .or_else(|| Some(Path::new(&env::var_os("HOME")?).join(".cache")))
-        .ok_or(PackageError::NoCache)?;
-    let cache = base.join("tern/debian");
-    fs::create_dir_all(&cache).map_err(|source| PackageError::Cache { path: cache.clone(), source })?;
-    Ok(cache)
-}
-
-/// The folder of `pin`'s files. It appears whole or not at all.
-fn unpack(cache: &Path, pin: Pin) -> Result<PathBuf, PackageError> {
-    let folder = cache.join(pin.sha256);
-    if folder.is_dir() {
-        return Ok(folder);
-    }
-    let failed = |path: &Path, source| PackageError::Cache { path: path.to_owned(), source };
-    let work = tempfile::tempdir_in(cache).map_err(|source| failed(cache, source))?;
-    let package = fetch(work.path(), pin)?;
-    let files = work.path().join("files");
-    debian("dpkg-deb", &["-x".as_ref(), package.as_os_str(), files.as_os_str()], work.path())?;
-    match fs::rename(&files, &folder) {
-        // Another run was faster: its files are the same.
-        Err(_) if folder.is_dir() => Ok(folder),
-        renamed => renamed.map(|()| folder.clone()).map_err(|source| failed(&folder, source)),
+    fn with_needs(&self, name: &str, order: &mut Vec<PathBuf>) -> Result<(), PackageError> {
+        let name = name.replace('-', "_");
+        if self.builtin.contains(&name) {
+            return Ok(());
+        }
+        let missing =
+            || PackageError::Missing { folder: self.folder.clone(), what: format!("module {name}") };
+        let path = self.modules.get(&name).ok_or_else(missing)?;
+        if order.contains(path) {
+            return Ok(());
+        }
+        let module = fs::read(path).map_err(|source| PackageError::Cache { path: path.clone(), source })?;
+        for need in needs(&module) {
+            self.with_needs(&need, order)?;
+        }
+        order.push(path.clone());
+        Ok(())
     }
 }
 
-/// Has apt fetch `pin`'s file into `folder` and checks it.
-fn fetch(folder: &Path, pin: Pin) -> Result<PathBuf, PackageError> {
-    let wanted = format!("{}={}", pin.name, pin.version);
-    let download: [&OsStr; 2] = ["download".as_ref(), wanted.as_ref()];
-    if debian("apt-get", &download, folder).is_err() {
-        // A machine that never asked knows no packages.
-        debian("apt-get", &["update".as_ref()], folder)?;
-        debian("apt-get", &download, folder)?;
-    }
-    let missing = || PackageError::Missing { folder: folder.to_owned(), what: format!("file of {wanted}") };
-    let path = find(folder, &|name| name.ends_with(".deb"))?.ok_or_else(missing)?;
-    let bytes = fs::read(&path).map_err(|source| PackageError::Cache { path: path.clone(), source })?;
-    let found: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-    if found != pin.sha256 {
-        return Err(PackageError::Checksum { path, found, wanted: pin.sha256 });
-    }
-    Ok(path)
+/// What modules call each other: a file's name without its ending, with `_` for `-`.
+fn module_name(path: &Path) -> Option<String> {
+    let is_module = path.extension().is_some_and(|extension| extension == "ko");
+    is_module.then(|| path.file_stem().unwrap_or_default().to_string_lossy().replace('-', "_"))
 }
 
-fn debian(tool: &str, args: &[&OsStr], folder: &Path) -> Result<(), PackageError> {
-    let mut command = Command::new(tool);
-    command.args(args).current_dir(folder);
-    let failed = |said: String| PackageError::Tool { command: format!("{tool} {}", args[0].display()), said };
-    let output = command.output().map_err(|error| failed(error.to_string()))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+/// The modules that `module`'s section .modinfo says it depends on.
+fn needs(module: &[u8]) -> Vec<String> {
+    const WORD: &[u8] = b"\0depends=";
+    let Some(at) = module.windows(WORD.len()).position(|window| window == WORD) else {
+        return Vec::new();
+    };
+    let names = module[at + WORD.len()..].split(|byte| *byte == 0).next().unwrap_or_default();
+    let names = String::from_utf8_lossy(names);
+    names.split(',').filter(|name| !name.is_empty()).map(ToOwned::to_owned).collect()
 }
 
-/// The first file below `folder` whose name is as `wanted`.
-fn find(folder: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Option<PathBuf>, PackageError> {
+/// Every file below `folder`.
+fn list(folder: &Path, into: &mut Vec<PathBuf>) -> Result<(), PackageError> {
     let failed = |source| PackageError::Cache { path: folder.to_owned(), source };
     for entry in fs::read_dir(folder).map_err(failed)? {
         let entry = entry.map_err(failed)?;
-        let kind = entry.file_type().map_err(failed)?;
-        if kind.is_file() && wanted(&entry.file_name().to_string_lossy()) {
-            return Ok(Some(entry.path()));
-        }
-        if kind.is_dir()
-            && let Some(found) = find(&entry.path(), wanted)?
-        {
-            return Ok(Some(found));
+        if entry.file_type().map_err(failed)?.is_dir() {
+            list(&entry.path(), into)?;
+        } else {
+            into.push(entry.path());
         }
     }
-    Ok(None)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -205,11 +202,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_list_names_what_the_lane_takes() {
-        let names: Vec<&str> = pins().map(|pin| pin.name).collect();
-        for wanted in ["linux-image-", "-cloud-", "busybox-static"] {
-            assert!(names.iter().any(|name| name.contains(wanted)), "{names:?}");
-        }
-        assert!(pins().all(|pin| pin.sha256.len() == 64 && pin.version.contains('.')));
+    fn the_list_has_a_cloud_kernel_and_a_generic_one() {
+        let (cloud, generic) = kernels();
+        assert!(
+            cloud.starts_with("linux-image-") && generic.starts_with("linux-image-"),
+            "{cloud} {generic}"
+        );
+        assert_ne!(cloud, generic);
+    }
+
+    #[test]
+    fn a_modules_needs_are_read_from_its_information() {
+        assert_eq!(
+            needs(b"..\0license=GPL\0depends=virtio,virtio_ring\0intree=Y\0"),
+            ["virtio", "virtio_ring"]
+        );
+        assert!(needs(b"\0depends=\0name=x\0").is_empty());
+        assert!(needs(b"no module").is_empty());
+        assert_eq!(module_name(Path::new("kernel/drivers/virtio-rng.ko")), Some("virtio_rng".to_owned()));
+        assert_eq!(module_name(Path::new("modules.builtin")), None);
     }
 }

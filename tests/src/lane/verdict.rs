@@ -15,11 +15,30 @@ pub enum Step {
     PagestormBoots,
     /// It moves to another `vmm`, and every page is still there.
     PagestormMoves,
+    /// Debian's cloud kernel, as its package has it (a bzImage), comes to user space on two virtual CPUs.
+    CloudBoots,
+    /// Its `poweroff` ends `vmm` with exit code 0.
+    CloudPowersOff,
+    /// Debian's generic kernel comes to user space.
+    GenericBoots,
+    /// It moves to another `vmm` under load, and itself finds nothing wrong.
+    GenericMoves,
+    /// Its `poweroff` ends the `vmm` that it has moved to with exit code 0.
+    GenericPowersOff,
 }
 
 impl Step {
     /// Every step, in the order in which they come.
-    pub const ALL: [Self; 3] = [Self::Kvm, Self::PagestormBoots, Self::PagestormMoves];
+    pub const ALL: [Self; 8] = [
+        Self::Kvm,
+        Self::PagestormBoots,
+        Self::PagestormMoves,
+        Self::CloudBoots,
+        Self::CloudPowersOff,
+        Self::GenericBoots,
+        Self::GenericMoves,
+        Self::GenericPowersOff,
+    ];
 }
 
 /// How a step ended.

@@ -215,11 +215,27 @@ impl Vm {
         SelfCheck::parse(&line).expect("it was looked at")
     }
 
+    /// Types a line at the guest's serial port.
+    pub async fn type_line(&mut self, line: &str) {
+        self.input.write_all(format!("{line}\n").as_bytes()).await.expect("the serial port takes a line");
+        self.input.flush().await.expect("the serial port takes a line");
+    }
+
     /// The next line on the serial port that is as `wanted`.
     pub async fn line_that(&mut self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
+        self.line_within(what, limits::SELF_CHECK, wanted).await
+    }
+
+    /// The same for a guest that takes longer.
+    pub async fn line_within(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        wanted: impl Fn(&str) -> bool,
+    ) -> String {
         let Self { name, lines, .. } = self;
         let mut seen = Vec::new();
-        let found = timeout(limits::SELF_CHECK, async {
+        let found = timeout(limit, async {
             while let Some(line) = lines.recv().await {
                 if wanted(&line) {
                     return Some(line);

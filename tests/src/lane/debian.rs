@@ -1,0 +1,111 @@
+//! A guest with a stock Debian kernel and the test Linux' workloads, and what it says of itself.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::limits;
+use crate::real::{Host, Lab, Vm};
+
+/// Where the first level keeps kernels and their initramfs.
+const KERNELS: &str = "/kernels";
+/// What `tern-check` prints in the guest, before its JSON.
+const CHECK: &str = "tern: CHECK ";
+
+/// A guest to launch.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Debian {
+    /// The kernel's file.
+    pub(super) kernel: &'static str,
+    /// Its initramfs.
+    pub(super) initramfs: &'static str,
+    /// Virtual CPUs.
+    pub(super) cpus: u8,
+    /// What it does, as guest-images/linux/README.md names it.
+    pub(super) workloads: &'static str,
+}
+
+impl Debian {
+    /// `vmm run`; returns when the guest says READY.
+    pub(super) async fn launch(&self, lab: &Lab, host: &Host, name: &str) -> Vm {
+        let Self { kernel, initramfs, cpus, workloads } = self;
+        let file = |name: &str| OsString::from(Path::new(KERNELS).join(name));
+        // Quiet, because every character that the kernel says costs two levels of emulation; the guest looks at its log itself.
+        let words = format!("console=ttyS0 quiet panic=-1 rdinit=/guest-init tern.workload={workloads}");
+        let args = vec![
+            "run".into(),
+            "--name".into(),
+            name.into(),
+            "--kernel".into(),
+            file(kernel),
+            "--initramfs".into(),
+            file(initramfs),
+            "--cmdline".into(),
+            words.into(),
+            "--memory".into(),
+            format!("{}M", limits::GUEST_MIB).into(),
+            "--cpus".into(),
+            cpus.to_string().into(),
+        ];
+        let mut vm = Vm::start(lab, host, name, None, args);
+        vm.line_within("says READY", limits::BOOT, |line| line.contains("tern: READY")).await;
+        vm
+    }
+}
+
+/// The guest's verdict on itself.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Check {
+    ok: bool,
+    uptime_s: f64,
+    workloads: BTreeMap<String, Workload>,
+    warnings: u64,
+    warning_lines: Vec<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Workload {
+    rounds: u64,
+}
+
+/// Has the guest look at itself; panics if it finds anything wrong.
+pub(super) async fn check(vm: &mut Vm) -> Check {
+    vm.type_line("tern-check").await;
+    let line = vm.line_within("is the guest's check", limits::CHECK, |line| line.contains(CHECK)).await;
+    let (_, json) = line.split_once(CHECK).expect("it was looked for");
+    let check: Check = serde_json::from_str(json)
+        .unwrap_or_else(|error| panic!("the check cannot be read ({error}): {line}"));
+    assert!(check.ok, "the guest finds something wrong: {json}");
+    check
+}
+
+/// Powers the guest off from within, which must end its `vmm` well.
+pub(super) async fn power_off(vm: &mut Vm) -> String {
+    vm.type_line("poweroff -f").await;
+    vm.assert_ends_well().await;
+    "exit code 0".to_owned()
+}
+
+impl Check {
+    /// Panics unless time and every workload went on since `before`.
+    pub(super) fn assert_goes_on_from(&self, before: &Self) {
+        assert!(self.uptime_s >= before.uptime_s, "uptime went back: {self} after {before}");
+        for (name, workload) in &before.workloads {
+            let rounds = self.workloads.get(name).map(|now| now.rounds);
+            assert!(rounds > Some(workload.rounds), "{name} stands still: {self} after {before}");
+        }
+    }
+}
+
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "up {:.1} s, {} new warnings", self.uptime_s, self.warnings)?;
+        for (name, Workload { rounds }) in &self.workloads {
+            write!(f, ", {name} {rounds} rounds")?;
+        }
+        self.warning_lines.iter().try_for_each(|line| write!(f, "; {line}"))
+    }
+}
