@@ -133,6 +133,7 @@ async fn generic(lab: &Lab) -> Option<()> {
 /// It writes as much as a CPU emulated twice can send on.
 fn quiet_pagestorm() -> Guest {
     let mut guest = Guest::default();
-    guest.options.rate_pps = 200;
+    guest.options.rate_pps = 100;
+    guest.options.ws_bytes = 4 << 20;
     guest
 }
