@@ -2,7 +2,7 @@
 //!
 //! [`machine`] assembles a VM from [`kvm`], [`boot`], [`memory`] and [`devices`], runs it and pauses it; [`control`] is the
 //! socket that operators talk to; [`migrate`] drives the pure protocol core over a real connection; [`process`] is the life of
-//! one process around them, and [`cli`] its command line.
+//! one process around them, and [`cli`] its command line. [`snapshot`] writes a VM into a directory and makes a VM of it.
 
 pub mod boot;
 pub mod cli;
@@ -15,3 +15,4 @@ pub mod machine;
 pub mod memory;
 pub mod migrate;
 pub mod process;
+pub mod snapshot;

@@ -103,6 +103,28 @@ const _: () = assert!(BLOCK_SEGMENTS as usize + 2 <= CHAIN_DESCRIPTORS_MAX);
 const _: () = assert!(DEVICES_MAX <= STATE_DEVICES_MAX);
 const _: () =
     assert!(DEVICE_STATE_MAX_BYTES + DEVICE_NAME_BYTES + QUEUES_MAX * 64 + 256 < STATE_DEVICE_MAX_BYTES);
+/// The longest name of a snapshot, bytes.
+pub const SNAPSHOT_NAME_BYTES: usize = 64;
+/// The most pages of one pack: 1 GiB. A bigger snapshot has several.
+pub const PACK_PAGES_MAX: u32 = 1 << 18;
+/// Pages gathered before they are written to a pack: 1 MiB.
+pub const PACK_BUFFER_PAGES: usize = 256;
+/// The most packs that one snapshot refers to; a directory may have half as many before its pages are no longer looked up.
+pub const SNAPSHOT_PACKS_MAX: usize = 1 << 15;
+/// Pages that a worker reads and names, or reads and verifies, at once: 1 MiB.
+pub const SNAPSHOT_BATCH_PAGES: usize = 256;
+/// Batches that wait for the one thread that looks them up and writes them.
+pub const SNAPSHOT_BATCHES: usize = 8;
+/// What is left of a running VM's memory is taken while it stands still when it is no more than this: 4 MiB.
+pub const SNAPSHOT_STILL_PAGES: u64 = 1024;
+/// The most walks over a running VM's memory before it is made to stand still.
+pub const SNAPSHOT_ROUNDS_MAX: u32 = 8;
+/// The longest description of a machine in a snapshot, bytes.
+pub const SNAPSHOT_DESCRIPTION_BYTES: u64 = 1 << 20;
+/// The longest manifest, bytes: a name and a run for every page of the biggest VM.
+pub const MANIFEST_MAX_BYTES: u64 = (MEMORY_MAX_BYTES >> 12) * 64 + (1 << 20);
+
+const _: () = assert!((PACK_PAGES_MAX as u64) * (SNAPSHOT_PACKS_MAX as u64) / 2 > MEMORY_MAX_BYTES >> 12);
 const _: () = assert!(LOW_RAM_END.is_multiple_of(MEMORY_GRANULE_BYTES));
 const _: () = assert!(
     CPUS_MAX as usize * (STATE_ENTRIES_MAX * 64 + 16_384 + STATE_XSAVE_MAX_BYTES)

@@ -146,6 +146,8 @@ pub enum MachineError {
 struct Still {
     /// The paravirtual clock to go on from, nanoseconds.
     clock_ns: Option<u64>,
+    /// The first virtual CPU's time-stamp counter to go on from.
+    tsc: Option<u64>,
 }
 
 /// A VM with its threads. Shared as `Arc<Machine>`; every method may be called from any thread.
@@ -301,6 +303,9 @@ impl Machine {
             RunState::Created | RunState::Paused => {}
         }
         self.devices.claim()?;
+        if let Some(tsc) = still.tsc.take() {
+            self.set_back_tsc(tsc)?;
+        }
         if let Some(clock_ns) = still.clock_ns {
             state::set_clock(self.vm.fd(), clock_ns)?;
             for vcpu in self.threads.vcpus() {
@@ -312,6 +317,16 @@ impl Machine {
         self.leave_for(RunState::Running)?;
         self.devices.set_running(true);
         self.threads.run();
+        Ok(())
+    }
+
+    /// The counters go on from where they stood: before the paravirtual clock is set, which counts by them.
+    fn set_back_tsc(&self, tsc: u64) -> Result<(), MachineError> {
+        let Some(first) = self.threads.vcpus().first() else { return Ok(()) };
+        let passed = state::tsc(lock(first).fd())?.wrapping_sub(tsc);
+        for vcpu in self.threads.vcpus() {
+            state::set_back_tsc(lock(vcpu).fd(), passed)?;
+        }
         Ok(())
     }
 
@@ -329,6 +344,8 @@ impl Machine {
         self.threads.park();
         self.devices.set_running(false);
         still.clock_ns = Some(state::clock(self.vm.fd())?);
+        let first = self.threads.vcpus().first();
+        still.tsc = first.map(|vcpu| state::tsc(lock(vcpu).fd())).transpose()?;
         self.leave_for(RunState::Paused)
     }
 
@@ -431,16 +448,15 @@ impl Machine {
             .collect::<Result<_, _>>()?;
         let clock_ns = still.clock_ns.map_or_else(|| state::clock(self.vm.fd()), Ok)?;
         let chips = ChipState::save(self.vm.fd())?;
-        Ok(state_bytes::encode(&MachineState {
-            clock_ns,
-            chips,
-            serial: self.devices.serial().state(),
-            devices: self.devices.save_virtio(),
-            vcpus,
-        }))
+        let serial = self.devices.serial().state();
+        let mut state = MachineState { clock_ns, chips, serial, devices: self.devices.save_virtio(), vcpus };
+        if let Some(tsc) = still.tsc {
+            state.set_back_tsc(tsc);
+        }
+        Ok(state_bytes::encode(&state))
     }
 
-    /// Puts saved state into a machine that has not run here.
+    /// Puts saved state into a machine that has not run here; it is paused then.
     ///
     /// KVM may write guest memory as it takes the state (the guest's wall clock): compare memory before this, not after.
     /// # Errors
@@ -471,8 +487,8 @@ impl Machine {
             .map_err(|source| DeviceError::SerialSetup { step: "its saved state", source })?;
         self.devices.load_virtio(&saved.devices)?;
         // Not now but when it runs: until then no guest time passes.
-        still.clock_ns = Some(saved.clock_ns);
-        Ok(())
+        (still.clock_ns, still.tsc) = (Some(saved.clock_ns), saved.tsc());
+        self.leave_for(RunState::Paused)
     }
 
     fn must_stand_still(&self) -> Result<(), MachineError> {

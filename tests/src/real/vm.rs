@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use vmm::control::api::{VmState, VmStatus};
 use vmm::control::client::{Client, ClientError};
 
+use super::lab::{Said, run};
 use super::{Host, Lab, Process, binaries, limits, until};
 
 /// A guest to launch: pagestorm in so much memory, with such a command line.
@@ -60,6 +61,11 @@ pub struct Vm {
 impl Vm {
     /// `vmm run`: launches `guest` on `host` and waits until its heart beats and it says that it is ready.
     pub async fn launch(lab: &Lab, host: &Host, name: &str, guest: &Guest) -> Self {
+        Self::launch_by(lab, host, name, guest, &[]).await
+    }
+
+    /// The same by another program, which ends by running what follows its arguments: `prlimit`, for one.
+    pub async fn launch_by(lab: &Lab, host: &Host, name: &str, guest: &Guest, by: &[&str]) -> Self {
         let mut args: Vec<OsString> = ["run", "--name", name, "--kernel"].map(Into::into).into();
         args.push(lab.kernel().into());
         args.extend(["--cmdline".into(), guest.options.to_string().into()]);
@@ -68,10 +74,71 @@ impl Vm {
             // The lab's paths have no commas.
             args.extend(["--load".into(), format!("file={},addr={addr:#x}", file.display()).into()]);
         }
-        let mut vm = Self::start(lab, host, name, guest.site.as_deref(), args);
+        let mut vm = match by {
+            [] => Self::start(lab, host, name, guest.site.as_deref(), args),
+            [program, words @ ..] => {
+                let mut all: Vec<OsString> = words.iter().map(Into::into).collect();
+                all.push(binaries::path("vmm").into());
+                all.extend(args);
+                Self::start_program(lab, host, name, guest.site.as_deref(), Path::new(program), all)
+            }
+        };
         vm.line_that("says that the guest is ready", |line| line.starts_with("pagestorm: ready")).await;
         vm.beats().await;
         vm
+    }
+
+    /// `vmm restore`: makes a VM of a snapshot in `from`, with `more` options; waits until it answers.
+    pub async fn restore(lab: &Lab, host: &Host, name: &str, from: &Path, more: &[&str]) -> Self {
+        Self::restore_of(lab, host, name, from, more, None).await
+    }
+
+    /// The same with a site's peer.
+    pub async fn restore_at(
+        lab: &Lab,
+        host: &Host,
+        name: &str,
+        from: &Path,
+        more: &[&str],
+        site: &Path,
+    ) -> Self {
+        Self::restore_of(lab, host, name, from, more, Some(site)).await
+    }
+
+    async fn restore_of(
+        lab: &Lab,
+        host: &Host,
+        name: &str,
+        from: &Path,
+        more: &[&str],
+        site: Option<&Path>,
+    ) -> Self {
+        let mut args: Vec<OsString> = vec!["restore".into(), "--from".into(), from.into()];
+        args.extend(more.iter().map(Into::into));
+        let mut vm = Self::start(lab, host, name, site, args);
+        vm.wait_for("it is restored", limits::START, |status| {
+            matches!(status.state, VmState::Running | VmState::Paused)
+        })
+        .await;
+        vm
+    }
+
+    /// `vmm restore` of the newest snapshot in `from`, which is expected to end by itself.
+    pub async fn refused_restore(lab: &Lab, from: &Path) -> Said {
+        let mut args: Vec<OsString> = vec!["restore".into(), "--from".into(), from.into()];
+        args.extend(["--control".into(), lab.fresh("refused.sock").into(), "--serial".into(), "off".into()]);
+        args.extend(["--identity".into(), lab.dir().join("refused.key").into()]);
+        run("vmm", &args).await
+    }
+
+    /// `vmm snapshot --json`, as an operator types it.
+    pub async fn snapshot(&self, to: &Path, name: Option<&str>) -> Said {
+        let mut args: Vec<OsString> = vec!["snapshot".into(), "--json".into(), "--to".into(), to.into()];
+        args.extend(["--control".into(), self.control.clone().into()]);
+        if let Some(name) = name {
+            args.extend(["--name".into(), name.into()]);
+        }
+        run("vmm", &args).await
     }
 
     /// `vmm receive`: waits for a VM on `host`.

@@ -35,7 +35,7 @@ fn print_status(control: &Control, status: &VmStatus) -> Result<ExitCode, CliErr
     Ok(ExitCode::SUCCESS)
 }
 
-fn print_answer(
+pub(super) fn print_answer(
     control: &Control,
     answer: &impl Serialize,
     text: impl FnOnce() -> String,

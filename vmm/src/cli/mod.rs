@@ -6,6 +6,7 @@ mod commands;
 mod devices;
 mod parse;
 mod show;
+mod snapshot;
 
 use std::error::Error as _;
 use std::io::{IsTerminal, Write};
@@ -28,12 +29,12 @@ use crate::process::{self, Ending, ProcessError};
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0  done; `run` and `receive`: the guest powered off, an operator stopped the VM, or it runs at a migration's destination
+  0  done; `run`, `receive` and `restore`: the guest powered off, an operator stopped the VM, or it runs at a migration's destination
   1  something failed, and standard error says what and what to do
   2  the command line is wrong
-  3  `run` and `receive`: the guest or KVM failed; registers and instruction bytes are in the log
+  3  `run`, `receive` and `restore`: the guest or KVM failed; registers and instruction bytes are in the log
   4  `migrate`: the VM still runs here, and standard error says why
-  5  `migrate`: in doubt, the VM stands still here and may run there; `run` and `receive`: ended by a second signal while in doubt";
+  5  `migrate`: in doubt, the VM stands still here and may run there; `run`, `receive` and `restore`: ended by a second signal while in doubt";
 
 /// The KVM monitor: one process a VM.
 #[derive(Debug, Parser)]
@@ -49,6 +50,10 @@ enum Command {
     Run(Box<Run>),
     /// Wait for a VM from another host; prints the ticket that `vmm migrate --to` takes
     Receive(Box<Receive>),
+    /// Write a VM into a directory while it goes on running
+    Snapshot(snapshot::Take),
+    /// Make a VM of a snapshot and stay until it has ended or runs elsewhere
+    Restore(Box<snapshot::Restore>),
     /// Show what a VM is doing
     Status(Control),
     /// Let the virtual CPUs stand still
@@ -226,6 +231,10 @@ enum CliError {
     NoHome,
     #[error("cannot write to standard output")]
     Output(#[source] std::io::Error),
+    #[error("cannot make {} an absolute path", .0.display())]
+    Path(PathBuf, #[source] std::io::Error),
+    #[error("{} is not UTF-8, and the control socket speaks JSON: choose another path", .0.display())]
+    NotText(PathBuf),
     #[error("cannot start the runtime")]
     Runtime(#[source] std::io::Error),
     #[error("the answer cannot be written as JSON")]
@@ -252,6 +261,8 @@ async fn dispatch(command: Command) -> Result<ExitCode, CliError> {
         Command::Receive(options) => receive(*options).await,
         Command::Identity(identity) => print_identity(&identity),
         Command::CpuBaseline(options) => print_baseline(&options.files),
+        Command::Snapshot(options) => snapshot::take(options).await,
+        Command::Restore(options) => snapshot::restore(*options).await,
         Command::Status(control) => commands::status(&control).await,
         Command::Pause(control) => commands::operate(&control, "pause").await,
         Command::Resume(control) => commands::operate(&control, "resume").await,
@@ -442,6 +453,9 @@ mod tests {
             "vmm receive --control c",
             "vmm receive --control c --listen nowhere",
             "vmm resolve --control c",
+            "vmm snapshot --control c",
+            "vmm snapshot --control c --to d --name ../x",
+            "vmm restore --control c",
             "vmm resolve --control c --run-here --let-go",
             "vmm migrate --control c",
             "vmm migrate --control c --to x --downtime 0",

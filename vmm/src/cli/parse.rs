@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::config::{BootProtocol, CpuChoice, Level, Load, Serial};
 use crate::limits;
+use crate::snapshot::is_name;
 
 /// Why a value was refused. Clap puts the option's name in front.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -223,6 +224,16 @@ pub(super) fn name(given: &str) -> Result<String, ParseError> {
     Ok(given.to_owned())
 }
 
+/// A snapshot's name.
+pub(super) fn snapshot_name(given: &str) -> Result<String, ParseError> {
+    if is_name(given) {
+        return Ok(given.to_owned());
+    }
+    let most = limits::SNAPSHOT_NAME_BYTES;
+    let bound = format!("1 to {most} letters, digits, `.`, `_` and `-`, no `.` in front");
+    Err(ParseError::Bound { what: "the name", bound })
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -328,6 +339,10 @@ mod tests {
         assert_eq!(name("web-1"), Ok("web-1".to_owned()));
         for given in ["", "a\nb", &"x".repeat(limits::NAME_BYTES + 1)] {
             assert!(name(given).is_err(), "{given}");
+        }
+        assert_eq!(snapshot_name("before-upgrade_1.2"), Ok("before-upgrade_1.2".to_owned()));
+        for given in ["", ".", "..", ".a", "a/b", "a b", "ä", &"x".repeat(limits::SNAPSHOT_NAME_BYTES + 1)] {
+            assert!(snapshot_name(given).is_err(), "{given}");
         }
     }
 

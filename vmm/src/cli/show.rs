@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use crate::control::api::VmStatus;
 use crate::migrate::report::{Phase, Progress, Report, Rungs};
+use crate::snapshot::SnapshotReport;
 
 /// Lines of `name  value`.
 struct Table(String);
@@ -111,6 +112,20 @@ pub(super) fn report(report: &Report) -> String {
     if report.site_timeouts > 0 {
         table.row("time-outs", report.site_timeouts);
     }
+    table.0
+}
+
+pub(super) fn snapshot(report: &SnapshotReport) -> String {
+    let SnapshotReport { to, name, pages_total, pages_zero, pages_present, pages_written, .. } = report;
+    let mut table = Table(String::new());
+    table.row("snapshot", format_args!("{name} in {to}"));
+    table.row("pages", pages_total);
+    table.row("zero", pages_zero);
+    table.row("present", pages_present);
+    table.row("written", format_args!("{pages_written}, {} in all", bytes(report.bytes_written)));
+    table.row("rounds", report.rounds);
+    table.row("pause", format_args!("{:.1} ms", report.pause_ms));
+    table.row("total", format_args!("{:.0} ms", report.total_ms));
     table.0
 }
 

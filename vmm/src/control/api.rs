@@ -114,6 +114,17 @@ pub struct MigrateRequest {
     pub bandwidth_bits: Option<u64>,
 }
 
+/// `POST /v1/vm/snapshot`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotRequest {
+    /// The directory, as an absolute path; it is made if it is not there.
+    pub to: String,
+    /// The snapshot's name there; none takes the next number.
+    #[serde(default)]
+    pub name: Option<String>,
+}
+
 /// Milliseconds of downtime that a migration may take where the operator says nothing.
 pub const DEFAULT_DOWNTIME_MS: u64 = 300;
 

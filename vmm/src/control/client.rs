@@ -15,11 +15,12 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::control::api::{
-    ErrorBody, ErrorDetail, Event, MigrateRequest, MigrationStatus, ResolveRequest, VmStatus,
+    ErrorBody, ErrorDetail, Event, MigrateRequest, MigrationStatus, ResolveRequest, SnapshotRequest, VmStatus,
 };
 use crate::control::socket::{SocketError, check_path};
 use crate::limits::{CLIENT_ANSWER, EVENT_LINE_BYTES, RESPONSE_BODY_BYTES};
 use crate::migrate::report::Report;
+use crate::snapshot::SnapshotReport;
 
 /// Why a request came to nothing.
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +86,13 @@ impl Client {
     /// If nobody answers, or the state does not allow it.
     pub async fn operate(&self, operation: &str) -> Result<VmStatus, ClientError> {
         self.call(Method::PUT, &format!("/v1/vm/{operation}"), None::<&()>, Some(CLIENT_ANSWER)).await
+    }
+
+    /// `POST /v1/vm/snapshot`: returns when it is whole, however long that takes.
+    /// # Errors
+    /// Why there is no new snapshot; the VM is as it was.
+    pub async fn snapshot(&self, request: &SnapshotRequest) -> Result<SnapshotReport, ClientError> {
+        self.call(Method::POST, "/v1/vm/snapshot", Some(request), None).await
     }
 
     /// `POST /v1/migration`: returns at the migration's end, however long that takes.

@@ -20,12 +20,13 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::control::api::{
-    ErrorBody, ErrorDetail, MigrateRequest, MigrationStatus, ResolveRequest, VmStatus,
+    ErrorBody, ErrorDetail, MigrateRequest, MigrationStatus, ResolveRequest, SnapshotRequest, VmStatus,
 };
 use crate::control::metrics;
 use crate::limits::{CONTROL_CONNECTIONS, REQUEST_BODY_BYTES};
 use crate::migrate::report::Report;
 use crate::process::{Process, ProcessError};
+use crate::snapshot::SnapshotReport;
 
 /// One operation of the socket. `docs/openapi.yaml` describes each; a test compares the two.
 #[derive(Debug)]
@@ -43,6 +44,7 @@ pub const ROUTES: &[Route] = &[
     Route { method: "PUT", path: "/v1/vm/pause", handler: || put(pause) },
     Route { method: "PUT", path: "/v1/vm/resume", handler: || put(resume) },
     Route { method: "PUT", path: "/v1/vm/stop", handler: || put(stop) },
+    Route { method: "POST", path: "/v1/vm/snapshot", handler: || post(snapshot) },
     Route { method: "GET", path: "/v1/migration", handler: || get(migration) },
     Route { method: "POST", path: "/v1/migration", handler: || post(migrate) },
     Route { method: "DELETE", path: "/v1/migration", handler: || delete(cancel) },
@@ -94,6 +96,10 @@ async fn resume(State(process): Shared) -> Answer<VmStatus> {
 async fn stop(State(process): Shared) -> Answer<VmStatus> {
     process.stop().await?;
     Ok(Json(process.status()))
+}
+
+async fn snapshot(State(process): Shared, Json(request): Json<SnapshotRequest>) -> Answer<SnapshotReport> {
+    Ok(Json(process.snapshot(request).await?))
 }
 
 async fn migration(State(process): Shared) -> Answer<MigrationStatus> {

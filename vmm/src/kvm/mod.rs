@@ -82,6 +82,18 @@ pub enum KvmError {
         /// Its saved value.
         value: u64,
     },
+    /// The saved VM's counter has another rate, and its guest relies on it.
+    #[error(
+        "the VM's time-stamp counter runs at {saved_khz} kHz and this host's at {here_khz} kHz, its KVM cannot scale it, and the guest was shown \
+         a counter of constant rate (CPUID 0x80000007): its clock would drift; use a host whose rate differs by less than 250 ppm or whose \
+         processor scales the counter"
+    )]
+    TscRate {
+        /// Saved.
+        saved_khz: u64,
+        /// Here.
+        here_khz: u64,
+    },
     /// More vector state than there is room for.
     #[error(
         "the VM's vector state has {bytes} bytes and there is room for {most}: a processor with fewer vector registers cannot take it"

@@ -3,7 +3,13 @@
 //! The order matters in both directions (found in KVM's source and proven by moving guests):
 //! - MP_STATE is read first, for reading it settles pending start-up events; VCPU_EVENTS last.
 //! - CPUID before everything that it governs. SREGS before LAPIC, for they hold the APIC's mode. LAPIC before MSRS, or the
-//!   TSC-deadline timer never fires again. REGS clear pending exceptions, so VCPU_EVENTS come after them.
+//!   TSC-deadline timer never fires again; within them the deadline comes last, for it counts by the others. REGS clear pending
+//!   exceptions, so VCPU_EVENTS come after them.
+//!
+//! No guest time passes while a machine stands still, is saved, or travels. The paravirtual clock (KVM_SET_CLOCK) and the time-stamp
+//! counters (KVM_VCPU_TSC_OFFSET, by the same difference on each virtual CPU, so that they stay in step) go on from where they
+//! stood at the pause, whichever of them the guest takes for its clock. A KVM without control over the counter lets it run on, which a
+//! guest with the paravirtual clock does not see.
 
 use kvm_bindings::{
     CpuId, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES, Msrs,
@@ -63,6 +69,14 @@ pub(crate) struct VcpuState {
     pub(crate) events: kvm_vcpu_events,
 }
 
+/// IA32_TIME_STAMP_COUNTER and IA32_TSC_DEADLINE (Intel SDM volume 4, table 2-2).
+const MSR_TSC: u32 = 0x10;
+const MSR_TSC_DEADLINE: u32 = 0x6e0;
+
+/// CPUID 0x80000007: EDX bit 8 says that the counter's rate never changes, which makes Linux prefer it to the paravirtual clock.
+const ADVANCED_POWER_MANAGEMENT: u32 = 0x8000_0007;
+const INVARIANT_TSC: u32 = 1 << 8;
+
 const CHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC];
 
 /// How far apart two hosts' TSC rates may be without scaling, parts per million: what NTP corrects.
@@ -98,7 +112,41 @@ pub(crate) fn set_clock(vm: &VmFd, clock_ns: u64) -> Result<(), KvmError> {
     vm.set_clock(&clock).map_err(call("KVM_SET_CLOCK"))
 }
 
+/// A virtual CPU's time-stamp counter as its guest would read it now.
+pub(crate) fn tsc(fd: &VcpuFd) -> Result<u64, KvmError> {
+    let mut msr = Msrs::from_entries(&[kvm_msr_entry { index: MSR_TSC, ..Default::default() }])
+        .expect("one entry is within the bound");
+    fd.get_msrs(&mut msr).map_err(call("KVM_GET_MSRS"))?;
+    Ok(msr.as_slice()[0].data)
+}
+
+/// Has a virtual CPU's counter read `ticks` less than it would: those that passed while the machine stood still.
+pub(crate) fn set_back_tsc(fd: &VcpuFd, ticks: u64) -> Result<(), KvmError> {
+    match raw::tsc_offset(fd)? {
+        None => Ok(()),
+        Some(offset) => raw::set_tsc_offset(fd, offset.wrapping_sub(ticks)),
+    }
+}
+
+impl MachineState {
+    /// The first virtual CPU's time-stamp counter.
+    pub(crate) fn tsc(&self) -> Option<u64> {
+        self.vcpus.first().and_then(VcpuState::tsc)
+    }
+
+    /// Sets the counters back to what they were when the first one read `tsc`: at the pause, and not when the state was taken.
+    pub(crate) fn set_back_tsc(&mut self, tsc: u64) {
+        let Some(ticks) = self.tsc().map(|now| now.wrapping_sub(tsc)) else { return };
+        let msrs = self.vcpus.iter_mut().flat_map(|vcpu| &mut vcpu.msrs);
+        msrs.filter(|msr| msr.index == MSR_TSC).for_each(|msr| msr.data = msr.data.wrapping_sub(ticks));
+    }
+}
+
 impl VcpuState {
+    fn tsc(&self) -> Option<u64> {
+        self.msrs.iter().find(|msr| msr.index == MSR_TSC).map(|msr| msr.data)
+    }
+
     pub(crate) fn save(kvm: &Kvm, fd: &VcpuFd) -> Result<Self, KvmError> {
         let mp_state = fd.get_mp_state().map_err(call("KVM_GET_MP_STATE"))?;
         let regs = fd.get_regs().map_err(call("KVM_GET_REGS"))?;
@@ -134,7 +182,10 @@ impl VcpuState {
         fd.set_xcrs(&self.xcrs).map_err(call("KVM_SET_XCRS"))?;
         fd.set_debug_regs(&self.debug).map_err(call("KVM_SET_DEBUGREGS"))?;
         fd.set_lapic(&self.lapic).map_err(call("KVM_SET_LAPIC"))?;
-        load_msrs(fd, &self.msrs)?;
+        let (deadline, others): (Vec<_>, Vec<_>) =
+            self.msrs.iter().copied().partition(|msr| msr.index == MSR_TSC_DEADLINE);
+        load_msrs(fd, &others)?;
+        load_msrs(fd, &deadline)?;
         fd.set_vcpu_events(&self.events).map_err(call("KVM_SET_VCPU_EVENTS"))
     }
 
@@ -143,15 +194,21 @@ impl VcpuState {
         if saved == 0 || here == 0 || saved.abs_diff(here) * 1_000_000 <= here * TSC_TOLERANCE_PPM {
             return Ok(());
         }
-        if !kvm.check_extension(Cap::TscControl) {
-            tracing::warn!(
-                saved_khz = saved,
-                here_khz = here,
-                "this host cannot give the VM's time-stamp counter its old rate: guests must not use it as their clock"
-            );
-            return Ok(());
+        if kvm.check_extension(Cap::TscControl) {
+            return fd.set_tsc_khz(self.tsc_khz).map_err(call("KVM_SET_TSC_KHZ"));
         }
-        fd.set_tsc_khz(self.tsc_khz).map_err(call("KVM_SET_TSC_KHZ"))
+        let invariant =
+            |e: &kvm_cpuid_entry2| e.function == ADVANCED_POWER_MANAGEMENT && e.edx & INVARIANT_TSC != 0;
+        if self.cpuid.iter().any(invariant) {
+            return Err(KvmError::TscRate { saved_khz: saved, here_khz: here });
+        }
+        tracing::warn!(
+            saved_khz = saved,
+            here_khz = here,
+            "this host cannot give the VM's time-stamp counter its old rate; it was never told that the rate does not change, and keeps time \
+             by the paravirtual clock"
+        );
+        Ok(())
     }
 }
 
@@ -200,4 +257,39 @@ fn accept_refusal(fd: &VcpuFd, refused: &kvm_msr_entry) -> Result<(), KvmError> 
         return Ok(());
     }
     Err(KvmError::Msr { index: refused.index, value: refused.data })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_set_back_together() {
+        let msr = |index, data| kvm_msr_entry { index, data, ..Default::default() };
+        let vcpu = |tsc| VcpuState {
+            cpuid: Vec::new(),
+            tsc_khz: 0,
+            mp_state: Default::default(),
+            regs: Default::default(),
+            sregs: Default::default(),
+            pdptrs: None,
+            xsave: Vec::new(),
+            xcrs: Default::default(),
+            debug: Default::default(),
+            lapic: Default::default(),
+            msrs: vec![msr(0x174, 7), msr(MSR_TSC, tsc), msr(MSR_TSC_DEADLINE, 9_000)],
+            events: Default::default(),
+        };
+        let mut state = MachineState {
+            clock_ns: 0,
+            chips: ChipState { irqchips: Default::default(), pit: Default::default() },
+            serial: SerialState::default(),
+            devices: Vec::new(),
+            vcpus: vec![vcpu(5_000), vcpu(5_010)],
+        };
+        state.set_back_tsc(1_000);
+        let counters: Vec<_> = state.vcpus.iter().filter_map(VcpuState::tsc).collect();
+        assert_eq!(counters, [1_000, 1_010]);
+        assert!(state.vcpus.iter().all(|vcpu| vcpu.msrs[0].data == 7 && vcpu.msrs[2].data == 9_000));
+    }
 }

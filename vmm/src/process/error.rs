@@ -7,6 +7,7 @@ use crate::control::api::{ErrorDetail, VmState};
 use crate::control::socket::SocketError;
 use crate::machine::MachineError;
 use crate::migrate::MigrateError;
+use crate::snapshot::SnapshotError;
 
 /// Errors of [`super::Process`].
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +56,18 @@ pub enum ProcessError {
         /// What to do.
         advice: &'static str,
     },
+    /// A snapshot is being written.
+    #[error("cannot {operation}: a snapshot of the VM is being written; wait for its end")]
+    Busy {
+        /// What was asked.
+        operation: &'static str,
+    },
+    /// The snapshot could not be taken.
+    #[error("there is no new snapshot")]
+    Snapshot(#[source] SnapshotError),
+    /// No VM could be made of a snapshot.
+    #[error("the snapshot cannot be restored")]
+    Restore(#[source] SnapshotError),
     /// No migration.
     #[error("there is no migration to {0}")]
     NoMigration(&'static str),
@@ -85,11 +98,14 @@ impl ProcessError {
             // Whatever else ends a migration stands at the other end or on the way to it.
             Self::Migration(_) => 502,
             Self::InDoubt => 504,
+            Self::Busy { .. } => 409,
+            Self::Snapshot(error) => error.http_status(),
             Self::Socket(_)
             | Self::Machine(_)
             | Self::Migrate(_)
             | Self::Site { .. }
             | Self::Io { .. }
+            | Self::Restore(_)
             | Self::Task(_) => 500,
         }
     }
@@ -104,11 +120,14 @@ impl ProcessError {
             Self::TooLate(_) => "too_late",
             Self::Migration(error) => error.code(),
             Self::InDoubt => "in_doubt",
+            Self::Busy { .. } => "busy",
+            Self::Snapshot(error) => error.code(),
             Self::Socket(_)
             | Self::Machine(_)
             | Self::Migrate(_)
             | Self::Site { .. }
             | Self::Io { .. }
+            | Self::Restore(_)
             | Self::Task(_) => "internal",
         };
         ErrorDetail { code: code.to_owned(), message: self.chain() }

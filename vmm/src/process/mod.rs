@@ -12,16 +12,19 @@
 //!                          in_doubt ─────────────────────────────────────┘
 //!                             └── run here ──► running
 //!
+//!  vmm restore ─► running, or paused, and on as above
+//!
 //!  vmm receive ─► receiving ── Commit ──► running, and on as above
 //!                     │  ▲ dropped
 //!  Ready said, source ▼  │
 //!         lost     in_doubt ── run here ──► running
 //! ```
 //! The state is never stored: [`Process::state`] derives it from the machine, the migration and the endpoint, which each know their own
-//! part. This file has the operations; [`run`] has the wiring, the watchers and the end.
+//! part. This file has the operations; [`snapshots`] has those with snapshots; [`run`] has the wiring, the watchers and the end.
 
 mod error;
 mod run;
+mod snapshots;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -31,6 +34,7 @@ use tokio::sync::watch;
 
 pub use error::ProcessError;
 pub use run::{Common, receive, run};
+pub use snapshots::{RestoreOptions, restore};
 
 use crate::control::api::{MigrateRequest, MigrationStatus, VmState, VmStatus};
 use crate::control::events::Events;
@@ -95,6 +99,8 @@ struct Stage {
     machine: Option<Arc<Machine>>,
     /// The running or last migration away.
     migration: Option<Migration>,
+    /// Whether a snapshot is being written: it has the dirty log, and pauses the VM itself.
+    snapshot: bool,
 }
 
 /// A migration away, followed by a task that publishes its end.
@@ -319,6 +325,9 @@ impl Process {
     /// The machine, if it is here and nothing else is busy with it.
     fn machine_at_rest(&self, operation: &'static str) -> Result<Arc<Machine>, ProcessError> {
         let stage = self.stage();
+        if stage.snapshot {
+            return Err(ProcessError::Busy { operation });
+        }
         let (state, _) = stage.state();
         match state {
             VmState::InDoubt | VmState::Receiving | VmState::Migrating | VmState::Stopped => {

@@ -41,13 +41,7 @@ pub async fn run(common: &Common, config: VmConfig) -> Result<Ending, ProcessErr
     let signals = Signals::new()?;
     let (socket, process) = start(common).await?;
     let machine = tokio::task::spawn_blocking(move || Machine::launch(&config)).await??;
-    if let (Some(client), Some(path)) = (&process.site, &common.site) {
-        let registration = register(client, &machine).await.map_err(|error| site_error(path, error))?;
-        process.clone().keep_while_here(registration);
-    }
-    process.adopt(&machine);
-    let started = Arc::clone(&machine);
-    tokio::task::spawn_blocking(move || started.resume()).await??;
+    process.take_over(common, machine, true).await?;
     process.serve(socket, signals).await
 }
 
@@ -77,7 +71,7 @@ pub async fn receive(
 }
 
 /// The socket comes first: whoever starts a second process on it learns so before anything else happens.
-async fn start(common: &Common) -> Result<(ControlSocket, Arc<Process>), ProcessError> {
+pub(super) async fn start(common: &Common) -> Result<(ControlSocket, Arc<Process>), ProcessError> {
     let socket = ControlSocket::bind(&common.control)?;
     let (identity, keys) = (common.identity.clone(), common.authorized_keys.clone());
     let host = tokio::task::spawn_blocking(move || HostIdentity::load_or_create(&identity, &keys))
@@ -92,7 +86,7 @@ async fn start(common: &Common) -> Result<(ControlSocket, Arc<Process>), Process
         host: Arc::new(host),
         site,
         events: Events::new(),
-        stage: Mutex::new(Stage { incoming: None, machine: None, migration: None }),
+        stage: Mutex::new(Stage { incoming: None, machine: None, migration: None, snapshot: false }),
         steps: tokio::sync::Mutex::new(()),
         ending: watch::channel(None).0,
         completed: AtomicU64::new(0),
@@ -122,6 +116,24 @@ async fn register(client: &dht::SiteClient, machine: &Machine) -> Result<dht::Re
 impl Process {
     pub(super) fn site_pages(&self) -> Option<Arc<dyn SitePages>> {
         self.site.clone().map(|site| Arc::new(site) as Arc<dyn SitePages>)
+    }
+
+    /// Offers a machine that was built here to the site, takes it as this process's own, and lets it run.
+    pub(super) async fn take_over(
+        self: &Arc<Self>,
+        common: &Common,
+        machine: Arc<Machine>,
+        run: bool,
+    ) -> Result<(), ProcessError> {
+        if let (Some(client), Some(path)) = (&self.site, &common.site) {
+            let registration = register(client, &machine).await.map_err(|error| site_error(path, error))?;
+            Arc::clone(self).keep_while_here(registration);
+        }
+        self.adopt(&machine);
+        if run {
+            tokio::task::spawn_blocking(move || machine.resume()).await??;
+        }
+        Ok(())
     }
 
     /// Takes a machine as this process's own, and watches it.
@@ -279,7 +291,7 @@ impl Process {
     }
 
     /// Answers the control socket until the process ends.
-    async fn serve(
+    pub(super) async fn serve(
         self: Arc<Self>,
         socket: ControlSocket,
         mut signals: Signals,
@@ -364,13 +376,13 @@ fn ticks() -> tokio::time::Interval {
 }
 
 /// SIGTERM and SIGINT.
-struct Signals {
+pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
-    fn new() -> Result<Self, ProcessError> {
+    pub(super) fn new() -> Result<Self, ProcessError> {
         let on =
             |kind| signal(kind).map_err(|source| ProcessError::Io { action: "watch for signals", source });
         Ok(Self { terminate: on(SignalKind::terminate())?, interrupt: on(SignalKind::interrupt())? })

@@ -125,9 +125,12 @@ fn every_schema_is_one_and_every_example_fits() {
     for (name, schema) in specification.document["components"]["schemas"].as_object().unwrap() {
         jsonschema::meta::validate(schema).unwrap_or_else(|error| panic!("{name}: {error}"));
     }
-    let post = &specification.document["paths"]["/v1/migration"]["post"]["requestBody"]["content"]["application/json"];
-    for (name, example) in post["examples"].as_object().unwrap() {
-        specification.validate(&post["schema"], &example["value"], name);
+    for path in ["/v1/migration", "/v1/vm/snapshot"] {
+        let post =
+            &specification.document["paths"][path]["post"]["requestBody"]["content"]["application/json"];
+        for (name, example) in post["examples"].as_object().unwrap() {
+            specification.validate(&post["schema"], &example["value"], name);
+        }
     }
 }
 
@@ -174,6 +177,8 @@ async fn every_operation_answers_as_the_file_says() {
     no_migration_yet(&mut file, &[&here, &there]).await;
     bad_bodies(&mut file, &here).await;
     unknown_operations(&file, &here).await;
+
+    snapshots(&mut file, &here, &there, &place).await;
 
     // A migration that cannot be: no VM to move, a ticket that is none, a VM that stands still.
     let request = json!({ "to": ticket });
@@ -232,6 +237,34 @@ async fn every_operation_answers_as_the_file_says() {
     assert_eq!(missing, [("POST".to_owned(), "/v1/migration/resolve".to_owned())]);
 }
 
+/// Of a VM that runs, of one that is paused, and where there can be none.
+async fn snapshots(file: &mut Specification, here: &Client, there: &Client, place: &Place) {
+    let path = "/v1/vm/snapshot";
+    let to = place.path("snapshots").to_str().unwrap().to_owned();
+    let named = json!({ "to": to, "name": "first" });
+    file.call(there, "POST", path, Some(&named), 409).await;
+    let report = file.call(here, "POST", path, Some(&named), 200).await;
+    assert_eq!((&report["to"], &report["name"]), (&json!(to), &json!("first")));
+    let taken = file.call(here, "POST", path, Some(&named), 409).await;
+    assert_eq!(taken["error"]["code"], "name_taken");
+    file.call(here, "PUT", "/v1/vm/pause", None, 200).await;
+    let report = file.call(here, "POST", path, Some(&json!({ "to": to })), 200).await;
+    assert_eq!((&report["name"], &report["pause_ms"]), (&json!("1"), &json!(0.0)));
+    file.call(here, "PUT", "/v1/vm/resume", None, 200).await;
+    for bad in [json!({ "to": "here" }), json!({ "to": to, "name": "a/b" }), json!({ "to": to, "name": "" })]
+    {
+        let refused = file.call(here, "POST", path, Some(&bad), 400).await;
+        assert_eq!(refused["error"]["code"], "bad_request", "{bad}");
+        let schema = file.request_schema("POST", path);
+        let schema = json!({ "components": file.document["components"], "allOf": [schema] });
+        assert!(!jsonschema::validator_for(&schema).unwrap().is_valid(&bad), "{bad}");
+    }
+    let file_in_the_way = place.path("file");
+    std::fs::write(&file_in_the_way, "").unwrap();
+    let refused = file.call(here, "POST", path, Some(&json!({ "to": file_in_the_way })), 500).await;
+    assert_eq!(refused["error"]["code"], "io");
+}
+
 async fn no_migration_yet(file: &mut Specification, clients: &[&Client]) {
     for client in clients {
         file.call(client, "GET", "/v1/metrics", None, 200).await;
@@ -245,7 +278,7 @@ async fn no_migration_yet(file: &mut Specification, clients: &[&Client]) {
 }
 
 async fn bad_bodies(file: &mut Specification, client: &Client) {
-    for path in ["/v1/migration", "/v1/migration/resolve"] {
+    for path in ["/v1/migration", "/v1/migration/resolve", "/v1/vm/snapshot"] {
         for (media, body, status) in [
             (Some("application/json"), "{".to_owned(), 400),
             (Some("application/json"), "[]".to_owned(), 400),
