@@ -417,7 +417,8 @@ mod tests {
         let mut store = Store::open(dir.path()).unwrap();
         assert!(entries(&dir.path().join("tmp")).unwrap().is_empty());
         assert_eq!(pack_files(dir.path(), "names").len(), 1, "names without pages mean nothing");
-        assert!(!store.is_old(place(&mut store, 9).pack));
+        let again = place(&mut store, 9);
+        assert!(!store.is_old(again.pack));
     }
 
     #[test]
@@ -438,8 +439,9 @@ mod tests {
         damaged[PAGE_SIZE + 7] ^= 1;
         fs::write(&pages[0], &damaged).unwrap();
         let mut store = Store::open(dir.path()).unwrap();
-        assert!(store.is_old(place(&mut store, 1).pack));
-        assert!(!store.is_old(place(&mut store, 2).pack), "written again");
+        let (good, bad) = (place(&mut store, 1), place(&mut store, 2));
+        assert!(store.is_old(good.pack));
+        assert!(!store.is_old(bad.pack), "written again");
         drop(store);
         for bad in [&whole[..PAGE_SIZE], &[]] {
             fs::write(&pages[0], bad).unwrap();
