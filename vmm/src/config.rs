@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+pub use crate::devices::virtio::net::Mac;
 pub use crate::kvm::cpu::{CpuChoice, Level};
 
 /// A VM to launch: `vmm run`'s options.
@@ -40,6 +41,19 @@ pub struct DeviceOptions {
     pub rng: Option<bool>,
     /// Disks, in the order in which the guest finds them.
     pub disks: Vec<DiskOptions>,
+    /// Network interfaces, in the order in which the guest finds them.
+    pub nets: Vec<NetOptions>,
+}
+
+/// A network interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetOptions {
+    /// The host's TAP interface.
+    pub tap: String,
+    /// The guest's address. Left open, a new VM's is random, and an arriving one keeps what it had.
+    pub mac: Option<Mac>,
+    /// A name for people. Left open, a new VM's is `net0`, `net1`, …, and an arriving one keeps what it had.
+    pub id: Option<String>,
 }
 
 /// A disk.

@@ -94,6 +94,12 @@ pub const BLOCK_DISCARD_SECTORS: u32 = 256 << 11;
 pub const BLOCK_WRITE_ZEROES_SECTORS: u32 = 2 << 11;
 /// The longest id of a disk, bytes: what a driver can ask for (virtio 1.2, 5.2.6).
 pub const DISK_ID_BYTES: usize = 20;
+/// The longest packet, bytes, with the 12 of its virtio header: Ethernet's header and 64 KiB that the receiver cuts into segments.
+pub const PACKET_MAX_BYTES: usize = 12 + 14 + 65_536;
+/// The shortest packet that a guest may send, bytes: Ethernet's header.
+pub const PACKET_MIN_BYTES: usize = 14;
+/// The longest id of a network device, bytes.
+pub const NET_ID_BYTES: usize = 32;
 /// What a guest can trigger is logged at most this often in [`LOG_PERIOD`].
 pub const LOG_BURST: u32 = 5;
 /// See [`LOG_BURST`].

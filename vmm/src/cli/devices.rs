@@ -3,8 +3,9 @@
 use clap::{Args, ValueEnum};
 
 use super::parse::{ParseError, fields};
-use crate::config::{DeviceOptions, DiskOptions};
-use crate::limits::DISK_ID_BYTES;
+use crate::config::{DeviceOptions, DiskOptions, NetOptions};
+use crate::devices::virtio::net::NoMac;
+use crate::limits::{DISK_ID_BYTES, NET_ID_BYTES};
 
 /// Virtio devices.
 #[derive(Debug, Args)]
@@ -16,6 +17,9 @@ pub(super) struct DeviceArgs {
     /// A raw file or block device as a disk (repeatable; the order counts): path=PATH[,readonly=on|off][,id=NAME][,direct=on|off]
     #[arg(long = "disk", value_name = "path=PATH,…", value_parser = disk)]
     disks: Vec<DiskOptions>,
+    /// A network interface on a TAP of the host (repeatable; the order counts): tap=NAME[,mac=MAC][,id=NAME]
+    #[arg(long = "net", value_name = "tap=NAME,…", value_parser = net)]
+    nets: Vec<NetOptions>,
 }
 
 /// On, or off.
@@ -30,7 +34,7 @@ pub(super) enum Switch {
 impl DeviceArgs {
     /// As the rest of the monitor knows them.
     pub(super) fn options(self) -> DeviceOptions {
-        DeviceOptions { rng: self.rng.map(|switch| switch == Switch::On), disks: self.disks }
+        DeviceOptions { rng: self.rng.map(|switch| switch == Switch::On), disks: self.disks, nets: self.nets }
     }
 }
 
@@ -52,6 +56,22 @@ fn disk(given: &str) -> Result<DiskOptions, ParseError> {
         id,
         direct: on_off(direct.as_deref())?,
     })
+}
+
+/// `tap=NAME[,mac=MAC][,id=NAME]`.
+fn net(given: &str) -> Result<NetOptions, ParseError> {
+    let [tap, mac, id] = fields(given, &["tap", "mac", "id"], "tap=NAME,mac=52:54:00:12:34:56")?;
+    let tap = tap.filter(|tap| !tap.is_empty());
+    let tap = tap.ok_or_else(|| ParseError::Fields("tap=NAME is missing".to_owned()))?;
+    let mac = mac.map(|mac| mac.parse()).transpose();
+    let mac = mac.map_err(|error: NoMac| ParseError::Fields(error.to_string()))?;
+    if let Some(id) = &id
+        && (id.is_empty() || id.len() > NET_ID_BYTES || !id.bytes().all(|b| b.is_ascii_graphic()))
+    {
+        let bound = format!("1 to {NET_ID_BYTES} printable ASCII characters");
+        return Err(ParseError::Bound { what: "a network interface's id", bound });
+    }
+    Ok(NetOptions { tap, mac, id })
 }
 
 /// Off where nothing is said.
@@ -78,5 +98,17 @@ mod tests {
             assert!(disk(wrong).is_err(), "{wrong}");
         }
         assert!(disk(&format!("path=a,id={}", "x".repeat(21))).is_err());
+    }
+
+    #[test]
+    fn a_network_interface_has_a_tap_and_what_is_said_of_it() {
+        let plain = NetOptions { tap: "t0".to_owned(), mac: None, id: None };
+        assert_eq!(net("tap=t0"), Ok(plain.clone()));
+        let mac = "52:54:00:00:00:01".parse().unwrap();
+        let full = NetOptions { mac: Some(mac), id: Some("lan".to_owned()), ..plain };
+        assert_eq!(net("tap=t0,mac=52:54:00:00:00:01,id=lan"), Ok(full));
+        for wrong in ["", "tap=", "t0", "tap=t0,mac=1", "tap=t0,tap=t1", "tap=t0,id=", "tap=t0,queues=2"] {
+            assert!(net(wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -100,6 +100,19 @@ pub enum DeviceError {
         /// Its file.
         path: std::path::PathBuf,
     },
+    /// A TAP interface cannot be used.
+    #[error("could not use the TAP interface {tap}: {advice}")]
+    Tap {
+        /// Its name.
+        tap: String,
+        /// What to do.
+        advice: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The host gives no random numbers.
+    #[error("could not get random bytes for a network address")]
+    Random(#[source] getrandom::Error),
     /// A virtio device's thread or descriptors could not be had.
     #[error("could not start the device `{device}`")]
     Start {

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use super::block::Block;
 use super::mmio::{QUEUE_NOTIFY, VirtioMmio};
+use super::net::{Mac, Net, Tap};
 use super::rng::Rng;
 use super::{DeviceDescription, Placement, VirtioDevice};
-use crate::config::{DeviceOptions, DiskOptions};
+use crate::config::{DeviceOptions, DiskOptions, NetOptions};
 use crate::devices::wake::Wake;
 use crate::devices::{DeviceError, mmio::MmioBus};
 use crate::kvm::vm::Vm;
@@ -57,17 +58,36 @@ pub(crate) fn open(
     }
     let mut ids = described.into_iter().flatten().filter_map(|description| match description {
         DeviceDescription::Block { id, .. } => Some(id.clone()),
-        DeviceDescription::Rng => None,
+        DeviceDescription::Rng | DeviceDescription::Net { .. } => None,
     });
     for (index, disk) in options.disks.iter().enumerate() {
         let (theirs, own) = (ids.next(), disk.id.clone());
         let id = own.or(theirs).unwrap_or_else(|| format!("disk{index}"));
         devices.push(Box::new(Block::open(&DiskOptions { id: Some(id), ..disk.clone() })?));
     }
+    open_nets(&options.nets, described, &mut devices)?;
     if devices.len() > DEVICES_MAX {
         return Err(DeviceError::TooMany(devices.len()));
     }
     Ok(devices)
+}
+
+fn open_nets(
+    options: &[NetOptions],
+    described: Option<&[DeviceDescription]>,
+    devices: &mut Vec<Box<dyn VirtioDevice>>,
+) -> Result<(), DeviceError> {
+    let mut theirs = described.into_iter().flatten().filter_map(|description| match description {
+        DeviceDescription::Net { id, mac } => Some((id.clone(), *mac)),
+        DeviceDescription::Rng | DeviceDescription::Block { .. } => None,
+    });
+    for (index, net) in options.iter().enumerate() {
+        let (their_id, their_mac) = theirs.next().unzip();
+        let id = net.id.clone().or(their_id).unwrap_or_else(|| format!("net{index}"));
+        let mac = net.mac.or(their_mac).map_or_else(Mac::random, Ok).map_err(DeviceError::Random)?;
+        devices.push(Box::new(Net::new(id, mac, Tap::open(&net.tap)?)));
+    }
+    Ok(())
 }
 
 /// Whether the devices opened here are those of a VM from elsewhere.

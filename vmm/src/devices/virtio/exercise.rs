@@ -6,6 +6,8 @@
 //! ```
 //! Whatever the bytes are, the device must answer in bounded time and memory, and nothing may panic.
 
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::Arc;
 
 use virtio_bindings::virtio_mmio as reg;
@@ -15,13 +17,14 @@ use vmm_sys_util::eventfd::EventFd;
 use super::VirtioDevice;
 use super::block::Block;
 use super::mmio::VirtioMmio;
+use super::net::{Mac, Net, Tap};
 use super::rng::Rng;
 use super::state::VirtioState;
 use crate::config::DiskOptions;
 use crate::devices::DeviceError;
 use crate::devices::mmio::MmioDevice as _;
 use crate::devices::wake::Wake;
-use crate::limits::MEMORY_GRANULE_BYTES;
+use crate::limits::{MEMORY_GRANULE_BYTES, PACKET_MAX_BYTES};
 use crate::memory::{Memory, MemoryError, layout};
 
 /// Looks at the queues after one step: a device that always has more would never end.
@@ -58,6 +61,10 @@ impl std::fmt::Debug for Exercise {
     }
 }
 
+fn random() -> Result<u64, DeviceError> {
+    getrandom::u64().map_err(DeviceError::Random)
+}
+
 struct Guest<'a> {
     bytes: &'a [u8],
     memory: Arc<Memory>,
@@ -76,6 +83,24 @@ impl Exercise {
     #[must_use]
     pub fn block(options: DiskOptions) -> Self {
         Self(Box::new(move || Ok(Box::new(Block::open(&options)?))))
+    }
+
+    /// A network interface. Its other end has sent packets of all lengths, and takes what comes until its queue is full.
+    #[must_use]
+    pub fn net() -> Self {
+        Self(Box::new(|| {
+            let unset = |source| DeviceError::Start { device: "net".to_owned(), source };
+            // Connected to itself: what the guest sends comes back.
+            let address =
+                SocketAddr::from_abstract_name(format!("tern-exercise-{:x}", random()?)).map_err(unset)?;
+            let socket = UnixDatagram::bind_addr(&address).map_err(unset)?;
+            socket.connect_addr(&address).map_err(unset)?;
+            for length in [0, 60, PACKET_MAX_BYTES, 1514, 4000] {
+                socket.send(&vec![0; length]).map_err(unset)?;
+            }
+            let mac = Mac::random().map_err(DeviceError::Random)?;
+            Ok(Box::new(Net::new("net0".to_owned(), mac, Tap::stand_in(socket).map_err(unset)?)))
+        }))
     }
 
     /// Lets the guest that `bytes` describe loose on a new device.
@@ -255,6 +280,11 @@ mod tests {
         #[test]
         fn no_guest_breaks_the_rng(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
             Exercise::rng().run(&bytes).unwrap();
+        }
+
+        #[test]
+        fn no_guest_breaks_a_network(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+            Exercise::net().run(&bytes).unwrap();
         }
 
         #[test]

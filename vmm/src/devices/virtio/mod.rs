@@ -27,6 +27,7 @@ pub(crate) mod driver;
 pub(crate) mod engine;
 pub mod exercise;
 pub(crate) mod mmio;
+pub mod net;
 pub(crate) mod queue;
 pub(crate) mod rng;
 pub mod state;
@@ -62,6 +63,13 @@ pub enum DeviceDescription {
         /// Its smallest unit of I/O.
         block_bytes: u32,
     },
+    /// A network interface.
+    Net {
+        /// A name for people.
+        id: String,
+        /// The guest's address.
+        mac: net::Mac,
+    },
 }
 
 impl DeviceDescription {
@@ -71,6 +79,7 @@ impl DeviceDescription {
         match self {
             Self::Rng => virtio_bindings::virtio_ids::VIRTIO_ID_RNG,
             Self::Block { .. } => virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK,
+            Self::Net { .. } => virtio_bindings::virtio_ids::VIRTIO_ID_NET,
         }
     }
 
@@ -80,6 +89,7 @@ impl DeviceDescription {
         match self {
             Self::Rng => "rng".to_owned(),
             Self::Block { id, .. } => format!("disk {id}"),
+            Self::Net { id, .. } => format!("net {id}"),
         }
     }
 }
@@ -94,6 +104,9 @@ impl std::fmt::Display for DeviceDescription {
                     f,
                     "a {access} disk (--disk) of {capacity_bytes} bytes in blocks of {block_bytes}, id `{id}`"
                 )
+            }
+            Self::Net { id, mac } => {
+                write!(f, "a network interface (--net) with the address {mac}, id `{id}`")
             }
         }
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtio_queue::{Queue, QueueOwnedT as _, QueueT as _};
-use vm_memory::Address as _;
+use vm_memory::{Address as _, Bytes as _, GuestAddress};
 
 use super::state::QueueState;
 use crate::limits::{CHAIN_DESCRIPTORS_MAX, CHAINS_A_LOOK};
@@ -92,6 +92,8 @@ pub(crate) struct VirtQueue {
     hurry: Arc<AtomicBool>,
     left: usize,
     added: bool,
+    /// The driver gets an interrupt whether it asked for one or not.
+    always: bool,
     ending: Ending,
 }
 
@@ -123,7 +125,14 @@ impl VirtQueue {
         if state.avail_ring == 0 || !queue.is_valid(memory) {
             return Err(QueueError::Queue(virtio_queue::Error::QueueNotReady));
         }
-        Ok(Self { queue, hurry: Arc::clone(hurry), left: 0, added: false, ending: Ending::Left })
+        Ok(Self {
+            queue,
+            hurry: Arc::clone(hurry),
+            left: 0,
+            added: false,
+            always: false,
+            ending: Ending::Left,
+        })
     }
 
     /// Where driver and device stand in it.
@@ -133,13 +142,14 @@ impl VirtQueue {
 
     /// Begins a look: the driver need not notify during it.
     pub(super) fn begin(&mut self, memory: &Mapping) -> Result<(), QueueError> {
-        (self.left, self.added, self.ending) = (CHAINS_A_LOOK, false, Ending::Left);
+        (self.left, self.added, self.always, self.ending) = (CHAINS_A_LOOK, false, false, Ending::Left);
         self.queue.disable_notification(memory).map_err(QueueError::Queue)
     }
 
     /// Ends a look.
     pub(super) fn end(&mut self, memory: &Mapping) -> Result<Looked, QueueError> {
-        let interrupt = self.added && self.queue.needs_notification(memory).map_err(QueueError::Queue)?;
+        let wanted = self.added && self.queue.needs_notification(memory).map_err(QueueError::Queue)?;
+        let interrupt = wanted || self.always;
         let more = match self.ending {
             Ending::Left => false,
             Ending::Enough => true,
@@ -163,11 +173,40 @@ impl VirtQueue {
         follow(chain, memory).map(Some)
     }
 
-    /// Puts the request that was popped last back: it will be the next again.
-    #[expect(dead_code, reason = "for the devices that come next")]
-    pub(crate) fn unpop(&mut self) {
-        self.queue.go_to_previous_position();
-        self.ending = Ending::Left;
+    /// Puts the last `count` requests back after [`VirtQueue::pop`] gave none, or when no more are wanted: they will be the next again. If the queue was
+    /// empty, the driver's next request brings the device back here.
+    pub(crate) fn put_back(&mut self, memory: &Mapping, count: usize) -> Result<(), QueueError> {
+        if self.ending == Ending::Empty {
+            // Before going back: the driver is to notify of what comes behind these, not of these.
+            let more = self.queue.enable_notification(memory).map_err(QueueError::Queue)?;
+            self.ending = if more { Ending::Enough } else { Ending::Left };
+        }
+        (0..count).for_each(|_| self.queue.go_to_previous_position());
+        Ok(())
+    }
+
+    /// Gives several requests back that the driver must see together, each with the bytes written to it.
+    pub(crate) fn push_used_together(
+        &mut self,
+        memory: &Mapping,
+        requests: &[(u16, usize)],
+    ) -> Result<(), QueueError> {
+        let Some(((last, last_written), before)) = requests.split_last() else { return Ok(()) };
+        let (mut next, size) = (self.queue.next_used(), self.queue.size());
+        for (head, written) in before {
+            // An element of the used ring (2.7.8): published with the ring's index, which the last one moves.
+            let at = self.queue.used_ring() + 4 + u64::from(next % size) * 8;
+            let written = u32::try_from(*written).unwrap_or(u32::MAX);
+            let element = [u32::from(*head), written].map(u32::to_le_bytes).concat();
+            memory
+                .write_slice(&element, GuestAddress(at))
+                .map_err(|_| QueueError::Queue(virtio_queue::Error::AddressOverflow))?;
+            next = next.wrapping_add(1);
+        }
+        self.queue.set_next_used(next);
+        // virtio-queue counts only what goes through it, and the driver may have asked for an interrupt at one of the others.
+        self.always |= !before.is_empty();
+        self.push_used(memory, *last, *last_written)
     }
 
     /// Gives a request back to the driver, with `written` bytes written to its writable part.
