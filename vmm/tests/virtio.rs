@@ -43,7 +43,10 @@ fn copy_memory(from: &Machine, to: &Machine) {
 }
 
 fn with_disk(place: &Place) -> VmConfig {
-    VmConfig { devices: DeviceOptions { rng: None, disks: vec![disk(place)] }, ..place.config() }
+    VmConfig {
+        devices: DeviceOptions { disks: vec![disk(place)], ..DeviceOptions::default() },
+        ..place.config()
+    }
 }
 
 /// `mov dword [address], value`.
@@ -180,14 +183,14 @@ fn a_destination_opens_what_its_operator_says_and_refuses_another_vm() {
     };
     let other = |path: PathBuf, read_only| DiskOptions { path, read_only, ..disk(&place) };
     let short = place.file("short", &[0; 4096]);
-    let disks = |disks: Vec<DiskOptions>| DeviceOptions { rng: None, disks };
+    let disks = |disks: Vec<DiskOptions>| DeviceOptions { disks, ..DeviceOptions::default() };
     for (devices, says) in [
         (disks(vec![]), "device 2 of the VM is a writable disk (--disk)"),
         (disks(vec![other(place.path("disk"), true)]), "here it is a read-only disk"),
         (disks(vec![other(short, false)]), "here it is a writable disk (--disk) of 4096 bytes"),
         (disks(vec![disk(&place), disk(&place)]), "device 3 of the VM is absent"),
         (disks(vec![DiskOptions { id: Some("other".to_owned()), ..disk(&place) }]), "id `other`"),
-        (DeviceOptions { rng: Some(false), disks: vec![disk(&place)] }, "a source of random numbers"),
+        (DeviceOptions { rng: Some(false), ..disks(vec![disk(&place)]) }, "a source of random numbers"),
     ] {
         let error = refused(devices);
         assert!(error.contains(says), "{error}");

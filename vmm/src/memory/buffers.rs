@@ -112,22 +112,9 @@ impl<'m> Buffers<'m> {
         })
     }
 
-    /// One read into them, as for a packet; returns its length.
-    /// # Errors
-    /// The system call's; [`io::ErrorKind::WouldBlock`] if there is nothing to read.
-    #[expect(dead_code, reason = "for the devices that come next")]
-    pub(crate) fn fill(&self, file: BorrowedFd<'_>) -> io::Result<usize> {
-        let runs = self.runs(0);
-        // SAFETY: the runs are guest memory that stays mapped as long as `self` borrows it, and may be written.
-        let got = call(|| unsafe { libc::readv(file.as_raw_fd(), runs.as_ptr(), count(&runs)) })?;
-        self.note_written(got);
-        Ok(got)
-    }
-
     /// One write of them, as for a packet; returns how much was taken.
     /// # Errors
     /// The system call's; [`io::ErrorKind::WouldBlock`] if there is no room.
-    #[expect(dead_code, reason = "for the devices that come next")]
     pub(crate) fn drain(&self, file: BorrowedFd<'_>) -> io::Result<usize> {
         let runs = self.runs(0);
         // SAFETY: the runs are guest memory that stays mapped as long as `self` borrows it; the kernel only reads them.
