@@ -9,6 +9,7 @@ use vm_memory::{ByteValued as _, Bytes as _, GuestAddress};
 
 use super::error::KernelError;
 use super::kernel::Source;
+use super::layout::LEGACY_HOLE;
 use crate::memory::Memory;
 
 /// Where the setup header begins, in the file and in `boot_params`.
@@ -93,8 +94,8 @@ pub(crate) fn inspect<F: Read + Seek>(source: &mut Source<'_, F>) -> Result<Imag
     if header.relocatable_kernel != 0 && !header.kernel_alignment.is_power_of_two() {
         return bad("its alignment is not a power of two");
     }
-    if header.pref_address == 0 || header.pref_address >= 1 << 32 {
-        return bad("its preferred address is zero or above 4 GiB");
+    if !(LEGACY_HOLE.1..1 << 32).contains(&{ header.pref_address }) {
+        return bad("its preferred address is below 1 MiB or above 4 GiB");
     }
     Ok(image)
 }

@@ -185,6 +185,8 @@ impl<'a> Map<'a> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::memory::layout;
 
@@ -257,5 +259,39 @@ mod tests {
         assert_eq!(usable(512 << 20), [(0, 0x9_fc00), (0x10_0000, 512 << 20)]);
         assert_eq!(usable(3 << 30), [(0, 0x9_fc00), (0x10_0000, 3 << 30)]);
         assert_eq!(usable(4 << 30), [(0, 0x9_fc00), (0x10_0000, 3 << 30), (4 << 30, 5 << 30)]);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_claimed_never_overlaps_and_is_in_ram(
+            wishes in proptest::collection::vec((0..3u8, 0..0x90_0000u64, 0..0x30_0000u64, 0..22u32), 1..40)
+        ) {
+            let memory = memory();
+            let mut map = Map::new(&memory);
+            for area in boot_areas(100) {
+                map.claim(area).unwrap();
+            }
+            for (kind, at, bytes, shift) in wishes {
+                match kind {
+                    0 => drop(map.claim(Area::new("fixed", at, bytes))),
+                    1 => {
+                        if let Ok(area) = map.claim_low("low", bytes, at, 1 << shift) {
+                            prop_assert!(area.start >= at && area.start % (1 << shift) == 0);
+                        }
+                    }
+                    _ => {
+                        if let Ok(area) = map.claim_high("high", bytes, at) {
+                            prop_assert!(area.start + area.bytes <= at && area.start >= LEGACY_HOLE.1);
+                        }
+                    }
+                }
+            }
+            let mut claimed: Vec<_> = map.claimed.iter().filter(|a| a.bytes > 0).collect();
+            claimed.sort_unstable_by_key(|a| a.start);
+            for pair in claimed.windows(2) {
+                prop_assert!(pair[0].start + pair[0].bytes <= pair[1].start, "{} {}", pair[0], pair[1]);
+            }
+            prop_assert!(claimed.iter().all(|a| a.start + a.bytes <= 8 << 20));
+        }
     }
 }
