@@ -43,6 +43,20 @@ pub struct DeviceOptions {
     pub disks: Vec<DiskOptions>,
     /// Network interfaces, in the order in which the guest finds them.
     pub nets: Vec<NetOptions>,
+    /// The memory balloon. Left open, a new VM has none, and an arriving one what it had.
+    pub balloon: Option<BalloonOptions>,
+}
+
+/// The memory balloon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BalloonOptions {
+    /// None.
+    Off,
+    /// One that reports free pages, and asks a new VM's guest for memory.
+    On {
+        /// How much it asks for.
+        bytes: u64,
+    },
 }
 
 /// A network interface.

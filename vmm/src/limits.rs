@@ -98,6 +98,10 @@ pub const DISK_ID_BYTES: usize = 20;
 pub const PACKET_MAX_BYTES: usize = 12 + 14 + 65_536;
 /// The shortest packet that a guest may send, bytes: Ethernet's header.
 pub const PACKET_MIN_BYTES: usize = 14;
+/// The most pages that a guest may give its balloon in one request (Linux gives 256).
+pub const BALLOON_PAGES_A_REQUEST: usize = 16 * 1024;
+/// The most memory in one report of free pages, bytes (Linux reports at most 32 blocks of 4 MiB).
+pub const BALLOON_REPORT_BYTES: usize = 1 << 30;
 /// The longest id of a network device, bytes.
 pub const NET_ID_BYTES: usize = 32;
 /// What a guest can trigger is logged at most this often in [`LOG_PERIOD`].

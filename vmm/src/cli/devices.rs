@@ -2,8 +2,8 @@
 
 use clap::{Args, ValueEnum};
 
-use super::parse::{ParseError, fields};
-use crate::config::{DeviceOptions, DiskOptions, NetOptions};
+use super::parse::{ParseError, fields, memory};
+use crate::config::{BalloonOptions, DeviceOptions, DiskOptions, NetOptions};
 use crate::devices::virtio::net::NoMac;
 use crate::limits::{DISK_ID_BYTES, NET_ID_BYTES};
 
@@ -20,6 +20,10 @@ pub(super) struct DeviceArgs {
     /// A network interface on a TAP of the host (repeatable; the order counts): tap=NAME[,mac=MAC][,id=NAME]
     #[arg(long = "net", value_name = "tap=NAME,…", value_parser = net)]
     nets: Vec<NetOptions>,
+    /// A memory balloon that also gives the host back what the guest has free: on, off, or size=SIZE to ask the guest for so much [default:
+    /// off; for a VM that arrives: as it was]
+    #[arg(long, value_name = "on|off|size=SIZE", value_parser = balloon)]
+    balloon: Option<BalloonOptions>,
 }
 
 /// On, or off.
@@ -34,7 +38,12 @@ pub(super) enum Switch {
 impl DeviceArgs {
     /// As the rest of the monitor knows them.
     pub(super) fn options(self) -> DeviceOptions {
-        DeviceOptions { rng: self.rng.map(|switch| switch == Switch::On), disks: self.disks, nets: self.nets }
+        DeviceOptions {
+            rng: self.rng.map(|switch| switch == Switch::On),
+            disks: self.disks,
+            nets: self.nets,
+            balloon: self.balloon,
+        }
     }
 }
 
@@ -74,6 +83,16 @@ fn net(given: &str) -> Result<NetOptions, ParseError> {
     Ok(NetOptions { tap, mac, id })
 }
 
+/// `on`, `off`, or `size=SIZE`.
+fn balloon(given: &str) -> Result<BalloonOptions, ParseError> {
+    match (given, given.strip_prefix("size=")) {
+        ("on", _) => Ok(BalloonOptions::On { bytes: 0 }),
+        ("off", _) => Ok(BalloonOptions::Off),
+        (_, Some(size)) => Ok(BalloonOptions::On { bytes: memory(size)? }),
+        (_, None) => Err(ParseError::Fields(format!("`{given}` is neither on, off nor size=SIZE"))),
+    }
+}
+
 /// Off where nothing is said.
 fn on_off(given: Option<&str>) -> Result<bool, ParseError> {
     match given {
@@ -98,6 +117,16 @@ mod tests {
             assert!(disk(wrong).is_err(), "{wrong}");
         }
         assert!(disk(&format!("path=a,id={}", "x".repeat(21))).is_err());
+    }
+
+    #[test]
+    fn a_balloon_is_on_off_or_of_a_size() {
+        assert_eq!(balloon("on"), Ok(BalloonOptions::On { bytes: 0 }));
+        assert_eq!(balloon("off"), Ok(BalloonOptions::Off));
+        assert_eq!(balloon("size=64M"), Ok(BalloonOptions::On { bytes: 64 << 20 }));
+        for wrong in ["", "size=", "64M", "size=1"] {
+            assert!(balloon(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

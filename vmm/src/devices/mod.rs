@@ -110,6 +110,9 @@ pub enum DeviceError {
         /// Why.
         source: std::io::Error,
     },
+    /// A balloon that no guest could fill.
+    #[error("a balloon of {0} bytes: change --balloon")]
+    BalloonSize(u64),
     /// The host gives no random numbers.
     #[error("could not get random bytes for a network address")]
     Random(#[source] getrandom::Error),

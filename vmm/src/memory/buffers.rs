@@ -6,6 +6,7 @@
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
+use page::PAGE_SIZE;
 use vm_memory::bitmap::{AtomicBitmap, BS, Bitmap as _};
 use vm_memory::{GuestAddress, GuestMemory as _, Permissions, VolatileSlice};
 
@@ -119,6 +120,28 @@ impl<'m> Buffers<'m> {
         let runs = self.runs(0);
         // SAFETY: the runs are guest memory that stays mapped as long as `self` borrows it; the kernel only reads them.
         call(|| unsafe { libc::writev(file.as_raw_fd(), runs.as_ptr(), count(&runs)) })
+    }
+
+    /// Gives the pages that lie within one run each back to the host: they read as zeros afterwards, and count as dirty.
+    /// # Errors
+    /// The system call's; some may have been given back.
+    pub(crate) fn discard(&self) -> io::Result<()> {
+        for slice in &self.slices {
+            let base = slice.ptr_guard_mut().as_ptr();
+            let skip = base.addr().next_multiple_of(PAGE_SIZE) - base.addr();
+            let bytes = slice.len().saturating_sub(skip) / PAGE_SIZE * PAGE_SIZE;
+            if bytes == 0 {
+                continue;
+            }
+            // SAFETY: the range lies within a run of guest memory, which stays mapped as long as `self` borrows it; guest memory may
+            // change at any moment, and no Rust reference to it exists.
+            let done = unsafe { libc::madvise(base.wrapping_add(skip).cast(), bytes, libc::MADV_REMOVE) };
+            if done != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            slice.bitmap().mark_dirty(skip, bytes);
+        }
+        Ok(())
     }
 
     /// Calls until everything is done: a call may do less than it was asked for.

@@ -3,12 +3,15 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::balloon::Balloon;
 use super::block::Block;
 use super::mmio::{QUEUE_NOTIFY, VirtioMmio};
 use super::net::{Mac, Net, Tap};
 use super::rng::Rng;
 use super::{DeviceDescription, Placement, VirtioDevice};
-use crate::config::{DeviceOptions, DiskOptions, NetOptions};
+use page::PAGE_SIZE;
+
+use crate::config::{BalloonOptions, DeviceOptions, DiskOptions, NetOptions};
 use crate::devices::wake::Wake;
 use crate::devices::{DeviceError, mmio::MmioBus};
 use crate::kvm::vm::Vm;
@@ -58,7 +61,7 @@ pub(crate) fn open(
     }
     let mut ids = described.into_iter().flatten().filter_map(|description| match description {
         DeviceDescription::Block { id, .. } => Some(id.clone()),
-        DeviceDescription::Rng | DeviceDescription::Net { .. } => None,
+        DeviceDescription::Rng | DeviceDescription::Net { .. } | DeviceDescription::Balloon => None,
     });
     for (index, disk) in options.disks.iter().enumerate() {
         let (theirs, own) = (ids.next(), disk.id.clone());
@@ -66,6 +69,16 @@ pub(crate) fn open(
         devices.push(Box::new(Block::open(&DiskOptions { id: Some(id), ..disk.clone() })?));
     }
     open_nets(&options.nets, described, &mut devices)?;
+    let theirs = described.is_some_and(|described| described.contains(&DeviceDescription::Balloon));
+    match options.balloon {
+        None if theirs => devices.push(Box::new(Balloon::default())),
+        None | Some(BalloonOptions::Off) => {}
+        Some(BalloonOptions::On { bytes }) => {
+            let pages =
+                u32::try_from(bytes / PAGE_SIZE as u64).map_err(|_| DeviceError::BalloonSize(bytes))?;
+            devices.push(Box::new(Balloon::new(pages)));
+        }
+    }
     if devices.len() > DEVICES_MAX {
         return Err(DeviceError::TooMany(devices.len()));
     }
@@ -79,7 +92,7 @@ fn open_nets(
 ) -> Result<(), DeviceError> {
     let mut theirs = described.into_iter().flatten().filter_map(|description| match description {
         DeviceDescription::Net { id, mac } => Some((id.clone(), *mac)),
-        DeviceDescription::Rng | DeviceDescription::Block { .. } => None,
+        DeviceDescription::Rng | DeviceDescription::Block { .. } | DeviceDescription::Balloon => None,
     });
     for (index, net) in options.iter().enumerate() {
         let (their_id, their_mac) = theirs.next().unzip();

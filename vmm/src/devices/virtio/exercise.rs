@@ -15,6 +15,7 @@ use vm_memory::{Bytes as _, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::VirtioDevice;
+use super::balloon::Balloon;
 use super::block::Block;
 use super::mmio::VirtioMmio;
 use super::net::{Mac, Net, Tap};
@@ -83,6 +84,12 @@ impl Exercise {
     #[must_use]
     pub fn block(options: DiskOptions) -> Self {
         Self(Box::new(move || Ok(Box::new(Block::open(&options)?))))
+    }
+
+    /// The memory balloon.
+    #[must_use]
+    pub fn balloon() -> Self {
+        Self(Box::new(|| Ok(Box::new(Balloon::new(1)))))
     }
 
     /// A network interface. Its other end has sent packets of all lengths, and takes what comes until its queue is full.
@@ -280,6 +287,11 @@ mod tests {
         #[test]
         fn no_guest_breaks_the_rng(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
             Exercise::rng().run(&bytes).unwrap();
+        }
+
+        #[test]
+        fn no_guest_breaks_a_balloon(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+            Exercise::balloon().run(&bytes).unwrap();
         }
 
         #[test]

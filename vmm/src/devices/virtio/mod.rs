@@ -21,6 +21,7 @@ use crate::limits::DEVICES_MAX;
 use crate::memory::Mapping;
 
 pub mod assemble;
+pub(crate) mod balloon;
 pub(crate) mod block;
 #[cfg(test)]
 pub(crate) mod driver;
@@ -70,6 +71,8 @@ pub enum DeviceDescription {
         /// The guest's address.
         mac: net::Mac,
     },
+    /// A memory balloon.
+    Balloon,
 }
 
 impl DeviceDescription {
@@ -80,6 +83,7 @@ impl DeviceDescription {
             Self::Rng => virtio_bindings::virtio_ids::VIRTIO_ID_RNG,
             Self::Block { .. } => virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK,
             Self::Net { .. } => virtio_bindings::virtio_ids::VIRTIO_ID_NET,
+            Self::Balloon => virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON,
         }
     }
 
@@ -90,6 +94,7 @@ impl DeviceDescription {
             Self::Rng => "rng".to_owned(),
             Self::Block { id, .. } => format!("disk {id}"),
             Self::Net { id, .. } => format!("net {id}"),
+            Self::Balloon => "balloon".to_owned(),
         }
     }
 }
@@ -105,6 +110,7 @@ impl std::fmt::Display for DeviceDescription {
                     "a {access} disk (--disk) of {capacity_bytes} bytes in blocks of {block_bytes}, id `{id}`"
                 )
             }
+            Self::Balloon => f.write_str("a memory balloon (--balloon on)"),
             Self::Net { id, mac } => {
                 write!(f, "a network interface (--net) with the address {mac}, id `{id}`")
             }
