@@ -15,8 +15,9 @@ use crate::control::api::VmState;
 use crate::control::events::Events;
 use crate::control::server;
 use crate::control::socket::ControlSocket;
+use crate::devices::virtio::assemble;
 use crate::limits;
-use crate::machine::{Machine, RunState, StopReason};
+use crate::machine::{Machine, MachineError, RunState, StopReason};
 use crate::migrate::report::{Progress, Report};
 use crate::migrate::site::SitePages;
 use crate::migrate::{HostIdentity, Incoming, MigrateError, Outgoing};
@@ -58,6 +59,8 @@ pub async fn receive(
 ) -> Result<Ending, ProcessError> {
     let signals = Signals::new()?;
     let (socket, process) = start(common).await?;
+    // A disk that is not there is told now, not when a VM has come for it.
+    assemble::check(&devices).map_err(MachineError::from)?;
     let incoming = Incoming::listen(listen, Arc::clone(&process.host), process.site_pages(), serial, devices)
         .await
         .map_err(ProcessError::Migrate)?;

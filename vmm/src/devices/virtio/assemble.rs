@@ -103,6 +103,13 @@ fn open_nets(
     Ok(())
 }
 
+/// Whether the options' devices can be had on this host, before a VM comes for them.
+/// # Errors
+/// What cannot, and why.
+pub fn check(options: &DeviceOptions) -> Result<(), DeviceError> {
+    open(options, None).map(drop)
+}
+
 /// Whether the devices opened here are those of a VM from elsewhere.
 /// # Errors
 /// The first that is not.
