@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use guest_images::pagestorm::options::Options;
-use tern_tests::real::lab::Said;
+use tern_tests::real::lab::{Said, finish};
 use tern_tests::real::{Guest, Journey, Lab, Load, Site, Terms, Vm, limits, until};
+use tokio::process::Command;
 use vmm::control::api::{SnapshotRequest, VmState};
 use vmm::control::client::ClientError;
 use vmm::snapshot::SnapshotReport;
@@ -184,8 +185,11 @@ async fn without_room_there_is_no_snapshot_and_the_vm_runs_on() {
     let host = lab.host("a").await;
     let dir = lab.dir().join("snapshots");
     let guest = heavy(&lab, 64 << 20);
-    // No file may grow beyond 8 MiB.
-    let mut source = Vm::launch_by(&lab, &host, "source", &guest, &["prlimit", "--fsize=8388608"]).await;
+    let mut source = Vm::launch(&lab, &host, "source", &guest).await;
+    // No file may grow beyond 8 MiB (RLIMIT_FSIZE, by prlimit of util-linux). Not before: the guest's memory is a file as well.
+    let pid = source.status().await.pid.to_string();
+    let limited = finish(Command::new("prlimit").args(["--fsize=8388608", "--pid", &pid])).await;
+    assert!(limited.ok, "{limited:#?}");
     let said = source.snapshot(&dir, Some("big")).await;
     assert!(!said.ok && said.stderr.contains("no room"), "{said:#?}");
     let request = SnapshotRequest { to: dir.display().to_string(), name: None };

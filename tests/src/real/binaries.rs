@@ -37,7 +37,18 @@ fn build() -> PathBuf {
         None => panic!("{} names no profile", folder.display()),
     };
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
-    let built = Command::new(env!("CARGO"))
+    let mut cargo = Command::new(env!("CARGO"));
+    // `cargo test` tells a test of the test's own package. Build scripts that look at such words (ring's does) would run again because of
+    // them, and half of the workspace with them, now and at the next build without them.
+    for (name, _) in std::env::vars_os() {
+        if name
+            .to_str()
+            .is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_"))
+        {
+            cargo.env_remove(name);
+        }
+    }
+    let built = cargo
         .args(["build", "--quiet", "--workspace", "--bins", "--profile", profile, "--target-dir"])
         .arg(target)
         .current_dir(workspace)

@@ -61,11 +61,6 @@ pub struct Vm {
 impl Vm {
     /// `vmm run`: launches `guest` on `host` and waits until its heart beats and it says that it is ready.
     pub async fn launch(lab: &Lab, host: &Host, name: &str, guest: &Guest) -> Self {
-        Self::launch_by(lab, host, name, guest, &[]).await
-    }
-
-    /// The same by another program, which ends by running what follows its arguments: `prlimit`, for one.
-    pub async fn launch_by(lab: &Lab, host: &Host, name: &str, guest: &Guest, by: &[&str]) -> Self {
         let mut args: Vec<OsString> = ["run", "--name", name, "--kernel"].map(Into::into).into();
         args.push(lab.kernel().into());
         args.extend(["--cmdline".into(), guest.options.to_string().into()]);
@@ -74,15 +69,7 @@ impl Vm {
             // The lab's paths have no commas.
             args.extend(["--load".into(), format!("file={},addr={addr:#x}", file.display()).into()]);
         }
-        let mut vm = match by {
-            [] => Self::start(lab, host, name, guest.site.as_deref(), args),
-            [program, words @ ..] => {
-                let mut all: Vec<OsString> = words.iter().map(Into::into).collect();
-                all.push(binaries::path("vmm").into());
-                all.extend(args);
-                Self::start_program(lab, host, name, guest.site.as_deref(), Path::new(program), all)
-            }
-        };
+        let mut vm = Self::start(lab, host, name, guest.site.as_deref(), args);
         vm.line_that("says that the guest is ready", |line| line.starts_with("pagestorm: ready")).await;
         vm.beats().await;
         vm

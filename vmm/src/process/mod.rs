@@ -374,11 +374,15 @@ impl Stage {
             Some(migration) => (VmState::Migrating, Some(format!("to {}", migration.to))),
             None => match machine {
                 RunState::Created => (VmState::Created, None),
-                RunState::Running => (VmState::Running, None),
-                RunState::Paused => (VmState::Paused, None),
+                RunState::Running => (VmState::Running, self.snapshot_reason()),
+                RunState::Paused => (VmState::Paused, self.snapshot_reason()),
                 RunState::Stopped(reason) => (VmState::Stopped, Some(stop_reason(&reason))),
             },
         }
+    }
+
+    fn snapshot_reason(&self) -> Option<String> {
+        self.snapshot.then(|| "a snapshot of it is being written".to_owned())
     }
 
     fn state_without_machine(&self) -> (VmState, Option<String>) {

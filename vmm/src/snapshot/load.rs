@@ -24,7 +24,7 @@ pub struct Snapshot {
     manifest: Manifest,
     description: MachineDescription,
     state: Vec<u8>,
-    packs: Vec<(PathBuf, File)>,
+    packs: Vec<PathBuf>,
 }
 
 /// Some pages of a run.
@@ -52,12 +52,7 @@ impl Snapshot {
         let state = read_part(&path.join("state"), STATE_MAX_BYTES as u64, &manifest.state)?;
         let description = serde_json::from_slice(&description)
             .map_err(|source| SnapshotError::Description { path: path.join("machine.json"), source })?;
-        let open = |id| {
-            let path = store::pages_file(from, id);
-            let file = File::open(&path).map_err(SnapshotError::io("open", &path))?;
-            Ok((path, file))
-        };
-        let packs = manifest.packs.iter().map(|pack| open(pack.id)).collect::<Result<_, SnapshotError>>()?;
+        let packs = manifest.packs.iter().map(|pack| store::pages_file(from, pack.id)).collect();
         Ok(Self { path, manifest, description, state, packs })
     }
 
@@ -108,7 +103,9 @@ impl Snapshot {
     /// Reads, hashes and compares some pages, and only then writes them into the guest.
     fn install(&self, memory: &Memory, domain: &Domain, part: Part<'_>) -> Result<(), SnapshotError> {
         let Part { run, from, pages } = part;
-        let (path, file) = &self.packs[run.pack as usize];
+        // Opened for each part: there may be more packs than descriptors.
+        let path = &self.packs[run.pack as usize];
+        let file = File::open(path).map_err(SnapshotError::io("open", path))?;
         let first = u64::from(run.page) + from as u64;
         let mut bytes = vec![0; pages * PAGE_SIZE];
         file.read_exact_at(&mut bytes, first * PAGE_SIZE as u64).map_err(|error| match error.kind() {

@@ -45,17 +45,17 @@ pub(super) struct Spot {
 }
 
 /// A pack, complete or being written.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Pack {
     pub(super) id: u64,
     pub(super) pages: u32,
-    file: File,
 }
 
 /// A pack that this process writes.
 #[derive(Debug)]
 struct Growing {
     pack: u32,
+    file: File,
     names: Vec<PageHash>,
     /// The last pages, which are not in the file yet.
     buffer: Vec<u8>,
@@ -69,6 +69,8 @@ pub(super) struct Store {
     /// How many of the packs were there before.
     old: usize,
     found: HashMap<ShortId, Spot>,
+    /// The old pack that was read last: neighbours in memory are mostly neighbours in a pack, and there may be more packs than descriptors.
+    reading: Option<(u32, File)>,
     growing: Vec<Growing>,
     written_bytes: u64,
     /// Keeps others out until it is closed.
@@ -93,6 +95,7 @@ impl Store {
             packs: Vec::new(),
             old: 0,
             found: HashMap::new(),
+            reading: None,
             growing: Vec::new(),
             written_bytes: 0,
             _lock: lock,
@@ -151,31 +154,40 @@ impl Store {
     }
 
     /// Whether the page at `spot` is `page`. A pack that cannot be read, or was damaged, does not have it.
-    fn holds(&self, spot: Spot, page: &Page) -> bool {
-        let at = spot.page as usize;
-        if let Some(growing) = self.growing.last().filter(|growing| growing.pack == spot.pack) {
-            let flushed = growing.names.len() - growing.buffer.len() / PAGE_SIZE;
-            if let Some(at) = at.checked_sub(flushed) {
-                return growing.buffer[at * PAGE_SIZE..][..PAGE_SIZE] == page[..];
-            }
-        }
-        let pack = &self.packs[spot.pack as usize];
+    fn holds(&mut self, spot: Spot, page: &Page) -> bool {
         let mut there = [0; PAGE_SIZE];
-        match pack.file.read_exact_at(&mut there, at as u64 * PAGE_SIZE as u64) {
+        let (pack, at) = (self.packs[spot.pack as usize].id, spot.page);
+        match self.read(spot, &mut there) {
             Ok(()) if there == *page => true,
             Ok(()) => {
-                tracing::warn!(
-                    pack = pack.id,
-                    page = at,
-                    "a pack's page is not what its name says: written again"
-                );
+                tracing::warn!(pack, page = at, "a pack's page is not what its name says: written again");
                 false
             }
             Err(error) => {
-                tracing::warn!(pack = pack.id, page = at, %error, "a pack's page cannot be read: written again");
+                tracing::warn!(pack, page = at, %error, "a pack's page cannot be read: written again");
                 false
             }
         }
+    }
+
+    fn read(&mut self, spot: Spot, into: &mut Page) -> std::io::Result<()> {
+        let at = spot.page as usize;
+        if let Some(growing) = self.growing.iter().find(|growing| growing.pack == spot.pack) {
+            let flushed = growing.names.len() - growing.buffer.len() / PAGE_SIZE;
+            return match at.checked_sub(flushed) {
+                Some(at) => {
+                    into.copy_from_slice(&growing.buffer[at * PAGE_SIZE..][..PAGE_SIZE]);
+                    Ok(())
+                }
+                None => growing.file.read_exact_at(into, (at * PAGE_SIZE) as u64),
+            };
+        }
+        if self.reading.as_ref().is_none_or(|(pack, _)| *pack != spot.pack) {
+            let path = pages_file(&self.dir, self.packs[spot.pack as usize].id);
+            self.reading = Some((spot.pack, File::open(path)?));
+        }
+        let (_, file) = self.reading.as_ref().expect("it was just opened");
+        file.read_exact_at(into, (at * PAGE_SIZE) as u64)
     }
 
     fn append(&mut self, name: &PageHash, page: &Page) -> Result<Spot, SnapshotError> {
@@ -201,8 +213,8 @@ impl Store {
         let path = self.tmp(&format!("{id:016x}.pages"));
         let file = private(&path, OpenOptions::new().create_new(true))?;
         let pack = u32::try_from(self.packs.len()).expect("bounded when they were read");
-        self.packs.push(Pack { id, pages: 0, file });
-        self.growing.push(Growing { pack, names: Vec::new(), buffer: Vec::new() });
+        self.packs.push(Pack { id, pages: 0 });
+        self.growing.push(Growing { pack, file, names: Vec::new(), buffer: Vec::new() });
         Ok(())
     }
 
@@ -214,7 +226,7 @@ impl Store {
         let end = growing.names.len() * PAGE_SIZE;
         let at = (end - growing.buffer.len()) as u64;
         let path = self.dir.join("tmp").join(format!("{:016x}.pages", pack.id));
-        pack.file.write_all_at(&growing.buffer, at).map_err(SnapshotError::io("write", &path))?;
+        growing.file.write_all_at(&growing.buffer, at).map_err(SnapshotError::io("write", &path))?;
         self.written_bytes += growing.buffer.len() as u64;
         growing.buffer.clear();
         Ok(())
@@ -224,9 +236,9 @@ impl Store {
     pub(super) fn commit_packs(&mut self) -> Result<(), SnapshotError> {
         self.flush()?;
         for growing in std::mem::take(&mut self.growing) {
-            let pack = &self.packs[growing.pack as usize];
+            let pack = self.packs[growing.pack as usize];
             let tmp = self.tmp(&format!("{:016x}.pages", pack.id));
-            pack.file.sync_all().map_err(SnapshotError::io("sync", &tmp))?;
+            growing.file.sync_all().map_err(SnapshotError::io("sync", &tmp))?;
             let names = encode_names(&growing.names);
             let names_tmp = self.tmp(&format!("{:016x}.names", pack.id));
             let (names_path, pages_path) = (names_file(&self.dir, pack.id), pages_file(&self.dir, pack.id));
@@ -268,8 +280,7 @@ impl Store {
             if path.extension().is_none_or(|e| e != "pages") || self.packs.len() >= SNAPSHOT_PACKS_MAX / 2 {
                 continue;
             }
-            let file = File::open(&path).map_err(SnapshotError::io("open", &path))?;
-            let bytes = file.metadata().map_err(SnapshotError::io("look at", &path))?.len();
+            let bytes = fs::metadata(&path).map_err(SnapshotError::io("look at", &path))?.len();
             let names_path = names_file(&self.dir, id);
             let names = fs::read(&names_path).ok().and_then(|names| decode_names(&names));
             let Some(names) = names.filter(|names| bytes == names.len() as u64 * PAGE_SIZE as u64) else {
@@ -281,7 +292,7 @@ impl Store {
                 self.found.entry(name.short()).or_insert(Spot { pack, page });
             }
             let pages = u32::try_from(names.len()).expect("bounded when they were read");
-            self.packs.push(Pack { id, pages, file });
+            self.packs.push(Pack { id, pages });
         }
         self.old = self.packs.len();
         Ok(())
