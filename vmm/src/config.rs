@@ -43,6 +43,8 @@ pub struct DeviceOptions {
     pub disks: Vec<DiskOptions>,
     /// Network interfaces, in the order in which the guest finds them.
     pub nets: Vec<NetOptions>,
+    /// Where the virtio console goes. Left open, a new VM has none, and an arriving one, if it had one, keeps it without a reader.
+    pub console: Option<Serial>,
     /// The memory balloon. Left open, a new VM has none, and an arriving one what it had.
     pub balloon: Option<BalloonOptions>,
 }

@@ -102,6 +102,10 @@ pub const PACKET_MIN_BYTES: usize = 14;
 pub const BALLOON_PAGES_A_REQUEST: usize = 16 * 1024;
 /// The most memory in one report of free pages, bytes (Linux reports at most 32 blocks of 4 MiB).
 pub const BALLOON_REPORT_BYTES: usize = 1 << 30;
+/// Input of the console that waits for the guest, bytes.
+pub const CONSOLE_INPUT_BYTES: usize = 4096;
+/// The most output in one request to the console, bytes.
+pub const CONSOLE_REQUEST_BYTES: usize = 64 * 1024;
 /// The longest id of a network device, bytes.
 pub const NET_ID_BYTES: usize = 32;
 /// What a guest can trigger is logged at most this often in [`LOG_PERIOD`].

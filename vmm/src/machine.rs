@@ -7,9 +7,10 @@ use tokio::sync::watch;
 
 use crate::boot::{self, BootError};
 use crate::config::{DeviceOptions, Serial, VmConfig};
+use crate::devices::input::InputPort;
 use crate::devices::serial::INTERRUPT_LINE;
-use crate::devices::virtio::assemble::{self, DeviceMismatch};
-use crate::devices::virtio::{self, DeviceDescription, VirtioDevice};
+use crate::devices::virtio::assemble::{self, DeviceMismatch, Opened};
+use crate::devices::virtio::{self, DeviceDescription};
 use crate::devices::{DeviceError, Devices};
 use crate::kvm::cpu::{self, CpuModel};
 use crate::kvm::state::{self, ChipState, MachineState, VcpuState};
@@ -178,14 +179,14 @@ impl Machine {
     /// What is missing or wrong, and what to do about it.
     pub fn launch(config: &VmConfig) -> Result<Arc<Self>, MachineError> {
         let virtio = assemble::open(&config.devices, None)?;
-        let places = virtio::placements(virtio.len());
+        let places = virtio::placements(virtio.devices.len());
         let description = MachineDescription {
             version: STATE_VERSION,
             name: config.name.clone(),
             cpus: config.cpus,
             extents: layout(config.memory_bytes)?,
             cpu: None,
-            devices: virtio.iter().map(|device| device.describe()).collect(),
+            devices: virtio.devices.iter().map(|device| device.describe()).collect(),
         };
         Self::assemble(description, &config.serial, virtio, |vm, memory, vcpus| {
             let registers = boot::load(config, &places, memory)?;
@@ -209,7 +210,7 @@ impl Machine {
             return Err(MachineError::DescriptionVersion(description.version));
         }
         let virtio = assemble::open(devices, Some(&description.devices))?;
-        let here: Vec<_> = virtio.iter().map(|device| device.describe()).collect();
+        let here: Vec<_> = virtio.devices.iter().map(|device| device.describe()).collect();
         assemble::compare(&description.devices, &here)?;
         let new = MachineDescription { version: STATE_VERSION, ..description.clone() };
         Self::assemble(new, serial, virtio, |vm, _, vcpus| {
@@ -223,7 +224,7 @@ impl Machine {
     fn assemble(
         mut description: MachineDescription,
         serial: &Serial,
-        virtio: Vec<Box<dyn VirtioDevice>>,
+        virtio: Opened,
         fill: impl FnOnce(&Vm, &Memory, &[Vcpu]) -> Result<Option<CpuModel>, MachineError>,
     ) -> Result<Arc<Self>, MachineError> {
         if !(1..=CPUS_MAX).contains(&description.cpus) {
@@ -243,8 +244,10 @@ impl Machine {
                 machine.stop(StopReason::Requested);
             }
         };
+        let Opened { devices: virtio, console } = virtio;
         let virtio = assemble::connect(virtio, &vm, &memory)?;
-        let devices = Arc::new(Devices::new(serial, vm.interrupt(INTERRUPT_LINE)?, on_quit, virtio)?);
+        let devices =
+            Arc::new(Devices::new(serial, vm.interrupt(INTERRUPT_LINE)?, on_quit, virtio, console)?);
         let (ended_devices, ended_state) = (Arc::clone(&devices), Arc::clone(&run_state));
         let on_end = move |end| {
             // First: who sees that the VM has stopped finds its console complete, and the terminal as it was.
@@ -512,7 +515,7 @@ impl Machine {
     /// Sends bytes to the guest's serial port, besides what it is connected to, and says how many its port took: none
     /// while the VM stands still, and no more than its buffer of 64 has room for.
     pub fn serial_input(&self, bytes: &[u8]) -> usize {
-        self.devices.serial().give(bytes)
+        InputPort::give(self.devices.serial(), bytes)
     }
 }
 

@@ -2,8 +2,8 @@
 
 use clap::{Args, ValueEnum};
 
-use super::parse::{ParseError, fields, memory};
-use crate::config::{BalloonOptions, DeviceOptions, DiskOptions, NetOptions};
+use super::parse::{ParseError, fields, memory, serial};
+use crate::config::{BalloonOptions, DeviceOptions, DiskOptions, NetOptions, Serial};
 use crate::devices::virtio::net::NoMac;
 use crate::limits::{DISK_ID_BYTES, NET_ID_BYTES};
 
@@ -20,6 +20,10 @@ pub(super) struct DeviceArgs {
     /// A network interface on a TAP of the host (repeatable; the order counts): tap=NAME[,mac=MAC][,id=NAME]
     #[arg(long = "net", value_name = "tap=NAME,…", value_parser = net)]
     nets: Vec<NetOptions>,
+    /// A virtio console (hvc0): stdio, file=PATH or off; on stdio the serial port must be elsewhere (--serial off) [default: none; for a VM
+    /// that arrives: as it was, without a reader]
+    #[arg(long, value_name = "WHERE", value_parser = serial)]
+    console: Option<Serial>,
     /// A memory balloon that also gives the host back what the guest has free: on, off, or size=SIZE to ask the guest for so much [default:
     /// off; for a VM that arrives: as it was]
     #[arg(long, value_name = "on|off|size=SIZE", value_parser = balloon)]
@@ -42,6 +46,7 @@ impl DeviceArgs {
             rng: self.rng.map(|switch| switch == Switch::On),
             disks: self.disks,
             nets: self.nets,
+            console: self.console,
             balloon: self.balloon,
         }
     }

@@ -1,4 +1,4 @@
-//! Standard input, fed to the serial port as fast as the guest reads it.
+//! Standard input, fed to the serial port or the console as fast as the guest reads it.
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -7,13 +7,21 @@ use std::thread::JoinHandle;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::DeviceError;
-use super::serial::{FIFO_BYTES, SerialPort};
+use super::serial::FIFO_BYTES;
 use super::terminal::RawTerminal;
 use super::wake::Wake;
 use crate::kvm::threads::lock;
 
 /// At a terminal this key begins a command to the monitor, as in QEMU: then x ends the VM, itself sends it to the guest.
 const ESCAPE: u8 = 0x01;
+
+/// What takes input for the guest.
+pub(crate) trait InputPort: Send + Sync {
+    /// Waits until a byte can be given to the guest; false when there never will be one again.
+    fn wait_for_room(&self) -> bool;
+    /// Gives the guest as many of `bytes` as it takes now, and says how many: none while the machine stands still.
+    fn give(&self, bytes: &[u8]) -> usize;
+}
 
 /// The thread.
 #[derive(Debug)]
@@ -25,7 +33,7 @@ pub(crate) struct Input {
 impl Input {
     /// Starts it. `on_quit` is called when the user at the terminal asks for the end.
     pub(crate) fn start(
-        port: Arc<SerialPort>,
+        port: Arc<dyn InputPort>,
         on_quit: impl Fn() + Send + 'static,
     ) -> Result<Self, DeviceError> {
         let setup = |step| move |source| DeviceError::SerialSetup { step, source };
@@ -36,7 +44,7 @@ impl Input {
             .name("serial-in".to_owned())
             .spawn(move || {
                 let mut keys = terminal.as_ref().map(|_| Keys::default());
-                if let Err(error) = feed(&port, &theirs, &on_quit, &mut keys) {
+                if let Err(error) = feed(&*port, &theirs, &on_quit, &mut keys) {
                     tracing::warn!(%error, "standard input cannot be read: the serial port gets no more input");
                 }
             })
@@ -77,7 +85,7 @@ impl Keys {
     }
 }
 
-fn feed(port: &SerialPort, stop: &Wake, on_quit: &impl Fn(), keys: &mut Option<Keys>) -> io::Result<()> {
+fn feed(port: &dyn InputPort, stop: &Wake, on_quit: &impl Fn(), keys: &mut Option<Keys>) -> io::Result<()> {
     let stdin = io::stdin();
     let mut buffer = [0; FIFO_BYTES];
     loop {
@@ -114,7 +122,7 @@ fn feed(port: &SerialPort, stop: &Wake, on_quit: &impl Fn(), keys: &mut Option<K
 
 /// Gives the port all of `bytes`; false when it takes no more for good. What a terminal's user types while the guest's
 /// buffer is full is dropped, as real serial ports do.
-fn deliver(port: &SerialPort, mut bytes: &[u8], may_drop: bool) -> bool {
+fn deliver(port: &dyn InputPort, mut bytes: &[u8], may_drop: bool) -> bool {
     while !bytes.is_empty() {
         let taken = port.give(bytes);
         bytes = &bytes[taken..];

@@ -25,6 +25,7 @@ use mmio::MmioBus;
 use power::PowerPorts;
 use reset::ResetPort;
 pub(crate) use serial::{SerialLine, SerialPort};
+use virtio::console::ConsoleLine;
 use virtio::mmio::VirtioMmio;
 use virtio::state::VirtioState;
 
@@ -110,6 +111,11 @@ pub enum DeviceError {
         /// Why.
         source: std::io::Error,
     },
+    /// Two owners of standard input and output.
+    #[error(
+        "the serial port and the console cannot both be on standard input and output: give one of them `file=PATH` or `off`"
+    )]
+    StdioTwice,
     /// A balloon that no guest could fill.
     #[error("a balloon of {0} bytes: change --balloon")]
     BalloonSize(u64),
@@ -135,6 +141,7 @@ pub(crate) struct Devices {
     claims: Vec<Claim>,
     bus: MmioBus,
     virtio: Vec<Arc<VirtioMmio>>,
+    console: Option<ConsoleLine>,
 }
 
 impl Devices {
@@ -142,10 +149,15 @@ impl Devices {
     pub(crate) fn new(
         serial: &Serial,
         interrupt: vmm_sys_util::eventfd::EventFd,
-        on_quit: impl Fn() + Send + 'static,
+        on_quit: impl Fn() + Clone + Send + 'static,
         virtio: Vec<(Placement, Arc<VirtioMmio>)>,
+        mut console: Option<ConsoleLine>,
     ) -> Result<Self, DeviceError> {
-        let (port, line) = serial::connect(serial, interrupt, on_quit)?;
+        if *serial == Serial::Stdio && console.as_ref().is_some_and(ConsoleLine::is_stdio) {
+            return Err(DeviceError::StdioTwice);
+        }
+        let (port, line) = serial::connect(serial, interrupt, on_quit.clone())?;
+        console.as_mut().map_or(Ok(()), |console| console.start(on_quit))?;
         let debug_console = Arc::new(DebugConsole::default());
         let claims = vec![
             Claim { first: serial::PORT, ports: serial::PORTS, device: Arc::clone(&port) as _ },
@@ -155,7 +167,7 @@ impl Devices {
         ];
         let bus = virtio::assemble::bus(&virtio);
         let virtio = virtio.into_iter().map(|(_, device)| device).collect();
-        Ok(Self { serial: port, line, debug_console, claims, bus, virtio })
+        Ok(Self { serial: port, line, debug_console, claims, bus, virtio, console })
     }
 
     fn find(&self, port: u16) -> Option<(&dyn PortDevice, u16)> {
@@ -232,6 +244,7 @@ impl Devices {
     /// Lets input in and the devices' threads serve, or holds them back so that the devices' state stands still.
     pub(crate) fn set_running(&self, running: bool) {
         self.serial.set_open(running);
+        self.console.iter().for_each(|console| console.set_open(running));
         for device in &self.virtio {
             if running { device.run() } else { device.park() }
         }
@@ -240,16 +253,19 @@ impl Devices {
     /// Gives the user's terminal back, if this machine has it.
     pub(crate) fn release_terminal(&self) {
         self.line.release_terminal();
+        self.console.iter().for_each(ConsoleLine::release_terminal);
     }
 
     /// Writes what output can be written; called on the thread that saw the VM end.
     pub(crate) fn end_output(&self) {
         self.line.end_output();
+        self.console.iter().for_each(ConsoleLine::end_output);
     }
 
     /// Ends the threads behind the devices; output that can be written is written first.
     pub(crate) fn shut_down(&self) {
         self.virtio.iter().for_each(|device| device.quit());
+        self.console.iter().for_each(ConsoleLine::shut_down);
         self.line.shut_down();
     }
 }
@@ -259,7 +275,7 @@ mod tests {
     use super::*;
 
     fn devices() -> Devices {
-        Devices::new(&Serial::Off, vmm_sys_util::eventfd::EventFd::new(0).unwrap(), || {}, Vec::new())
+        Devices::new(&Serial::Off, vmm_sys_util::eventfd::EventFd::new(0).unwrap(), || {}, Vec::new(), None)
             .unwrap()
     }
 

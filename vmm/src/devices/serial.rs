@@ -7,7 +7,7 @@ use vm_superio::serial::{NoEvents, SerialState};
 use vm_superio::{Serial as Uart, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::input::Input;
+use super::input::{Input, InputPort};
 use super::output::Output;
 use super::{DeviceError, Effect, PortDevice, terminal};
 use crate::config::Serial;
@@ -85,7 +85,7 @@ pub(crate) fn connect(
     let inner = Mutex::new(Inner { uart, open: false, closed_for_good: false });
     let port = Arc::new(SerialPort { inner, room: Condvar::new(), interrupt, output: output.clone() });
     let input = match to {
-        Serial::Stdio => Some(Input::start(Arc::clone(&port), on_quit)?),
+        Serial::Stdio => Some(Input::start(Arc::clone(&port) as _, on_quit)?),
         Serial::File(_) | Serial::Off => None,
     };
     Ok((Arc::clone(&port), SerialLine { port, output, input }))
@@ -96,28 +96,6 @@ impl SerialPort {
     pub(crate) fn set_open(&self, open: bool) {
         lock(&self.inner).open = open;
         self.room.notify_all();
-    }
-
-    /// Waits until a byte can be given to the guest; false when there never will be one again.
-    pub(crate) fn wait_for_room(&self) -> bool {
-        let full = |inner: &mut Inner| !inner.closed_for_good && !inner.takes_input();
-        let inner = self.room.wait_while(lock(&self.inner), full).unwrap_or_else(PoisonError::into_inner);
-        !inner.closed_for_good
-    }
-
-    /// Gives the guest as many of `bytes` as its port takes now, and says how many: none while the machine stands still.
-    pub(crate) fn give(&self, bytes: &[u8]) -> usize {
-        let mut inner = lock(&self.inner);
-        if bytes.is_empty() || !inner.takes_input() {
-            return 0;
-        }
-        match inner.uart.enqueue_raw_bytes(bytes) {
-            Ok(taken) => taken,
-            Err(error) => {
-                tracing::error!(%error, "serial input was lost");
-                bytes.len()
-            }
-        }
     }
 
     fn close_for_good(&self) {
@@ -136,6 +114,28 @@ impl SerialPort {
         let uart = Uart::from_state(state, line, NoEvents, self.output.clone()).map_err(io::Error::other)?;
         lock(&self.inner).uart = uart;
         Ok(())
+    }
+}
+
+impl InputPort for SerialPort {
+    fn wait_for_room(&self) -> bool {
+        let full = |inner: &mut Inner| !inner.closed_for_good && !inner.takes_input();
+        let inner = self.room.wait_while(lock(&self.inner), full).unwrap_or_else(PoisonError::into_inner);
+        !inner.closed_for_good
+    }
+
+    fn give(&self, bytes: &[u8]) -> usize {
+        let mut inner = lock(&self.inner);
+        if bytes.is_empty() || !inner.takes_input() {
+            return 0;
+        }
+        match inner.uart.enqueue_raw_bytes(bytes) {
+            Ok(taken) => taken,
+            Err(error) => {
+                tracing::error!(%error, "serial input was lost");
+                bytes.len()
+            }
+        }
     }
 }
 

@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use super::balloon::Balloon;
 use super::block::Block;
+use super::console::{Console, ConsoleLine};
 use super::mmio::{QUEUE_NOTIFY, VirtioMmio};
 use super::net::{Mac, Net, Tap};
 use super::rng::Rng;
 use super::{DeviceDescription, Placement, VirtioDevice};
 use page::PAGE_SIZE;
 
-use crate::config::{BalloonOptions, DeviceOptions, DiskOptions, NetOptions};
+use crate::config::{BalloonOptions, DeviceOptions, DiskOptions, NetOptions, Serial};
 use crate::devices::wake::Wake;
 use crate::devices::{DeviceError, mmio::MmioBus};
 use crate::kvm::vm::Vm;
@@ -46,6 +47,15 @@ impl fmt::Display for Presence {
     }
 }
 
+/// Devices that are open and have no place yet.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    /// The devices, in their order.
+    pub(crate) devices: Vec<Box<dyn VirtioDevice>>,
+    /// What connects the console, if there is one.
+    pub(crate) console: Option<ConsoleLine>,
+}
+
 /// Opens what the options say, in the order in which the devices are placed. What they leave open is as in `described`, where the VM
 /// comes from elsewhere.
 /// # Errors
@@ -53,7 +63,7 @@ impl fmt::Display for Presence {
 pub(crate) fn open(
     options: &DeviceOptions,
     described: Option<&[DeviceDescription]>,
-) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
+) -> Result<Opened, DeviceError> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     let rng = described.is_none_or(|described| described.contains(&DeviceDescription::Rng));
     if options.rng.unwrap_or(rng) {
@@ -61,7 +71,10 @@ pub(crate) fn open(
     }
     let mut ids = described.into_iter().flatten().filter_map(|description| match description {
         DeviceDescription::Block { id, .. } => Some(id.clone()),
-        DeviceDescription::Rng | DeviceDescription::Net { .. } | DeviceDescription::Balloon => None,
+        DeviceDescription::Rng
+        | DeviceDescription::Net { .. }
+        | DeviceDescription::Console
+        | DeviceDescription::Balloon => None,
     });
     for (index, disk) in options.disks.iter().enumerate() {
         let (theirs, own) = (ids.next(), disk.id.clone());
@@ -69,7 +82,15 @@ pub(crate) fn open(
         devices.push(Box::new(Block::open(&DiskOptions { id: Some(id), ..disk.clone() })?));
     }
     open_nets(&options.nets, described, &mut devices)?;
-    let theirs = described.is_some_and(|described| described.contains(&DeviceDescription::Balloon));
+    let theirs = |kind| described.is_some_and(|described| described.contains(&kind));
+    let mut console = None;
+    let nobody = theirs(DeviceDescription::Console).then_some(Serial::Off);
+    if let Some(to) = options.console.as_ref().or(nobody.as_ref()) {
+        let (device, line) = Console::open(to)?;
+        devices.push(Box::new(device));
+        console = Some(line);
+    }
+    let theirs = theirs(DeviceDescription::Balloon);
     match options.balloon {
         None if theirs => devices.push(Box::new(Balloon::default())),
         None | Some(BalloonOptions::Off) => {}
@@ -82,7 +103,7 @@ pub(crate) fn open(
     if devices.len() > DEVICES_MAX {
         return Err(DeviceError::TooMany(devices.len()));
     }
-    Ok(devices)
+    Ok(Opened { devices, console })
 }
 
 fn open_nets(
@@ -92,7 +113,10 @@ fn open_nets(
 ) -> Result<(), DeviceError> {
     let mut theirs = described.into_iter().flatten().filter_map(|description| match description {
         DeviceDescription::Net { id, mac } => Some((id.clone(), *mac)),
-        DeviceDescription::Rng | DeviceDescription::Block { .. } | DeviceDescription::Balloon => None,
+        DeviceDescription::Rng
+        | DeviceDescription::Block { .. }
+        | DeviceDescription::Console
+        | DeviceDescription::Balloon => None,
     });
     for (index, net) in options.iter().enumerate() {
         let (their_id, their_mac) = theirs.next().unzip();

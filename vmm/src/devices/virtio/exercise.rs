@@ -17,11 +17,12 @@ use vmm_sys_util::eventfd::EventFd;
 use super::VirtioDevice;
 use super::balloon::Balloon;
 use super::block::Block;
+use super::console::Console;
 use super::mmio::VirtioMmio;
 use super::net::{Mac, Net, Tap};
 use super::rng::Rng;
 use super::state::VirtioState;
-use crate::config::DiskOptions;
+use crate::config::{DiskOptions, Serial};
 use crate::devices::DeviceError;
 use crate::devices::mmio::MmioDevice as _;
 use crate::devices::wake::Wake;
@@ -84,6 +85,12 @@ impl Exercise {
     #[must_use]
     pub fn block(options: DiskOptions) -> Self {
         Self(Box::new(move || Ok(Box::new(Block::open(&options)?))))
+    }
+
+    /// The console, connected to nothing.
+    #[must_use]
+    pub fn console() -> Self {
+        Self(Box::new(|| Ok(Box::new(Console::open(&Serial::Off)?.0))))
     }
 
     /// The memory balloon.
@@ -287,6 +294,11 @@ mod tests {
         #[test]
         fn no_guest_breaks_the_rng(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
             Exercise::rng().run(&bytes).unwrap();
+        }
+
+        #[test]
+        fn no_guest_breaks_a_console(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+            Exercise::console().run(&bytes).unwrap();
         }
 
         #[test]

@@ -23,6 +23,7 @@ use crate::memory::Mapping;
 pub mod assemble;
 pub(crate) mod balloon;
 pub(crate) mod block;
+pub(crate) mod console;
 #[cfg(test)]
 pub(crate) mod driver;
 pub(crate) mod engine;
@@ -71,6 +72,8 @@ pub enum DeviceDescription {
         /// The guest's address.
         mac: net::Mac,
     },
+    /// A console.
+    Console,
     /// A memory balloon.
     Balloon,
 }
@@ -83,6 +86,7 @@ impl DeviceDescription {
             Self::Rng => virtio_bindings::virtio_ids::VIRTIO_ID_RNG,
             Self::Block { .. } => virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK,
             Self::Net { .. } => virtio_bindings::virtio_ids::VIRTIO_ID_NET,
+            Self::Console => virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE,
             Self::Balloon => virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON,
         }
     }
@@ -94,6 +98,7 @@ impl DeviceDescription {
             Self::Rng => "rng".to_owned(),
             Self::Block { id, .. } => format!("disk {id}"),
             Self::Net { id, .. } => format!("net {id}"),
+            Self::Console => "console".to_owned(),
             Self::Balloon => "balloon".to_owned(),
         }
     }
@@ -110,6 +115,7 @@ impl std::fmt::Display for DeviceDescription {
                     "a {access} disk (--disk) of {capacity_bytes} bytes in blocks of {block_bytes}, id `{id}`"
                 )
             }
+            Self::Console => f.write_str("a console (--console)"),
             Self::Balloon => f.write_str("a memory balloon (--balloon on)"),
             Self::Net { id, mac } => {
                 write!(f, "a network interface (--net) with the address {mac}, id `{id}`")

@@ -1,0 +1,305 @@
+//! The console (virtio 1.2, 5.3) with one port: hvc0 in Linux.
+//!
+//! Output goes through the same bounded buffer and thread as the serial port's, so a reader who does not read cannot stall the guest. Input
+//! waits in a bounded buffer for the guest's own, and moves with the VM from there.
+
+use std::collections::VecDeque;
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use super::queue::{QueueError, VirtQueue};
+use super::{DeviceDescription, VirtioDevice};
+use crate::config::Serial;
+use crate::devices::input::{Input, InputPort};
+use crate::devices::output::Output;
+use crate::devices::wake::Wake;
+use crate::devices::{DeviceError, terminal};
+use crate::kvm::StateError;
+use crate::kvm::threads::lock;
+use crate::limits::{CONSOLE_INPUT_BYTES, CONSOLE_REQUEST_BYTES};
+use crate::memory::Mapping;
+
+const RECEIVE: usize = 0;
+
+#[derive(Debug, Default)]
+struct Waiting {
+    bytes: VecDeque<u8>,
+    /// Whether input is let in: not while the machine stands still, or a byte might come after its state was saved.
+    open: bool,
+    closed_for_good: bool,
+}
+
+/// Input on its way to the guest.
+#[derive(Debug)]
+pub(crate) struct ConsolePort {
+    waiting: Mutex<Waiting>,
+    room: Condvar,
+    arrived: Wake,
+}
+
+impl ConsolePort {
+    fn new() -> io::Result<Self> {
+        Ok(Self { waiting: Mutex::default(), room: Condvar::new(), arrived: Wake::new()? })
+    }
+
+    fn take(&self, most: usize) -> Vec<u8> {
+        let mut waiting = lock(&self.waiting);
+        let count = most.min(waiting.bytes.len());
+        let taken = waiting.bytes.drain(..count).collect();
+        drop(waiting);
+        self.room.notify_all();
+        taken
+    }
+
+    fn is_empty(&self) -> bool {
+        lock(&self.waiting).bytes.is_empty()
+    }
+}
+
+impl InputPort for ConsolePort {
+    fn wait_for_room(&self) -> bool {
+        let full = |waiting: &mut Waiting| {
+            !waiting.closed_for_good && (!waiting.open || waiting.bytes.len() >= CONSOLE_INPUT_BYTES)
+        };
+        let waiting = self.room.wait_while(lock(&self.waiting), full).unwrap_or_else(PoisonError::into_inner);
+        !waiting.closed_for_good
+    }
+
+    fn give(&self, bytes: &[u8]) -> usize {
+        let mut waiting = lock(&self.waiting);
+        if !waiting.open {
+            return 0;
+        }
+        let count = bytes.len().min(CONSOLE_INPUT_BYTES.saturating_sub(waiting.bytes.len()));
+        waiting.bytes.extend(&bytes[..count]);
+        drop(waiting);
+        self.arrived.wake();
+        count
+    }
+}
+
+/// The threads between the console and what it is connected to.
+#[derive(Debug)]
+pub(crate) struct ConsoleLine {
+    port: Arc<ConsolePort>,
+    output: Output,
+    stdio: bool,
+    input: Option<Input>,
+}
+
+impl ConsoleLine {
+    /// Lets the user's keys in, if it is the user's terminal; `on_quit` is called when the user asks for the end.
+    pub(crate) fn start(&mut self, on_quit: impl Fn() + Send + 'static) -> Result<(), DeviceError> {
+        if self.stdio {
+            self.input = Some(Input::start(Arc::clone(&self.port) as _, on_quit)?);
+        }
+        Ok(())
+    }
+
+    /// Whether standard input and output are its own.
+    pub(crate) fn is_stdio(&self) -> bool {
+        self.stdio
+    }
+
+    /// Holds input back, or lets it in.
+    pub(crate) fn set_open(&self, open: bool) {
+        lock(&self.port.waiting).open = open;
+        self.port.room.notify_all();
+    }
+
+    /// Ends the threads; output that can be written without waiting is written first.
+    pub(crate) fn shut_down(&self) {
+        lock(&self.port.waiting).closed_for_good = true;
+        self.port.room.notify_all();
+        if let Some(input) = &self.input {
+            input.stop();
+        }
+        self.end_output();
+    }
+
+    /// Gives the user's terminal back, if it is connected to it.
+    pub(crate) fn release_terminal(&self) {
+        if self.input.is_some() {
+            terminal::restore();
+        }
+    }
+
+    /// Writes what output can be written, and takes no more.
+    pub(crate) fn end_output(&self) {
+        self.output.finish();
+    }
+}
+
+/// The device.
+#[derive(Debug)]
+pub(crate) struct Console {
+    port: Arc<ConsolePort>,
+    output: Output,
+    /// Whether the guest takes input: not before it has set its queue up.
+    receives: bool,
+}
+
+impl Console {
+    /// A console, and the line that connects it to `to`.
+    /// # Errors
+    /// If the file cannot be opened, or there are no descriptors or threads left.
+    pub(crate) fn open(to: &Serial) -> Result<(Self, ConsoleLine), DeviceError> {
+        let (output, stdio) = match to {
+            Serial::Stdio => (Output::stdout()?, true),
+            Serial::File(path) => (Output::file(path)?, false),
+            Serial::Off => (Output::none(), false),
+        };
+        let port = ConsolePort::new();
+        let port = port.map_err(|source| DeviceError::Start { device: "console".to_owned(), source })?;
+        let port = Arc::new(port);
+        let line = ConsoleLine { port: Arc::clone(&port), output: output.clone(), stdio, input: None };
+        Ok((Self { port, output, receives: false }, line))
+    }
+
+    fn receive(&mut self, queue: &mut VirtQueue, memory: &Mapping) -> Result<(), QueueError> {
+        self.receives = true;
+        // Before looking: what comes after that sets it again.
+        self.port.arrived.clear();
+        while !self.port.is_empty() {
+            let Some(chain) = queue.pop(memory)? else { return Ok(()) };
+            let bytes = self.port.take(chain.writable.bytes());
+            let written = chain.writable.copy_from(&bytes);
+            queue.push_used(memory, chain.head, written)?;
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, queue: &mut VirtQueue, memory: &Mapping) -> Result<(), QueueError> {
+        while let Some(chain) = queue.pop(memory)? {
+            let bytes = chain.readable.bytes();
+            if bytes > CONSOLE_REQUEST_BYTES {
+                return Err(QueueError::Request {
+                    head: chain.head,
+                    what: "more output than a console takes at once",
+                });
+            }
+            let mut text = vec![0; bytes];
+            chain.readable.copy_to(&mut text);
+            if let Err(error) = self.output.write_all(&text) {
+                tracing::debug!(%error, "the console's output was lost");
+            }
+            queue.push_used(memory, chain.head, 0)?;
+        }
+        Ok(())
+    }
+}
+
+impl VirtioDevice for Console {
+    fn describe(&self) -> DeviceDescription {
+        DeviceDescription::Console
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn queue_sizes(&self) -> &'static [u16] {
+        &[64, 64]
+    }
+
+    /// `struct virtio_console_config` (5.3.4): none of its fields without the features that bring them.
+    fn config(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn write_config(&mut self, _: u64, _: &[u8]) {}
+
+    fn set_features(&mut self, _: u64) {}
+
+    fn reset(&mut self) {
+        self.receives = false;
+    }
+
+    fn serve(&mut self, index: usize, queue: &mut VirtQueue, memory: &Mapping) -> Result<(), QueueError> {
+        if index == RECEIVE { self.receive(queue, memory) } else { self.send(queue, memory) }
+    }
+
+    fn backend(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.port.arrived.as_fd())
+    }
+
+    fn wants_backend(&self) -> bool {
+        self.receives
+    }
+
+    /// Input that the guest has not taken yet.
+    fn save(&self) -> Vec<u8> {
+        lock(&self.port.waiting).bytes.iter().copied().collect()
+    }
+
+    fn load(&mut self, state: &[u8]) -> Result<(), StateError> {
+        if state.len() > CONSOLE_INPUT_BYTES {
+            let (got, most) = (state.len(), CONSOLE_INPUT_BYTES);
+            return Err(StateError::TooMany { field: "console's waiting input", got, most });
+        }
+        lock(&self.port.waiting).bytes = state.iter().copied().collect();
+        Ok(())
+    }
+
+    fn claim(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn let_go(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::virtio::driver::{BUFFERS, Driver, LIVE, NEEDS_RESET, memory};
+
+    const SEND: usize = 1;
+
+    #[test]
+    fn what_the_guest_writes_reaches_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("console");
+        let (device, line) = Console::open(&Serial::File(path.clone())).unwrap();
+        let mut driver = Driver::new(Box::new(device), memory());
+        driver.start(driver.offered());
+        driver.put(BUFFERS, b"hello\n");
+        driver.request(SEND, &[(BUFFERS, 3, false), (BUFFERS + 3, 3, false)]);
+        driver.pass();
+        line.shut_down();
+        assert_eq!(std::fs::read(path).unwrap(), b"hello\n");
+        driver.request(SEND, &[(BUFFERS, 0x10_0000, false)]);
+        driver.pass();
+        assert_eq!((driver.used(SEND), driver.status()), (1, LIVE | NEEDS_RESET));
+    }
+
+    #[test]
+    fn input_waits_for_the_guests_buffers_and_is_bounded() {
+        let (device, line) = Console::open(&Serial::Off).unwrap();
+        let mut driver = Driver::new(Box::new(device), memory());
+        driver.start(driver.offered());
+        assert_eq!(line.port.give(b"x"), 0, "not while the machine stands still");
+        line.set_open(true);
+        assert_eq!(line.port.give(&[b'a'; CONSOLE_INPUT_BYTES + 7]), CONSOLE_INPUT_BYTES);
+        driver.pass();
+        driver.request(RECEIVE, &[(BUFFERS, 10, true)]);
+        driver.pass();
+        assert_eq!((driver.used_element(RECEIVE, 0).1, driver.interrupts()), (10, 1));
+        assert_eq!(driver.get(BUFFERS, 11), b"aaaaaaaaaa\0");
+        assert!(line.port.wait_for_room());
+        assert_eq!(line.port.give(b"bcdefghijklm"), 10);
+    }
+
+    #[test]
+    fn input_that_waits_moves_with_the_machine() {
+        let (device, line) = Console::open(&Serial::Off).unwrap();
+        line.set_open(true);
+        line.port.give(b"ls\n");
+        let (mut other, _line) = Console::open(&Serial::Off).unwrap();
+        other.load(&device.save()).unwrap();
+        assert_eq!(other.save(), b"ls\n");
+        assert!(other.load(&[0; CONSOLE_INPUT_BYTES + 1]).is_err());
+    }
+}
