@@ -131,6 +131,13 @@ impl ConsoleLine {
     }
 }
 
+impl Drop for ConsoleLine {
+    /// Also a line that was only opened to see whether it can be has threads.
+    fn drop(&mut self) {
+        self.shut_down();
+    }
+}
+
 /// The device.
 #[derive(Debug)]
 pub(crate) struct Console {
