@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde::Deserialize;
 
@@ -20,7 +21,7 @@ const SLOW: [&str; 2] =
 
 /// A guest to launch.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Debian {
+pub(super) struct Debian<'a> {
     /// The kernel's file.
     pub(super) kernel: &'static str,
     /// Its initramfs.
@@ -29,16 +30,36 @@ pub(super) struct Debian {
     pub(super) cpus: u8,
     /// What it does, as guest-images/linux/README.md names it.
     pub(super) workloads: &'static str,
+    /// A disk whose file system its workloads write to.
+    pub(super) disk: &'a Path,
 }
 
-impl Debian {
+/// Makes a disk with an empty file system.
+pub(super) fn make_disk(lab: &Lab, name: &str) -> PathBuf {
+    let path = lab.dir().join(name);
+    let file = std::fs::File::create(&path).expect("the lab's directory takes a disk");
+    file.set_len(limits::DISK_BYTES).expect("a sparse file");
+    let made = Command::new("mke2fs").arg("-F").arg(&path).output().expect("busybox has mke2fs");
+    assert!(made.status.success(), "mke2fs: {}", String::from_utf8_lossy(&made.stderr));
+    path
+}
+
+/// The option of `vmm run`, `receive` and `restore` that attaches it.
+pub(super) fn disk_option(disk: &Path) -> [OsString; 2] {
+    // The lab's paths have no commas.
+    ["--disk".into(), format!("path={}", disk.display()).into()]
+}
+
+impl Debian<'_> {
     /// `vmm run`; returns when the guest says READY.
     pub(super) async fn launch(&self, lab: &Lab, host: &Host, name: &str) -> Vm {
-        let Self { kernel, initramfs, cpus, workloads } = self;
+        let Self { kernel, initramfs, cpus, workloads, disk } = self;
         let file = |name: &str| OsString::from(Path::new(KERNELS).join(name));
         // Quiet, because every character that the kernel says costs two levels of emulation; the guest looks at its log itself.
-        let words = format!("console=ttyS0 quiet panic=-1 rdinit=/guest-init tern.workload={workloads}");
-        let args = vec![
+        let words = format!(
+            "console=ttyS0 quiet panic=-1 rdinit=/guest-init tern.workload={workloads} tern.disk=vda"
+        );
+        let mut args = vec![
             "run".into(),
             "--name".into(),
             name.into(),
@@ -53,8 +74,10 @@ impl Debian {
             "--cpus".into(),
             cpus.to_string().into(),
         ];
+        args.extend(disk_option(disk));
         let mut vm = Vm::start(lab, host, name, None, args);
-        vm.line_within("says READY", limits::BOOT, |line| line.contains("tern: READY")).await;
+        let ready = vm.line_within("says READY", limits::BOOT, |line| line.contains("tern: READY")).await;
+        assert!(ready.contains("dir=/mnt/"), "the disk is not mounted: {ready}");
         vm
     }
 }
@@ -87,6 +110,15 @@ pub(super) async fn check(vm: &mut Vm) -> Check {
         .unwrap_or_else(|error| panic!("the check cannot be read ({error}): {line}"));
     assert!(check.is_well(), "the guest finds something wrong: {json}");
     check
+}
+
+/// What the guest's hardware random number generator is called, which it has by ACPI's word alone.
+pub(super) async fn random_source(vm: &mut Vm) -> String {
+    vm.type_line("cat /sys/class/misc/hw_random/rng_current").await;
+    let is_name = |line: &str| {
+        line.starts_with("virtio_rng") || line.starts_with("none") || line.contains("can't open")
+    };
+    vm.line_within("names the source of random numbers", limits::CHECK, is_name).await
 }
 
 /// Powers the guest off from within, which must end its `vmm` well.

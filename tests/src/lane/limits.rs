@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// For one whole run of the first level.
-pub const RUN: Duration = Duration::from_secs(600);
+pub const RUN: Duration = Duration::from_secs(900);
 /// Between two lines of the inner driver that say it is alive.
 pub const ALIVE_EVERY: Duration = Duration::from_secs(5);
 /// Without any line from the first level: it has frozen.
@@ -13,11 +13,15 @@ pub const ATTEMPTS: usize = 2;
 
 /// For a stock kernel to come to user space.
 pub const BOOT: Duration = Duration::from_secs(240);
+/// For a guest to move.
+pub const MIGRATION: Duration = Duration::from_secs(300);
 /// For its guest to look at itself and say what it saw.
 pub const CHECK: Duration = Duration::from_secs(60);
 
 /// RAM of a stock kernel's guest.
 pub const GUEST_MIB: u32 = 160;
+/// Its disk.
+pub const DISK_BYTES: u64 = 16 << 20;
 /// RAM of the first level.
 pub const FIRST_LEVEL_MIB: u32 = 1024;
 /// Lines of the console that wait to be read.

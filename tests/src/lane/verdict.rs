@@ -15,16 +15,16 @@ pub enum Step {
     PagestormBoots,
     /// It moves to another `vmm`, and every page is still there.
     PagestormMoves,
+    /// Debian's generic kernel comes to user space and finds its disk and its random number generator.
+    GenericBoots,
+    /// Its `poweroff` ends `vmm` with exit code 0.
+    GenericPowersOff,
     /// Debian's cloud kernel, as its package has it (a bzImage), comes to user space on two virtual CPUs.
     CloudBoots,
-    /// Its `poweroff` ends `vmm` with exit code 0.
-    CloudPowersOff,
-    /// Debian's generic kernel comes to user space.
-    GenericBoots,
     /// It moves to another `vmm` under load, and itself finds nothing wrong.
-    GenericMoves,
-    /// Its `poweroff` ends the `vmm` that it has moved to with exit code 0.
-    GenericPowersOff,
+    CloudMoves,
+    /// Its `poweroff` ends the `vmm` that it has come to with exit code 0.
+    CloudPowersOff,
 }
 
 impl Step {
@@ -33,11 +33,11 @@ impl Step {
         Self::Kvm,
         Self::PagestormBoots,
         Self::PagestormMoves,
-        Self::CloudBoots,
-        Self::CloudPowersOff,
         Self::GenericBoots,
-        Self::GenericMoves,
         Self::GenericPowersOff,
+        Self::CloudBoots,
+        Self::CloudMoves,
+        Self::CloudPowersOff,
     ];
 }
 

@@ -130,7 +130,19 @@ impl Vm {
 
     /// `vmm receive`: waits for a VM on `host`.
     pub async fn receive(lab: &Lab, host: &Host, name: &str, site: Option<&Path>) -> Self {
-        let args = ["receive", "--listen", "127.0.0.1:0"].map(Into::into).into();
+        Self::receive_with(lab, host, name, site, &[]).await
+    }
+
+    /// The same with `more` options: the devices of the VM that is to come.
+    pub async fn receive_with(
+        lab: &Lab,
+        host: &Host,
+        name: &str,
+        site: Option<&Path>,
+        more: &[OsString],
+    ) -> Self {
+        let mut args: Vec<OsString> = ["receive", "--listen", "127.0.0.1:0"].map(Into::into).into();
+        args.extend_from_slice(more);
         let mut vm = Self::start(lab, host, name, site, args);
         vm.listens().await;
         vm
