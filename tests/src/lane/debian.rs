@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde::Deserialize;
+use vmm::control::api::VmState;
 
 use super::limits;
 use crate::real::{Host, Lab, Vm};
@@ -80,6 +81,15 @@ impl Debian<'_> {
         assert!(ready.contains("dir=/mnt/"), "the disk is not mounted: {ready}");
         vm
     }
+}
+
+/// `vmm restore` in a fresh process; returns when the VM runs.
+pub(super) async fn restore(lab: &Lab, host: &Host, name: &str, from: &Path, disk: &Path) -> Vm {
+    let mut args: Vec<OsString> = vec!["restore".into(), "--from".into(), from.into()];
+    args.extend(disk_option(disk));
+    let mut vm = Vm::start(lab, host, name, None, args);
+    vm.wait_for("it is restored", limits::SNAPSHOT, |status| status.state == VmState::Running).await;
+    vm
 }
 
 /// The guest's verdict on itself.

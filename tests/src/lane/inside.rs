@@ -2,12 +2,13 @@
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use futures::FutureExt as _;
 use guest_images::pagestorm::options::Idle;
 use tokio::time::timeout;
-use vmm::control::api::{DEFAULT_DOWNTIME_MS, MigrateRequest};
+use vmm::control::api::{DEFAULT_DOWNTIME_MS, MigrateRequest, SnapshotRequest};
 use vmm::migrate::report::Report;
 
 use super::debian::{self, Debian};
@@ -107,17 +108,40 @@ async fn cloud(lab: &Lab) -> Option<()> {
         ((vm, check.clone()), check.to_string())
     })
     .await?;
-    let mut destination = step(Step::CloudMoves, async {
+    let (mut moved, before) = step(Step::CloudMoves, async {
         let name = "cloud-there";
         let mut destination = Vm::receive_with(lab, &b, name, None, &debian::disk_option(&disk)).await;
         let report = moves(&source, &destination).await;
         source.assert_ends_well().await;
         let after = debian::check(&mut destination).await;
         after.assert_goes_on_from(&before);
-        (destination, format!("{report}; {after}"))
+        let said = format!("{report}; {after}");
+        ((destination, after), said)
     })
     .await?;
-    step(Step::CloudPowersOff, async { ((), debian::power_off(&mut destination).await) }).await
+    let mut restored = step(Step::CloudRestored, async {
+        let snapshot = saved(lab, &mut moved).await;
+        let mut restored = debian::restore(lab, &b, "cloud-again", &snapshot, &disk).await;
+        let after = debian::check(&mut restored).await;
+        after.assert_goes_on_from(&before);
+        (restored, after.to_string())
+    })
+    .await?;
+    step(Step::CloudPowersOff, async { ((), debian::power_off(&mut restored).await) }).await
+}
+
+/// Saves `vm` and ends it; where to. It stands still from before the snapshot on: its disk has no snapshots.
+async fn saved(lab: &Lab, vm: &mut Vm) -> PathBuf {
+    let to = lab.dir().join("snapshots");
+    let directory = to.to_str().expect("the lab's paths are text").to_owned();
+    vm.client().operate("pause").await.expect("a running VM can be paused");
+    let request = SnapshotRequest { to: directory, name: None };
+    let report = timeout(limits::SNAPSHOT, vm.client().snapshot(&request)).await;
+    let report = report.unwrap_or_else(|_| panic!("the snapshot did not end"));
+    report.unwrap_or_else(|error| panic!("there is no snapshot: {error}"));
+    vm.client().operate("stop").await.expect("a paused VM can be stopped");
+    vm.assert_ends_well().await;
+    to
 }
 
 /// Has `source`'s VM move to `destination`, and says what that took.

@@ -15,6 +15,8 @@ pub const ATTEMPTS: usize = 2;
 pub const BOOT: Duration = Duration::from_secs(240);
 /// For a guest to move.
 pub const MIGRATION: Duration = Duration::from_secs(300);
+/// For a snapshot to be written, or read back.
+pub const SNAPSHOT: Duration = Duration::from_secs(120);
 /// For its guest to look at itself and say what it saw.
 pub const CHECK: Duration = Duration::from_secs(60);
 

@@ -23,13 +23,15 @@ pub enum Step {
     CloudBoots,
     /// It moves to another `vmm` under load, and itself finds nothing wrong.
     CloudMoves,
+    /// A snapshot of it is restored in a fresh process, and it goes on there.
+    CloudRestored,
     /// Its `poweroff` ends the `vmm` that it has come to with exit code 0.
     CloudPowersOff,
 }
 
 impl Step {
     /// Every step, in the order in which they come.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Kvm,
         Self::PagestormBoots,
         Self::PagestormMoves,
@@ -37,6 +39,7 @@ impl Step {
         Self::GenericPowersOff,
         Self::CloudBoots,
         Self::CloudMoves,
+        Self::CloudRestored,
         Self::CloudPowersOff,
     ];
 }
