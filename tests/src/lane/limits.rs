@@ -8,7 +8,7 @@ pub const RUN: Duration = Duration::from_secs(900);
 pub const ALIVE_EVERY: Duration = Duration::from_secs(5);
 /// Without any line from the first level: it has frozen.
 pub const SILENCE: Duration = Duration::from_secs(90);
-/// Runs in all, where the others froze.
+/// Runs in all, where the others failed.
 pub const ATTEMPTS: usize = 2;
 
 /// For a stock kernel to come to user space.

@@ -64,15 +64,6 @@ pub enum LaneError {
     },
 }
 
-impl LaneError {
-    /// Whether another attempt may go better: under TCG the first level freezes or fails to boot now and then, and that says nothing
-    /// about Tern.
-    #[must_use]
-    pub const fn is_worth_another_attempt(&self) -> bool {
-        matches!(self, Self::Frozen { .. } | Self::NotUp { .. })
-    }
-}
-
 /// A running QEMU. Dropping it kills it.
 struct Machine {
     child: Child,

@@ -19,7 +19,7 @@ pub enum Step {
     GenericBoots,
     /// Its `poweroff` ends `vmm` with exit code 0.
     GenericPowersOff,
-    /// Debian's cloud kernel, as its package has it (a bzImage), comes to user space on two virtual CPUs.
+    /// Debian's cloud kernel, as its package has it (a bzImage), comes to user space.
     CloudBoots,
     /// It moves to another `vmm` under load, and itself finds nothing wrong.
     CloudMoves,
