@@ -162,8 +162,8 @@ async fn moves(source: &Vm, destination: &Vm) -> String {
 /// for ever under TCG, without a migration too.
 fn quiet_pagestorm() -> Guest {
     let mut guest = Guest::default();
-    guest.options.rate_pps = 100;
-    guest.options.ws_bytes = 4 << 20;
+    guest.options.rate_pps = 20;
+    guest.options.ws_bytes = 2 << 20;
     guest.options.idle = Idle::Spin;
     guest
 }
