@@ -81,7 +81,8 @@ pub(crate) fn load(
     let faulty = |source| BootError::Kernel { path: config.kernel.clone(), source };
     let mut file = open("the kernel", &config.kernel)?;
     let kernel = kernel::inspect(&mut file, config.boot).map_err(faulty)?;
-    let cmdline = cmdline::build(config, devices, cmdline_max(&kernel))?;
+    let named = if config.acpi { &[] } else { devices };
+    let cmdline = cmdline::build(&config.cmdline, named, cmdline_max(&kernel))?;
 
     let mut map = Map::new(memory);
     for area in layout::boot_areas(cmdline.len()) {
