@@ -355,8 +355,9 @@ impl Machine {
     /// As [`Machine::pause`], for a VM that may run elsewhere afterwards: its disks are written down, and what only a VM that runs may hold
     /// is given up. [`Machine::resume`] takes it again.
     /// # Errors
-    /// If it has stopped, or a disk cannot be written: then it stands still.
+    /// If it has stopped, or a disk cannot be written down: then it may run on or stand still.
     pub fn pause_for_hand_over(&self) -> Result<(), MachineError> {
+        self.devices.write_down()?;
         self.pause()?;
         let _still = lock(&self.still);
         self.must_stand_still()?;

@@ -122,6 +122,14 @@ pub enum DeviceError {
     /// The host gives no random numbers.
     #[error("could not get random bytes for a network address")]
     Random(#[source] getrandom::Error),
+    /// What the guest has stored is not safe: the VM cannot be handed over.
+    #[error("what the guest wrote to `{device}` could not be written down")]
+    WriteDown {
+        /// Which.
+        device: String,
+        /// Why.
+        source: std::io::Error,
+    },
     /// A virtio device's thread or descriptors could not be had.
     #[error("could not start the device `{device}`")]
     Start {
@@ -224,6 +232,16 @@ impl Devices {
     /// Takes what only a VM that runs may hold.
     pub(crate) fn claim(&self) -> Result<(), DeviceError> {
         self.virtio.iter().try_for_each(|device| device.claim())
+    }
+
+    /// Writes down what the guest has stored so far; it goes on meanwhile.
+    pub(crate) fn write_down(&self) -> Result<(), DeviceError> {
+        self.virtio.iter().try_for_each(|device| match device.stored_in() {
+            None => Ok(()),
+            Some(stored) => {
+                stored.write_down().map_err(|source| DeviceError::WriteDown { device: device.name(), source })
+            }
+        })
     }
 
     /// Writes down what devices hold back, and gives up what [`Devices::claim`] took.

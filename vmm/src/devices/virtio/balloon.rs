@@ -5,8 +5,10 @@
 //! sees it again. The queues stand as Linux numbers them, without gaps for those that are not offered: inflate, deflate, reports.
 
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use super::queue::{Chain, QueueError, VirtQueue};
+use super::stored::Stored;
 use super::{DeviceDescription, VirtioDevice};
 use crate::devices::DeviceError;
 use crate::devices::quiet::Quiet;
@@ -160,6 +162,10 @@ impl VirtioDevice for Balloon {
 
     fn claim(&mut self) -> Result<(), DeviceError> {
         Ok(())
+    }
+
+    fn stored_in(&self) -> Option<Arc<Stored>> {
+        None
     }
 
     fn let_go(&mut self) -> Result<(), DeviceError> {

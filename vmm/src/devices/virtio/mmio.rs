@@ -22,6 +22,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::engine::{Core, Engine};
 use super::queue::VirtQueue;
 use super::state::{QueueState, VirtioState};
+use super::stored::Stored;
 use super::worker::Worker;
 use super::{DeviceDescription, VirtioDevice};
 use crate::devices::DeviceError;
@@ -125,6 +126,16 @@ impl VirtioMmio {
     /// See [`VirtioDevice::claim`].
     pub(crate) fn claim(&self) -> Result<(), DeviceError> {
         self.engine.with_core(|core| core.device.claim())
+    }
+
+    /// What an operator calls it.
+    pub(crate) fn name(&self) -> String {
+        self.description.name()
+    }
+
+    /// See [`VirtioDevice::stored_in`].
+    pub(crate) fn stored_in(&self) -> Option<Arc<Stored>> {
+        self.engine.with_core(|core| core.device.stored_in())
     }
 
     /// See [`VirtioDevice::let_go`].

@@ -14,6 +14,7 @@
 //! - What a driver may not do stops its device and sets DEVICE_NEEDS_RESET (2.1.2). The monitor and the other devices go on.
 
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use crate::boot::MmioDevice as Placement;
 use crate::kvm::StateError;
@@ -33,11 +34,13 @@ pub mod net;
 pub(crate) mod queue;
 pub(crate) mod rng;
 pub mod state;
+pub(crate) mod stored;
 #[cfg(test)]
 mod tests;
 pub(crate) mod worker;
 
 use queue::{QueueError, VirtQueue};
+use stored::Stored;
 
 /// Where the first device's registers are, and how far the next one's are from them: in the hole below 4 GiB, above RAM.
 const FIRST_ADDRESS: u64 = 0xd000_0000;
@@ -153,6 +156,9 @@ pub(crate) trait VirtioDevice: Send + std::fmt::Debug {
     fn load(&mut self, state: &[u8]) -> Result<(), StateError>;
     /// Takes what only a VM that runs may hold, such as the lock of a disk. Idempotent.
     fn claim(&mut self) -> Result<(), super::DeviceError>;
+    /// The file in which it keeps what its driver has written, if it has one: written down before a hand-over while the VM still runs, so
+    /// that [`VirtioDevice::let_go`] has little left to wait for.
+    fn stored_in(&self) -> Option<Arc<Stored>>;
     /// Writes down what it holds back and gives up what [`VirtioDevice::claim`] took: the VM is about to run elsewhere. Idempotent.
     fn let_go(&mut self) -> Result<(), super::DeviceError>;
 }

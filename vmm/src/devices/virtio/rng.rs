@@ -1,8 +1,10 @@
 //! The entropy device (virtio 1.2, 5.4): random bytes of the host's kernel.
 
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use super::queue::{QueueError, VirtQueue};
+use super::stored::Stored;
 use super::{DeviceDescription, VirtioDevice};
 use crate::devices::DeviceError;
 use crate::devices::quiet::Quiet;
@@ -73,6 +75,10 @@ impl VirtioDevice for Rng {
 
     fn claim(&mut self) -> Result<(), DeviceError> {
         Ok(())
+    }
+
+    fn stored_in(&self) -> Option<Arc<Stored>> {
+        None
     }
 
     fn let_go(&mut self) -> Result<(), DeviceError> {

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _};
+use std::sync::Arc;
 
 use rustix::fs::{Advice, AtFlags, FallocateFlags, FlockOperation, Mode, OFlags, SeekFrom, StatxFlags};
 use rustix::io::Errno;
@@ -15,6 +16,7 @@ use rustix::io::Errno;
 use super::SECTOR_BYTES;
 use crate::config::DiskOptions;
 use crate::devices::DeviceError;
+use crate::devices::virtio::stored::Stored;
 use crate::memory::buffers::Buffers;
 
 /// Zeros to write where the host cannot make a range read as zeros by itself; aligned for direct I/O.
@@ -26,7 +28,7 @@ static ZEROS: Zeros = Zeros([0; 64 * 1024]);
 /// An open disk.
 #[derive(Debug)]
 pub(super) struct Disk {
-    file: File,
+    stored: Arc<Stored>,
     options: DiskOptions,
     capacity_bytes: u64,
     block_bytes: u32,
@@ -53,7 +55,8 @@ impl Disk {
             let path = options.path.clone();
             return Err(DeviceError::DiskSize { path, bytes: capacity_bytes, block: block_bytes });
         }
-        Ok(Self { file, options: options.clone(), capacity_bytes, block_bytes, locked: false })
+        let stored = Arc::new(Stored::new(file));
+        Ok(Self { stored, options: options.clone(), capacity_bytes, block_bytes, locked: false })
     }
 
     pub(super) fn options(&self) -> &DiskOptions {
@@ -69,6 +72,11 @@ impl Disk {
         self.block_bytes
     }
 
+    /// The file, if it is written.
+    pub(super) fn stored_in(&self) -> Option<Arc<Stored>> {
+        (!self.options.read_only).then(|| Arc::clone(&self.stored))
+    }
+
     /// Takes the lock. Idempotent.
     pub(super) fn lock(&mut self) -> Result<(), DeviceError> {
         if self.locked {
@@ -80,7 +88,7 @@ impl Disk {
         } else {
             FlockOperation::NonBlockingLockExclusive
         };
-        match rustix::fs::flock(&self.file, how) {
+        match rustix::fs::flock(self.stored.file(), how) {
             Ok(()) => self.locked = true,
             Err(Errno::WOULDBLOCK) => return Err(DeviceError::DiskInUse { path }),
             Err(error @ (Errno::OPNOTSUPP | Errno::NOLCK | Errno::NOSYS)) => {
@@ -95,7 +103,7 @@ impl Disk {
         }
         // What this host has cached may be older than what the VM's last host wrote.
         if !self.options.direct
-            && let Err(error) = rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed)
+            && let Err(error) = rustix::fs::fadvise(self.stored.file(), 0, None, Advice::DontNeed)
         {
             tracing::debug!(%error, "the host's cache of a disk could not be dropped");
         }
@@ -109,9 +117,9 @@ impl Disk {
         }
         let failed = |source: io::Error| DeviceError::Disk { path: self.options.path.clone(), source };
         if !self.options.read_only {
-            self.flush().map_err(failed)?;
+            self.stored.write_down().map_err(failed)?;
         }
-        match rustix::fs::flock(&self.file, FlockOperation::Unlock) {
+        match rustix::fs::flock(self.stored.file(), FlockOperation::Unlock) {
             Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOLCK | Errno::NOSYS) => {}
             Err(error) => return Err(failed(error.into())),
         }
@@ -120,28 +128,28 @@ impl Disk {
     }
 
     pub(super) fn read(&self, offset: u64, into: &Buffers<'_>) -> io::Result<()> {
-        into.fill_at(self.file.as_fd(), offset)
+        into.fill_at(self.stored.file().as_fd(), offset)
     }
 
     pub(super) fn write(&self, offset: u64, from: &Buffers<'_>) -> io::Result<()> {
-        from.drain_at(self.file.as_fd(), offset)
+        from.drain_at(self.stored.file().as_fd(), offset)
     }
 
     /// Returns when all that was written survives a loss of power.
     pub(super) fn flush(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.stored.flush()
     }
 
     /// Gives a range's storage back; it reads as zeros. [`io::ErrorKind::Unsupported`] if the host cannot.
     pub(super) fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
         let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        Ok(rustix::fs::fallocate(&self.file, how, offset, bytes)?)
+        Ok(rustix::fs::fallocate(self.stored.file(), how, offset, bytes)?)
     }
 
     /// Makes a range read as zeros, and gives its storage back if `unmap` and if it can.
     pub(super) fn write_zeroes(&self, offset: u64, bytes: u64, unmap: bool) -> io::Result<()> {
         let how = if unmap { FallocateFlags::PUNCH_HOLE } else { FallocateFlags::ZERO_RANGE };
-        match rustix::fs::fallocate(&self.file, how | FallocateFlags::KEEP_SIZE, offset, bytes) {
+        match rustix::fs::fallocate(self.stored.file(), how | FallocateFlags::KEEP_SIZE, offset, bytes) {
             Ok(()) => return Ok(()),
             Err(Errno::OPNOTSUPP) => {}
             Err(error) => return Err(error.into()),
@@ -149,7 +157,7 @@ impl Disk {
         let mut done = 0;
         while done < bytes {
             let count = usize::try_from(bytes - done).unwrap_or(usize::MAX).min(ZEROS.0.len());
-            self.file.write_all_at(&ZEROS.0[..count], offset + done)?;
+            self.stored.file().write_all_at(&ZEROS.0[..count], offset + done)?;
             done += count as u64;
         }
         Ok(())

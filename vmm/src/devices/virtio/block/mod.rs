@@ -10,6 +10,7 @@ mod request;
 mod tests;
 
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
@@ -19,6 +20,7 @@ use virtio_bindings::virtio_blk::{
 
 use self::disk::Disk;
 use super::queue::{QueueError, VirtQueue};
+use super::stored::Stored;
 use super::{DeviceDescription, VirtioDevice};
 use crate::config::DiskOptions;
 use crate::devices::DeviceError;
@@ -186,6 +188,10 @@ impl VirtioDevice for Block {
 
     fn claim(&mut self) -> Result<(), DeviceError> {
         self.disk.lock()
+    }
+
+    fn stored_in(&self) -> Option<Arc<Stored>> {
+        self.disk.stored_in()
     }
 
     fn let_go(&mut self) -> Result<(), DeviceError> {

@@ -12,6 +12,7 @@ mod tests;
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::Arc;
 
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
@@ -23,6 +24,7 @@ pub use mac::{Mac, NoMac};
 pub(crate) use tap::Tap;
 
 use super::queue::{Chain, QueueError, VirtQueue};
+use super::stored::Stored;
 use super::{DeviceDescription, VirtioDevice};
 use crate::devices::DeviceError;
 use crate::devices::quiet::Quiet;
@@ -293,6 +295,10 @@ impl VirtioDevice for Net {
             );
         }
         Ok(())
+    }
+
+    fn stored_in(&self) -> Option<Arc<Stored>> {
+        None
     }
 
     fn let_go(&mut self) -> Result<(), DeviceError> {
