@@ -102,7 +102,7 @@ impl VirtioState {
         }
         let state = Self {
             kind: reader.u32("device kind")?,
-            name: String::from_utf8_lossy(reader.bytes("device name", DEVICE_NAME_BYTES)?).into_owned(),
+            name: reader.name()?,
             status: reader.u32("device status")?,
             driver_features: reader.u64("device's driver features")?,
             interrupt_status: reader.u32("device interrupt status")?,
@@ -173,6 +173,13 @@ impl<'a> Reader<'a> {
         if got > most { Err(StateError::TooMany { field, got, most }) } else { Ok(got) }
     }
 
+    fn name(&mut self) -> Result<String, StateError> {
+        let bytes = self.bytes("device name", DEVICE_NAME_BYTES)?.to_vec();
+        // Not mended: a name that grows in the mending could not be written again.
+        String::from_utf8(bytes)
+            .map_err(|_| StateError::Device { device: "?".to_owned(), what: "its name is not UTF-8" })
+    }
+
     fn bytes(&mut self, field: &'static str, most: usize) -> Result<&'a [u8], StateError> {
         let length = self.count(field, most)?;
         let (bytes, rest) = self.0.split_at_checked(length).ok_or(StateError::Truncated { field })?;
@@ -214,6 +221,14 @@ mod tests {
             assert!(matches!(error, StateError::Truncated { .. }), "{end}: {error}");
         }
         assert_eq!(VirtioState::decode(&[bytes, vec![0]].concat()).unwrap_err(), StateError::Trailing(1));
+    }
+
+    /// Found by fuzzing: bytes that are not UTF-8 were mended, and the longer name broke the bound when it was written again.
+    #[test]
+    fn a_name_that_is_not_utf_8_is_refused() {
+        let mut bytes = state().encode();
+        bytes[12] = 0xff;
+        assert!(matches!(VirtioState::decode(&bytes), Err(StateError::Device { .. })));
     }
 
     #[test]
