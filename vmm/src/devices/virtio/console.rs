@@ -253,6 +253,10 @@ impl VirtioDevice for Console {
         Ok(())
     }
 
+    fn stored_in(&self) -> Option<Arc<super::stored::Stored>> {
+        None
+    }
+
     fn let_go(&mut self) -> Result<(), DeviceError> {
         Ok(())
     }
