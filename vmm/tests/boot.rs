@@ -120,7 +120,7 @@ fn an_elf_kernel_that_can_do_both_starts_as_it_is_told() {
     let place = Place::new();
     let kernel = place.file("vmlinux", &elf_of(&code64(), true));
     let config = VmConfig { kernel, boot: BootProtocol::Linux64, acpi: false, ..place.config() };
-    assert_eq!(run(&place, &config, "hello3\n", b'q'), StopReason::Guest);
+    assert_eq!(run(&place, &config, "3\n", b'q'), StopReason::Guest);
 }
 
 #[test]
