@@ -8,6 +8,14 @@ pub const LOOK_AGAIN: Duration = Duration::from_millis(10);
 pub const START: Duration = Duration::from_secs(60);
 /// For the guest to look at every page that it wrote.
 pub const SELF_CHECK: Duration = Duration::from_secs(60);
+/// For Linux to boot and start its workloads, where KVM emulates its supervisor code on a busy machine.
+pub const LINUX_BOOT: Duration = Duration::from_secs(400);
+/// For a Linux guest to run its checks, and for its workloads to do another round.
+pub const LINUX_CHECK: Duration = Duration::from_secs(180);
+/// For an answer over TCP from a guest that may be moving.
+pub const TCP: Duration = Duration::from_secs(120);
+/// Between two lines on a TCP connection while its guest moves: enough to be there at the switchover, little enough not to be the load.
+pub const BETWEEN_COUNTS: Duration = Duration::from_millis(50);
 /// For the next heartbeat.
 pub const HEARTBEAT: Duration = Duration::from_secs(30);
 /// For a process to end after it was told to, or after its VM has left.

@@ -14,6 +14,8 @@ pub mod binaries;
 mod journey;
 pub mod lab;
 pub mod limits;
+mod linux;
+mod net;
 mod peer;
 mod process;
 mod vm;
@@ -21,6 +23,8 @@ mod wan;
 
 pub use journey::{Journey, Terms};
 pub use lab::{Host, Lab};
+pub use linux::{LinuxGuest, LinuxVm, Verdict, Workload};
+pub use net::{Counter, Net};
 pub use peer::{Fault, Peer, Site};
 pub use process::{Process, until};
 pub use tern::demo::shaper::Cut;

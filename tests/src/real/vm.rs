@@ -157,7 +157,7 @@ impl Vm {
         vm
     }
 
-    async fn listens(&mut self) {
+    pub(super) async fn listens(&mut self) {
         self.wait_for("it listens", limits::START, |status| status.ticket.is_some()).await;
     }
 
@@ -167,7 +167,7 @@ impl Vm {
         Self::start_program(lab, host, name, site, &binaries::path("vmm"), args)
     }
 
-    fn start_program(
+    pub(super) fn start_program(
         lab: &Lab,
         host: &Host,
         name: &str,
@@ -272,19 +272,27 @@ impl Vm {
     }
 
     async fn ask_self_check(&mut self) -> SelfCheck {
-        // Answers to a question asked before a migration may come after it.
-        while self.lines.try_recv().is_ok() {}
-        self.input.write_all(b"c").await.expect("the serial port takes a byte");
-        self.input.flush().await.expect("the serial port takes a byte");
+        self.forget_lines();
+        self.type_in("c").await;
         let is_check = |line: &str| SelfCheck::parse(line).is_some_and(|check| check.check > 0);
         let line = self.line_that("answers the self-check", is_check).await;
         SelfCheck::parse(&line).expect("it was looked at")
     }
 
+    /// Passes over what the serial port has said: answers to a question asked before a migration may come after it.
+    pub fn forget_lines(&mut self) {
+        while self.lines.try_recv().is_ok() {}
+    }
+
     /// Types a line at the guest's serial port.
     pub async fn type_line(&mut self, line: &str) {
-        self.input.write_all(format!("{line}\n").as_bytes()).await.expect("the serial port takes a line");
-        self.input.flush().await.expect("the serial port takes a line");
+        self.type_in(&format!("{line}\n")).await;
+    }
+
+    /// Types `text` at the guest's serial port.
+    async fn type_in(&mut self, text: &str) {
+        self.input.write_all(text.as_bytes()).await.expect("the serial port takes bytes");
+        self.input.flush().await.expect("the serial port takes bytes");
     }
 
     /// The next line on the serial port that is as `wanted`.

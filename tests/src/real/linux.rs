@@ -1,0 +1,151 @@
+//! A Linux guest behind a vmm's serial port: the one that `guest-images/linux/build` makes.
+//!
+//! It runs workloads that check themselves; [`LinuxVm::check`] asks for every verdict, and [`Verdict::follows`] compares two of
+//! them: whatever a migration may do to a guest, time goes on, nothing is lost and the kernel finds nothing to complain about.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::Path;
+
+use guest_images::linux::Linux;
+use serde::Deserialize;
+
+use super::{Host, Lab, Net, Vm, limits};
+
+/// How a Linux guest is launched.
+#[derive(Clone, Debug)]
+pub struct LinuxGuest {
+    /// Virtual CPUs.
+    pub cpus: u8,
+    /// RAM, MiB.
+    pub memory_mib: u32,
+    /// Its workloads, apart by commas.
+    pub workload: &'static str,
+}
+
+impl Default for LinuxGuest {
+    fn default() -> Self {
+        Self { cpus: 1, memory_mib: 128, workload: "files,checksum,journal,clock,count" }
+    }
+}
+
+/// A vmm with a Linux guest, or one that waits for it.
+#[derive(Debug)]
+pub struct LinuxVm {
+    /// The process.
+    pub vm: Vm,
+}
+
+impl LinuxVm {
+    /// `vmm run`: boots `guest` on `host` and waits until its workloads have started.
+    pub async fn launch(lab: &Lab, host: &Host, name: &str, guest: &LinuxGuest, net: Option<&Net>) -> Self {
+        let linux = Linux::find().unwrap_or_else(|error| panic!("{error}"));
+        let own = linux.command_line().unwrap_or_else(|error| panic!("{error}"));
+        let ip = net.map(|_| format!(" tern.ip={}/24", Net::GUEST)).unwrap_or_default();
+        let mut args: Vec<OsString> = ["run", "--name", name, "--kernel"].map(Into::into).into();
+        args.push(linux.vmlinux().into());
+        args.extend(["--initramfs".into(), linux.initramfs().into()]);
+        args.extend(["--memory".into(), format!("{}M", guest.memory_mib).into()]);
+        args.extend(["--cpus".into(), guest.cpus.to_string().into()]);
+        args.extend(["--cmdline".into(), format!("{own} tern.workload={}{ip}", guest.workload).into()]);
+        let mut vm = Self::start(lab, host, name, net, args);
+        vm.vm
+            .line_within("says that Linux is up", limits::LINUX_BOOT, |line| line.contains("tern: READY"))
+            .await;
+        vm
+    }
+
+    /// `vmm receive`: waits for a Linux guest on `host`.
+    pub async fn receive(lab: &Lab, host: &Host, name: &str, net: Option<&Net>) -> Self {
+        let args = ["receive", "--listen", "127.0.0.1:0"].map(Into::into).into();
+        let mut vm = Self::start(lab, host, name, net, args);
+        vm.vm.listens().await;
+        vm
+    }
+
+    /// Any vmm command with such a guest: in the network's namespace, with one of its TAPs.
+    fn start(lab: &Lab, host: &Host, name: &str, net: Option<&Net>, mut args: Vec<OsString>) -> Self {
+        let vmm = super::binaries::path("vmm");
+        let vm = match net {
+            None => Vm::start_program(lab, host, name, None, &vmm, args),
+            Some(net) => {
+                args.extend(["--net".into(), format!("tap={}", net.tap()).into()]);
+                let words = net.inside(&vmm, args);
+                Vm::start_program(lab, host, name, None, Path::new("ip"), words)
+            }
+        };
+        Self { vm }
+    }
+
+    /// Has the guest judge itself, and panics if a verdict is bad.
+    pub async fn check(&mut self) -> Verdict {
+        self.vm.forget_lines();
+        self.vm.type_line("tern-check").await;
+        let is_check = |line: &str| line.contains(CHECK);
+        let line = self.vm.line_within("answers tern-check", limits::LINUX_CHECK, is_check).await;
+        let json = line.split_once(CHECK).map_or("", |(_, json)| json);
+        let verdict: Verdict = serde_json::from_str(json).unwrap_or_else(|error| {
+            panic!("{}: a verdict that cannot be read ({error}): {line}", self.vm.name())
+        });
+        assert!(verdict.ok, "{}: the guest found something wrong: {line}", self.vm.name());
+        verdict
+    }
+
+    /// Has the guest reset the machine, and panics unless the process then ends with code 0.
+    pub async fn reboot(&mut self) {
+        self.vm.type_line("reboot -f").await;
+        self.vm.assert_ends_well().await;
+    }
+}
+
+/// What stands before the JSON of a verdict.
+const CHECK: &str = "tern: CHECK ";
+
+/// The guest's judgement of itself (guest-images/linux/guest/check.rs).
+#[derive(Clone, Debug, Deserialize)]
+pub struct Verdict {
+    /// Whether every check held.
+    pub ok: bool,
+    /// /proc/uptime, seconds.
+    pub uptime_s: f64,
+    /// Each workload's status.
+    pub workloads: BTreeMap<String, Workload>,
+    /// Lines of the journal, which has no gap.
+    pub journal_lines: Option<u64>,
+    /// The kernel's warnings since the boot was done.
+    pub warnings: u64,
+}
+
+/// A workload's status.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Workload {
+    /// Rounds that it has done, each with its checks.
+    pub rounds: u64,
+}
+
+impl Verdict {
+    /// Panics unless this verdict can come after `earlier` from the same guest: its time and its files go on.
+    pub fn follows(&self, earlier: &Self) {
+        assert!(self.uptime_s > earlier.uptime_s, "uptime did not go on: {earlier:#?} and then {self:#?}");
+        assert!(
+            self.journal_lines >= earlier.journal_lines,
+            "the journal got shorter: {earlier:#?} and then {self:#?}"
+        );
+        for (name, before) in &earlier.workloads {
+            let now = self.workloads.get(name);
+            assert!(
+                now.is_some_and(|now| now.rounds >= before.rounds),
+                "the workload {name} went back: {before:?} and then {now:?}"
+            );
+        }
+    }
+
+    /// Whether every workload has done a round since `earlier`.
+    #[must_use]
+    pub fn all_went_on(&self, earlier: &Self) -> bool {
+        earlier
+            .workloads
+            .iter()
+            .all(|(name, before)| self.workloads.get(name).is_some_and(|now| now.rounds > before.rounds))
+    }
+}
