@@ -6,6 +6,7 @@
 use std::cell::Cell;
 use std::ffi::OsString;
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{ChildStdin, ChildStdout, Command};
@@ -46,7 +47,11 @@ impl Net {
             eprintln!("not root: this test runs without a network");
             return None;
         }
-        let net = Self { namespace: format!("tern-test-{}", std::process::id()), taken: Cell::new(0) };
+        // Tests of one process run side by side, each in a namespace of its own.
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let namespace = format!("tern-test-{}-{number}", std::process::id());
+        let net = Self { namespace, taken: Cell::new(0) };
         let namespace = &net.namespace;
         ip(&format!("netns add {namespace}")).await;
         ip(&format!("-n {namespace} link set lo up")).await;
