@@ -20,7 +20,7 @@
 //!         lost     in_doubt ── run here ──► running
 //! ```
 //! The state is never stored: [`Process::state`] derives it from the machine, the migration and the endpoint, which each know their own
-//! part. This file has the operations; [`snapshots`] has those with snapshots; [`run`] has the wiring, the watchers and the end.
+//! part. This file has the operations; `snapshots` has those with snapshots; `run` has the wiring, the watchers and the end.
 
 mod error;
 mod run;

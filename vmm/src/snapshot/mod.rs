@@ -15,12 +15,12 @@
 //!    snapshots/<name>/machine.json what must be built before the state can be loaded (MachineDescription)
 //!    tmp/                          what is being written; whatever a crash left is removed by the next snapshot
 //! ```
-//! A page's way out: guest memory → [`naming`] (read, zero or not, name, on all cores) → [`store`] (found in a pack and compared, or
-//! appended to a new one) → [`manifest`]. While a VM runs, its memory is walked with the dirty log on, then what was written
+//! A page's way out: guest memory → `naming` (read, zero or not, name, on all cores) → `store` (found in a pack and compared, or
+//! appended to a new one) → `manifest`. While a VM runs, its memory is walked with the dirty log on, then what was written
 //! meanwhile, until little is left; only that and the state are taken while it stands still. Files are written in `tmp/`, synced, and
 //! renamed; the snapshot's directory comes last, so that it never names what is not there.
 //!
-//! A page's way in ([`load`]): manifest (checked whole) → pack → read, hash, compare → guest memory. Zero pages are not stored.
+//! A page's way in (`load`): manifest (checked whole) → pack → read, hash, compare → guest memory. Zero pages are not stored.
 //!
 //! Names are those of the domain without a secret ([`page::Domain::unkeyed`]), whatever domain the site has: a snapshot must be verifiable
 //! years later and elsewhere, by whoever holds the directory, and that is whoever can read the pages anyway. A peer names the packs in its own

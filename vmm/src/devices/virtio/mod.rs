@@ -8,7 +8,7 @@
 //!                                 └─ interrupt status, irqfd: `Signals`, without a lock
 //! ```
 //! - A device is served by one thread of its own, request by request; nothing is in flight between two. So a device that is parked has
-//!   no state but its registers, where it stands in its queues, and what [`VirtioDevice::save`] gives.
+//!   no state but its registers, where it stands in its queues, and what `VirtioDevice::save` gives.
 //! - Registers are a virtual CPU's business. The writes that touch the queues (DRIVER_OK, reset, taking a queue away) wait for the
 //!   thread to come to a request's end, and the thread begins no other while somebody waits.
 //! - What a driver may not do stops its device and sets DEVICE_NEEDS_RESET (2.1.2). The monitor and the other devices go on.

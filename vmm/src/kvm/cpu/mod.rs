@@ -5,8 +5,8 @@
 //!                             ▲                                           │
 //!                             └──────── check, on another host ◄── MachineDescription ── what the virtual CPU then shows
 //! ```
-//! [`features`] has the table of names and bits, [`levels`] the x86-64 levels, [`model`] makes entries of a set of features, [`file`] is the baseline
-//! file, [`check`] compares a guest with a host. What is recorded is what a virtual CPU shows after KVM has taken its entries, not what was asked
+//! `features` has the table of names and bits, `levels` the x86-64 levels, `model` makes entries of a set of features, `file` is the baseline
+//! file, `check` compares a guest with a host. What is recorded is what a virtual CPU shows after KVM has taken its entries, not what was asked
 //! for: some KVMs cannot hide all that the processor has, and a guest may use whatever it sees.
 
 mod check;
