@@ -6,7 +6,7 @@ use page::PageSet;
 use tokio::sync::watch;
 
 use crate::boot::{self, BootError};
-use crate::config::{DeviceOptions, Serial, VmConfig};
+use crate::config::{BalloonOptions, DeviceOptions, Serial, VmConfig};
 use crate::devices::input::InputPort;
 use crate::devices::serial::INTERRUPT_LINE;
 use crate::devices::virtio::assemble::{self, DeviceMismatch, Opened};
@@ -86,6 +86,15 @@ pub struct Heartbeat {
     pub last_unix_ns: u64,
     /// The longest time between two in this process, nanoseconds of CLOCK_MONOTONIC.
     pub longest_gap_ns: u64,
+}
+
+/// A VM's memory balloon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct BalloonStatus {
+    /// How much of its memory the guest is asked for.
+    pub target_bytes: u64,
+    /// How much it says that it has given; 0 while no driver serves the balloon.
+    pub actual_bytes: u64,
 }
 
 /// Errors of a machine.
@@ -188,13 +197,17 @@ impl Machine {
             cpu: None,
             devices: virtio.devices.iter().map(|device| device.describe()).collect(),
         };
-        Self::assemble(description, &config.serial, virtio, |vm, memory, vcpus| {
+        let machine = Self::assemble(description, &config.serial, virtio, |vm, memory, vcpus| {
             let registers = boot::load(config, &places, memory)?;
             let shown = cpu::give(vm.kvm(), vcpus, &config.cpu)?;
             vcpus.iter().try_for_each(Vcpu::set_virtual_wire)?;
             vcpus.iter().take(1).try_for_each(|first| first.set_boot_registers(&registers))?;
             Ok(Some(shown))
-        })
+        })?;
+        if let Some(BalloonOptions::On { bytes }) = config.devices.balloon {
+            machine.set_balloon(bytes)?;
+        }
+        Ok(machine)
     }
 
     /// Builds an empty machine that a migration will fill. Its devices are opened by `devices`, never by what the description says.
@@ -244,10 +257,10 @@ impl Machine {
                 machine.stop(StopReason::Requested);
             }
         };
-        let Opened { devices: virtio, console } = virtio;
+        let Opened { devices: virtio, console, balloon } = virtio;
         let virtio = assemble::connect(virtio, &vm, &memory)?;
         let devices =
-            Arc::new(Devices::new(serial, vm.interrupt(INTERRUPT_LINE)?, on_quit, virtio, console)?);
+            Arc::new(Devices::new(serial, vm.interrupt(INTERRUPT_LINE)?, on_quit, virtio, console, balloon)?);
         let (ended_devices, ended_state) = (Arc::clone(&devices), Arc::clone(&run_state));
         let on_end = move |end| {
             // First: who sees that the VM has stopped finds its console complete, and the terminal as it was.
@@ -511,6 +524,20 @@ impl Machine {
     /// The guest's heartbeat so far.
     pub fn heartbeat(&self) -> Heartbeat {
         self.devices.debug_console().heartbeat()
+    }
+
+    /// Its memory balloon, if it has one.
+    pub fn balloon(&self) -> Option<BalloonStatus> {
+        let (target_bytes, actual_bytes) = self.devices.balloon()?;
+        Some(BalloonStatus { target_bytes, actual_bytes })
+    }
+
+    /// Asks the guest to give so much of its memory, bytes: more than it has given, or less. It does so in its own time.
+    /// # Errors
+    /// [`DeviceError::NoBalloon`], [`DeviceError::BalloonSize`].
+    pub fn set_balloon(&self, bytes: u64) -> Result<(), DeviceError> {
+        let pages: u64 = self.description.extents.iter().map(|extent| extent.pages).sum();
+        self.devices.set_balloon(bytes, pages * page::PAGE_SIZE as u64)
     }
 
     /// Sends bytes to the guest's serial port, besides what it is connected to, and says how many its port took: none

@@ -30,6 +30,10 @@ pub(super) async fn resolve(control: &Control, run_here: bool) -> Result<ExitCod
     print_status(control, &Client::new(&control.control)?.resolve(run_here).await?)
 }
 
+pub(super) async fn balloon(control: &Control, size_bytes: u64) -> Result<ExitCode, CliError> {
+    print_status(control, &Client::new(&control.control)?.balloon(size_bytes).await?)
+}
+
 fn print_status(control: &Control, status: &VmStatus) -> Result<ExitCode, CliError> {
     print_answer(control, status, || show::status(status))?;
     Ok(ExitCode::SUCCESS)

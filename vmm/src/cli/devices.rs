@@ -2,7 +2,7 @@
 
 use clap::{Args, ValueEnum};
 
-use super::parse::{ParseError, fields, memory, serial};
+use super::parse::{ParseError, fields, serial, size};
 use crate::config::{BalloonOptions, DeviceOptions, DiskOptions, NetOptions, Serial};
 use crate::devices::virtio::net::NoMac;
 use crate::limits::{DISK_ID_BYTES, NET_ID_BYTES};
@@ -93,7 +93,7 @@ fn balloon(given: &str) -> Result<BalloonOptions, ParseError> {
     match (given, given.strip_prefix("size=")) {
         ("on", _) => Ok(BalloonOptions::On { bytes: 0 }),
         ("off", _) => Ok(BalloonOptions::Off),
-        (_, Some(size)) => Ok(BalloonOptions::On { bytes: memory(size)? }),
+        (_, Some(bytes)) => Ok(BalloonOptions::On { bytes: size(bytes)? }),
         (_, None) => Err(ParseError::Fields(format!("`{given}` is neither on, off nor size=SIZE"))),
     }
 }
@@ -129,7 +129,7 @@ mod tests {
         assert_eq!(balloon("on"), Ok(BalloonOptions::On { bytes: 0 }));
         assert_eq!(balloon("off"), Ok(BalloonOptions::Off));
         assert_eq!(balloon("size=64M"), Ok(BalloonOptions::On { bytes: 64 << 20 }));
-        for wrong in ["", "size=", "64M", "size=1"] {
+        for wrong in ["", "size=", "64M", "size=M"] {
             assert!(balloon(wrong).is_err(), "{wrong}");
         }
     }

@@ -62,6 +62,8 @@ enum Command {
     Resume(Control),
     /// End the VM and its process
     Stop(Control),
+    /// Ask a VM's guest for so much of its memory: more or less than its balloon has
+    Balloon(Balloon),
     /// Move a VM; returns when it runs there, or with the reason why it still runs here. Ctrl-C cancels
     Migrate(Migrate),
     /// Decide about a VM in doubt
@@ -171,6 +173,15 @@ struct Control {
 }
 
 #[derive(Debug, Args)]
+struct Balloon {
+    #[command(flatten)]
+    control: Control,
+    /// How much the guest is to give: 512M, or 0 to give all of it back
+    #[arg(long, value_name = "SIZE", value_parser = parse::size)]
+    size: u64,
+}
+
+#[derive(Debug, Args)]
 struct Migrate {
     #[command(flatten)]
     control: Control,
@@ -267,6 +278,7 @@ async fn dispatch(command: Command) -> Result<ExitCode, CliError> {
         Command::Pause(control) => commands::operate(&control, "pause").await,
         Command::Resume(control) => commands::operate(&control, "resume").await,
         Command::Stop(control) => commands::operate(&control, "stop").await,
+        Command::Balloon(options) => commands::balloon(&options.control, options.size).await,
         Command::Migrate(options) => commands::migrate(&options).await,
         Command::Resolve(options) => commands::resolve(&options.control, options.word.run_here).await,
     }
@@ -460,6 +472,8 @@ mod tests {
             "vmm migrate --control c",
             "vmm migrate --control c --to x --downtime 0",
             "vmm status",
+            "vmm balloon --control c",
+            "vmm balloon --control c --size 1X",
         ] {
             assert_eq!(parsed(line).unwrap_err().exit_code(), 2, "{line}");
         }

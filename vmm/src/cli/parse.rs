@@ -32,8 +32,18 @@ pub(super) enum ParseError {
     Fields(String),
 }
 
-/// RAM: bytes, or with `K`, `M`, `G`, `T` (powers of 1024). A multiple of 2 MiB.
+/// RAM: as [`size`], a multiple of 2 MiB.
 pub(super) fn memory(given: &str) -> Result<u64, ParseError> {
+    let bytes = size(given)?;
+    if bytes == 0 || !bytes.is_multiple_of(limits::MEMORY_GRANULE_BYTES) {
+        let bound = "a multiple of 2M, and not zero".to_owned();
+        return Err(ParseError::Bound { what: "memory", bound });
+    }
+    Ok(bytes)
+}
+
+/// A part of memory: bytes, or with `K`, `M`, `G`, `T` (powers of 1024).
+pub(super) fn size(given: &str) -> Result<u64, ParseError> {
     let form =
         || ParseError::Form { given: given.to_owned(), what: "a size of memory", example: "512M or 4G" };
     let (digits, unit) = split_number(given);
@@ -45,12 +55,7 @@ pub(super) fn memory(given: &str) -> Result<u64, ParseError> {
         "T" | "TIB" => 40,
         _ => return Err(form()),
     };
-    let bytes = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(1u64 << shift)).ok_or_else(form)?;
-    if bytes == 0 || !bytes.is_multiple_of(limits::MEMORY_GRANULE_BYTES) {
-        let bound = "a multiple of 2M, and not zero".to_owned();
-        return Err(ParseError::Bound { what: "memory", bound });
-    }
-    Ok(bytes)
+    digits.parse::<u64>().ok().and_then(|n| n.checked_mul(1u64 << shift)).ok_or_else(form)
 }
 
 /// A rate: bits a second, or with `K`, `M`, `G` (powers of 1000), `bit` and `bit/s` allowed after it.

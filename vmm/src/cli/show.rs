@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use crate::control::api::VmStatus;
+use crate::machine::BalloonStatus;
 use crate::migrate::report::{Phase, Progress, Report, Rungs};
 use crate::snapshot::SnapshotReport;
 
@@ -28,6 +29,10 @@ pub(super) fn status(status: &VmStatus) -> String {
     }
     if let Some(cpus) = status.cpus {
         table.row("cpus", cpus);
+    }
+    if let Some(BalloonStatus { target_bytes, actual_bytes }) = status.balloon {
+        let (target, actual) = (bytes(target_bytes), bytes(actual_bytes));
+        table.row("balloon", format_args!("{actual} of the {target} asked for"));
     }
     if let Some(beat) = status.heartbeat.filter(|beat| beat.count > 0) {
         let gap = beat.longest_gap_ns / 1000;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::machine::Heartbeat;
+use crate::machine::{BalloonStatus, Heartbeat};
 use crate::migrate::report::{IncomingStatus, Progress, Report};
 
 /// What a VM's process is doing.
@@ -75,6 +75,8 @@ pub struct VmStatus {
     pub cpus: Option<u8>,
     /// The guest's heartbeat; none while no VM is here.
     pub heartbeat: Option<Heartbeat>,
+    /// Its memory balloon; none while no VM is here, or if it has none.
+    pub balloon: Option<BalloonStatus>,
     /// What `vmm migrate --to` of another host takes; present while this process waits for a VM.
     pub ticket: Option<String>,
     /// The running or the last migration away from here.
@@ -112,6 +114,14 @@ pub struct MigrateRequest {
     /// The most to send, bits a second; none for as much as the link carries.
     #[serde(default)]
     pub bandwidth_bits: Option<u64>,
+}
+
+/// `PUT /v1/vm/balloon`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonRequest {
+    /// How much of its memory the guest is asked for, bytes: a multiple of 4096.
+    pub size_bytes: u64,
 }
 
 /// `POST /v1/vm/snapshot`.

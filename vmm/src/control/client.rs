@@ -15,7 +15,8 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::control::api::{
-    ErrorBody, ErrorDetail, Event, MigrateRequest, MigrationStatus, ResolveRequest, SnapshotRequest, VmStatus,
+    BalloonRequest, ErrorBody, ErrorDetail, Event, MigrateRequest, MigrationStatus, ResolveRequest,
+    SnapshotRequest, VmStatus,
 };
 use crate::control::socket::{SocketError, check_path};
 use crate::limits::{CLIENT_ANSWER, EVENT_LINE_BYTES, RESPONSE_BODY_BYTES};
@@ -86,6 +87,14 @@ impl Client {
     /// If nobody answers, or the state does not allow it.
     pub async fn operate(&self, operation: &str) -> Result<VmStatus, ClientError> {
         self.call(Method::PUT, &format!("/v1/vm/{operation}"), None::<&()>, Some(CLIENT_ANSWER)).await
+    }
+
+    /// `PUT /v1/vm/balloon`.
+    /// # Errors
+    /// If nobody answers, the VM has no balloon, or the size is none that it can have.
+    pub async fn balloon(&self, size_bytes: u64) -> Result<VmStatus, ClientError> {
+        let request = BalloonRequest { size_bytes };
+        self.call(Method::PUT, "/v1/vm/balloon", Some(&request), Some(CLIENT_ANSWER)).await
     }
 
     /// `POST /v1/vm/snapshot`: returns when it is whole, however long that takes.

@@ -33,6 +33,11 @@ fn render(status: &VmStatus, counts: MigrationCounts) -> String {
     if let Some(cpus) = status.cpus {
         page.gauge("tern_vm_cpus", "The VM's virtual CPUs.", f64::from(cpus));
     }
+    if let Some(balloon) = status.balloon {
+        let (target, actual) = (float(balloon.target_bytes), float(balloon.actual_bytes));
+        page.gauge("tern_vm_balloon_target_bytes", "What the guest is asked to give of its memory.", target);
+        page.gauge("tern_vm_balloon_actual_bytes", "What the guest says that it has given.", actual);
+    }
     if let Some(beat) = status.heartbeat {
         page.counter("tern_guest_heartbeats_total", "Heartbeats of the guest.", float(beat.count));
         page.gauge(
@@ -156,7 +161,7 @@ fn seconds(ns: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::Heartbeat;
+    use crate::machine::{BalloonStatus, Heartbeat};
 
     #[test]
     fn every_sample_has_its_family_and_odd_names_are_escaped() {
@@ -168,6 +173,7 @@ mod tests {
             memory_bytes: Some(1 << 29),
             cpus: Some(2),
             heartbeat: Some(Heartbeat { count: 7, ..Heartbeat::default() }),
+            balloon: Some(BalloonStatus { target_bytes: 8192, actual_bytes: 4096 }),
             ticket: None,
             migration: None,
             incoming: None,
@@ -177,6 +183,7 @@ mod tests {
         assert!(text.contains("\ntern_vm_state{state=\"running\"} 1\n"));
         assert!(text.contains("\ntern_vm_state{state=\"paused\"} 0\n"));
         assert!(text.contains("\ntern_guest_heartbeats_total 7\n"));
+        assert!(text.contains("\ntern_vm_balloon_actual_bytes 4096\n"));
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             let name = line.split(['{', ' ']).next().unwrap();
             assert!(text.contains(&format!("# TYPE {name} ")), "{line}");

@@ -20,7 +20,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::control::api::{
-    ErrorBody, ErrorDetail, MigrateRequest, MigrationStatus, ResolveRequest, SnapshotRequest, VmStatus,
+    BalloonRequest, ErrorBody, ErrorDetail, MigrateRequest, MigrationStatus, ResolveRequest, SnapshotRequest,
+    VmStatus,
 };
 use crate::control::metrics;
 use crate::limits::{CONTROL_CONNECTIONS, REQUEST_BODY_BYTES};
@@ -44,6 +45,7 @@ pub const ROUTES: &[Route] = &[
     Route { method: "PUT", path: "/v1/vm/pause", handler: || put(pause) },
     Route { method: "PUT", path: "/v1/vm/resume", handler: || put(resume) },
     Route { method: "PUT", path: "/v1/vm/stop", handler: || put(stop) },
+    Route { method: "PUT", path: "/v1/vm/balloon", handler: || put(balloon) },
     Route { method: "POST", path: "/v1/vm/snapshot", handler: || post(snapshot) },
     Route { method: "GET", path: "/v1/migration", handler: || get(migration) },
     Route { method: "POST", path: "/v1/migration", handler: || post(migrate) },
@@ -95,6 +97,11 @@ async fn resume(State(process): Shared) -> Answer<VmStatus> {
 
 async fn stop(State(process): Shared) -> Answer<VmStatus> {
     process.stop().await?;
+    Ok(Json(process.status()))
+}
+
+async fn balloon(State(process): Shared, Json(request): Json<BalloonRequest>) -> Answer<VmStatus> {
+    process.set_balloon(request.size_bytes).await?;
     Ok(Json(process.status()))
 }
 

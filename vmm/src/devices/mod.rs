@@ -6,6 +6,7 @@ use crate::config::Serial;
 use crate::kvm::StateError;
 use crate::kvm::state::DeviceState;
 use crate::limits::DEVICES_MAX;
+use page::PAGE_SIZE;
 
 pub(crate) mod debugcon;
 pub(crate) mod input;
@@ -25,7 +26,10 @@ use mmio::MmioBus;
 use power::PowerPorts;
 use reset::ResetPort;
 pub(crate) use serial::{SerialLine, SerialPort};
+use virtio::DeviceDescription;
+use virtio::balloon::Level;
 use virtio::console::ConsoleLine;
+use virtio::engine::Signals;
 use virtio::mmio::VirtioMmio;
 use virtio::state::VirtioState;
 
@@ -117,8 +121,18 @@ pub enum DeviceError {
     )]
     StdioTwice,
     /// A balloon that no guest could fill.
-    #[error("a balloon of {0} bytes: change --balloon")]
-    BalloonSize(u64),
+    #[error(
+        "a balloon of {bytes} bytes: it must be a multiple of 4096, and at most the VM's memory of {memory_bytes} bytes"
+    )]
+    BalloonSize {
+        /// What was asked for.
+        bytes: u64,
+        /// The VM's RAM.
+        memory_bytes: u64,
+    },
+    /// A VM without a balloon.
+    #[error("the VM has no memory balloon: it must be launched with --balloon on")]
+    NoBalloon,
     /// The host gives no random numbers.
     #[error("could not get random bytes for a network address")]
     Random(#[source] getrandom::Error),
@@ -150,6 +164,7 @@ pub(crate) struct Devices {
     bus: MmioBus,
     virtio: Vec<Arc<VirtioMmio>>,
     console: Option<ConsoleLine>,
+    balloon: Option<(Arc<Level>, Arc<Signals>)>,
 }
 
 impl Devices {
@@ -160,6 +175,7 @@ impl Devices {
         on_quit: impl Fn() + Clone + Send + 'static,
         virtio: Vec<(Placement, Arc<VirtioMmio>)>,
         mut console: Option<ConsoleLine>,
+        balloon: Option<Arc<Level>>,
     ) -> Result<Self, DeviceError> {
         if *serial == Serial::Stdio && console.as_ref().is_some_and(ConsoleLine::is_stdio) {
             return Err(DeviceError::StdioTwice);
@@ -174,8 +190,10 @@ impl Devices {
             Claim { first: power::CONTROL, ports: power::PORTS, device: Arc::new(PowerPorts) },
         ];
         let bus = virtio::assemble::bus(&virtio);
-        let virtio = virtio.into_iter().map(|(_, device)| device).collect();
-        Ok(Self { serial: port, line, debug_console, claims, bus, virtio, console })
+        let virtio: Vec<_> = virtio.into_iter().map(|(_, device)| device).collect();
+        let its = virtio.iter().find(|device| *device.description() == DeviceDescription::Balloon);
+        let balloon = balloon.zip(its.map(|device| Arc::clone(device.engine().signals())));
+        Ok(Self { serial: port, line, debug_console, claims, bus, virtio, console, balloon })
     }
 
     fn find(&self, port: u16) -> Option<(&dyn PortDevice, u16)> {
@@ -249,6 +267,24 @@ impl Devices {
         self.virtio.iter().try_for_each(|device| device.let_go())
     }
 
+    /// What the guest is asked for and what it has given, bytes; none without a balloon.
+    pub(crate) fn balloon(&self) -> Option<(u64, u64)> {
+        let bytes = |pages| u64::from(pages) * PAGE_SIZE as u64;
+        self.balloon.as_ref().map(|(level, _)| (bytes(level.target()), bytes(level.actual())))
+    }
+
+    /// Asks the guest for so much of its memory.
+    pub(crate) fn set_balloon(&self, bytes: u64, memory_bytes: u64) -> Result<(), DeviceError> {
+        let (level, signals) = self.balloon.as_ref().ok_or(DeviceError::NoBalloon)?;
+        let wrong = || DeviceError::BalloonSize { bytes, memory_bytes };
+        if !bytes.is_multiple_of(PAGE_SIZE as u64) || bytes > memory_bytes {
+            return Err(wrong());
+        }
+        level.set_target(u32::try_from(bytes / PAGE_SIZE as u64).map_err(|_| wrong())?);
+        signals.config_changed();
+        Ok(())
+    }
+
     /// The serial port.
     pub(crate) fn serial(&self) -> &SerialPort {
         &self.serial
@@ -293,8 +329,15 @@ mod tests {
     use super::*;
 
     fn devices() -> Devices {
-        Devices::new(&Serial::Off, vmm_sys_util::eventfd::EventFd::new(0).unwrap(), || {}, Vec::new(), None)
-            .unwrap()
+        Devices::new(
+            &Serial::Off,
+            vmm_sys_util::eventfd::EventFd::new(0).unwrap(),
+            || {},
+            Vec::new(),
+            None,
+            None,
+        )
+        .unwrap()
     }
 
     #[test]

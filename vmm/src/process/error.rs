@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::control::api::{ErrorDetail, VmState};
 use crate::control::socket::SocketError;
+use crate::devices::DeviceError;
 use crate::machine::MachineError;
 use crate::migrate::MigrateError;
 use crate::snapshot::SnapshotError;
@@ -19,6 +20,9 @@ pub enum ProcessError {
     /// The VM cannot be built, or did not do what it was asked.
     #[error("the VM failed")]
     Machine(#[from] MachineError),
+    /// The balloon cannot be changed so.
+    #[error("the VM's balloon stays as it is")]
+    Balloon(#[source] DeviceError),
     /// The host's identity, or the endpoint for an incoming VM, cannot be had.
     #[error("migration cannot be set up")]
     Migrate(#[source] MigrateError),
@@ -90,7 +94,8 @@ impl ProcessError {
     #[must_use]
     pub fn http_status(&self) -> u16 {
         match self {
-            Self::BadRequest(_) => 400,
+            Self::BadRequest(_) | Self::Balloon(DeviceError::BalloonSize { .. }) => 400,
+            Self::Balloon(DeviceError::NoBalloon) => 409,
             Self::NoMigration(_) => 404,
             Self::WrongState { .. } | Self::TooLate(_) => 409,
             Self::Migration(MigrateError::Ticket { .. } | MigrateError::Address { .. }) => 400,
@@ -102,6 +107,7 @@ impl ProcessError {
             Self::Snapshot(error) => error.http_status(),
             Self::Socket(_)
             | Self::Machine(_)
+            | Self::Balloon(_)
             | Self::Migrate(_)
             | Self::Site { .. }
             | Self::Io { .. }
@@ -114,7 +120,8 @@ impl ProcessError {
     #[must_use]
     pub fn detail(&self) -> ErrorDetail {
         let code = match self {
-            Self::BadRequest(_) => "bad_request",
+            Self::BadRequest(_) | Self::Balloon(DeviceError::BalloonSize { .. }) => "bad_request",
+            Self::Balloon(DeviceError::NoBalloon) => "no_balloon",
             Self::NoMigration(_) => "no_migration",
             Self::WrongState { .. } => "wrong_state",
             Self::TooLate(_) => "too_late",
@@ -124,6 +131,7 @@ impl ProcessError {
             Self::Snapshot(error) => error.code(),
             Self::Socket(_)
             | Self::Machine(_)
+            | Self::Balloon(_)
             | Self::Migrate(_)
             | Self::Site { .. }
             | Self::Io { .. }

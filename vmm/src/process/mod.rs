@@ -156,6 +156,7 @@ impl Process {
             memory_bytes: pages.map(|pages| pages * page::PAGE_SIZE as u64),
             cpus: description.as_ref().map(|d| d.cpus),
             heartbeat: stage.machine.as_ref().map(|machine| machine.heartbeat()),
+            balloon: stage.machine.as_ref().and_then(|machine| machine.balloon()),
             ticket: stage.incoming.as_ref().filter(|_| stage.machine.is_none()).map(Incoming::ticket),
             migration: stage.migration.as_ref().map(Migration::status),
             incoming: stage.incoming.as_ref().map(|incoming| incoming.status().borrow().clone()),
@@ -198,6 +199,15 @@ impl Process {
         tokio::task::spawn_blocking(move || machine.resume()).await??;
         self.tell_state();
         Ok(())
+    }
+
+    /// Asks the guest for so much of its memory; it gives or takes back what is missing in its own time.
+    /// # Errors
+    /// If the VM is neither running nor paused, has no balloon, or `bytes` is no size that its balloon can have.
+    pub async fn set_balloon(&self, bytes: u64) -> Result<(), ProcessError> {
+        let _step = self.steps.lock().await;
+        let machine = self.machine_at_rest("change the balloon of")?;
+        machine.set_balloon(bytes).map_err(ProcessError::Balloon)
     }
 
     /// Ends the VM and this process, or the wait for a VM.

@@ -103,11 +103,26 @@ fn the_command_line_does_the_same() {
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output).1.contains("nothing to resolve"), "{}", text(&output).1);
 
+    let output = place.client(&["balloon", "--control", "vm.sock", "--size", "16M"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output).1.contains("launched with --balloon on"), "{}", text(&output).1);
+
     assert_eq!(ask("stop"), "stopped");
     assert!(vm.wait().success());
     let output = place.client(&["status", "--control", "vm.sock"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output).1.contains("cannot connect to the VM's control socket"), "{}", text(&output).1);
+}
+
+#[test]
+fn a_balloon_is_at_most_all_of_memory() {
+    let place = Place::new();
+    guest_images::write_pagestorm(&place.path("pagestorm")).unwrap();
+    let launch =
+        ["run", "--kernel", "pagestorm", "--memory", "64M", "--serial", "off", "--control", "vm.sock"];
+    let output = place.command(&launch).args(["--balloon", "size=65M"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output).1.contains("at most the VM's memory of 67108864 bytes"), "{}", text(&output).1);
 }
 
 #[test]

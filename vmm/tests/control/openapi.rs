@@ -125,11 +125,12 @@ fn every_schema_is_one_and_every_example_fits() {
     for (name, schema) in specification.document["components"]["schemas"].as_object().unwrap() {
         jsonschema::meta::validate(schema).unwrap_or_else(|error| panic!("{name}: {error}"));
     }
-    for path in ["/v1/migration", "/v1/vm/snapshot"] {
-        let post =
-            &specification.document["paths"][path]["post"]["requestBody"]["content"]["application/json"];
-        for (name, example) in post["examples"].as_object().unwrap() {
-            specification.validate(&post["schema"], &example["value"], name);
+    for (path, method) in [("/v1/migration", "post"), ("/v1/vm/snapshot", "post"), ("/v1/vm/balloon", "put")]
+    {
+        let request =
+            &specification.document["paths"][path][method]["requestBody"]["content"]["application/json"];
+        for (name, example) in request["examples"].as_object().unwrap() {
+            specification.validate(&request["schema"], &example["value"], name);
         }
     }
 }
@@ -162,7 +163,7 @@ async fn every_operation_answers_as_the_file_says() {
     let place = Place::new();
     std::fs::create_dir_all(place.path("config/tern")).unwrap();
     std::fs::write(place.path("config/tern/authorized_keys"), place.client(&["identity"]).stdout).unwrap();
-    let mut source = place.run("a.sock", "rate=100 ws=8M", &[]);
+    let mut source = place.run("a.sock", "rate=100 ws=8M", &["--balloon", "size=8M"]);
     let (mut destination, ticket) = place.receive("b.sock");
     let (here, there) = (source.client(), destination.client());
 
@@ -179,6 +180,7 @@ async fn every_operation_answers_as_the_file_says() {
     unknown_operations(&file, &here).await;
 
     snapshots(&mut file, &here, &there, &place).await;
+    balloon(&mut file, &here, &there).await;
 
     // A migration that cannot be: no VM to move, a ticket that is none, a VM that stands still.
     let request = json!({ "to": ticket });
@@ -226,6 +228,7 @@ async fn every_operation_answers_as_the_file_says() {
 
     let arrived = file.call(&there, "GET", "/v1/vm", None, 200).await;
     assert_eq!((&arrived["state"], &arrived["ticket"]), (&json!("running"), &Value::Null));
+    assert_eq!(arrived["balloon"]["target_bytes"], json!(64 << 20), "it moves with the VM");
     file.call(&there, "GET", "/v1/metrics", None, 200).await;
     file.call(&there, "PUT", "/v1/vm/stop", None, 200).await;
     assert!(destination.wait().success());
@@ -265,6 +268,26 @@ async fn snapshots(file: &mut Specification, here: &Client, there: &Client, plac
     assert_eq!(refused["error"]["code"], "io");
 }
 
+/// Of a VM of 64 MiB that was launched with one of 8 MiB, and where there is no VM.
+async fn balloon(file: &mut Specification, here: &Client, there: &Client) {
+    let path = "/v1/vm/balloon";
+    let launched = file.call(here, "GET", "/v1/vm", None, 200).await;
+    assert_eq!(launched["balloon"], json!({ "target_bytes": 8 << 20, "actual_bytes": 0 }));
+    for (size_bytes, good) in
+        [(0, true), (4096, true), (1, false), ((64 << 20) + 4096, false), (64 << 20, true)]
+    {
+        let status = if good { 200 } else { 400 };
+        let answer = file.call(here, "PUT", path, Some(&json!({ "size_bytes": size_bytes })), status).await;
+        if good {
+            assert_eq!(answer["balloon"]["target_bytes"], size_bytes);
+        } else {
+            assert_eq!(answer["error"]["code"], "bad_request");
+        }
+    }
+    let refused = file.call(there, "PUT", path, Some(&json!({ "size_bytes": 0 })), 409).await;
+    assert_eq!(refused["error"]["code"], "wrong_state");
+}
+
 async fn no_migration_yet(file: &mut Specification, clients: &[&Client]) {
     for client in clients {
         file.call(client, "GET", "/v1/metrics", None, 200).await;
@@ -278,7 +301,12 @@ async fn no_migration_yet(file: &mut Specification, clients: &[&Client]) {
 }
 
 async fn bad_bodies(file: &mut Specification, client: &Client) {
-    for path in ["/v1/migration", "/v1/migration/resolve", "/v1/vm/snapshot"] {
+    for (method, path) in [
+        (Method::POST, "/v1/migration"),
+        (Method::POST, "/v1/migration/resolve"),
+        (Method::POST, "/v1/vm/snapshot"),
+        (Method::PUT, "/v1/vm/balloon"),
+    ] {
         for (media, body, status) in [
             (Some("application/json"), "{".to_owned(), 400),
             (Some("application/json"), "[]".to_owned(), 400),
@@ -287,8 +315,8 @@ async fn bad_bodies(file: &mut Specification, client: &Client) {
             (Some("text/plain"), "{}".to_owned(), 415),
             (None, "{}".to_owned(), 415),
         ] {
-            let answer = client.raw(Method::POST, path, media, Bytes::from(body.clone())).await.unwrap();
-            file.check("POST", path, &answer);
+            let answer = client.raw(method.clone(), path, media, Bytes::from(body.clone())).await.unwrap();
+            file.check(method.as_str(), path, &answer);
             assert_eq!(answer.status(), status, "{path} {body:.60}");
         }
     }

@@ -3,15 +3,13 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::balloon::Balloon;
+use super::balloon::{Balloon, Level};
 use super::block::Block;
 use super::console::{Console, ConsoleLine};
 use super::mmio::{QUEUE_NOTIFY, VirtioMmio};
 use super::net::{Mac, Net, Tap};
 use super::rng::Rng;
 use super::{DeviceDescription, Placement, VirtioDevice};
-use page::PAGE_SIZE;
-
 use crate::config::{BalloonOptions, DeviceOptions, DiskOptions, NetOptions, Serial};
 use crate::devices::wake::Wake;
 use crate::devices::{DeviceError, mmio::MmioBus};
@@ -54,6 +52,8 @@ pub(crate) struct Opened {
     pub(crate) devices: Vec<Box<dyn VirtioDevice>>,
     /// What connects the console, if there is one.
     pub(crate) console: Option<ConsoleLine>,
+    /// The balloon's level, if there is one.
+    pub(crate) balloon: Option<Arc<Level>>,
 }
 
 /// Opens what the options say, in the order in which the devices are placed. What they leave open is as in `described`, where the VM
@@ -91,19 +91,14 @@ pub(crate) fn open(
         console = Some(line);
     }
     let theirs = theirs(DeviceDescription::Balloon);
-    match options.balloon {
-        None if theirs => devices.push(Box::new(Balloon::default())),
-        None | Some(BalloonOptions::Off) => {}
-        Some(BalloonOptions::On { bytes }) => {
-            let pages =
-                u32::try_from(bytes / PAGE_SIZE as u64).map_err(|_| DeviceError::BalloonSize(bytes))?;
-            devices.push(Box::new(Balloon::new(pages)));
-        }
-    }
+    let balloon = options.balloon.map_or(theirs, |options| options != BalloonOptions::Off);
+    let balloon = balloon.then(Balloon::default);
+    let level = balloon.as_ref().map(Balloon::level);
+    devices.extend(balloon.map(|device| Box::new(device) as Box<dyn VirtioDevice>));
     if devices.len() > DEVICES_MAX {
         return Err(DeviceError::TooMany(devices.len()));
     }
-    Ok(Opened { devices, console })
+    Ok(Opened { devices, console, balloon: level })
 }
 
 fn open_nets(

@@ -6,6 +6,7 @@
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::queue::{Chain, QueueError, VirtQueue};
 use super::stored::Stored;
@@ -32,20 +33,45 @@ const NUMBER_BYTES: usize = 4;
 
 const FEATURES: u64 = 1 << VIRTIO_BALLOON_F_DEFLATE_ON_OOM | 1 << VIRTIO_BALLOON_F_REPORTING;
 
+/// How many pages of the guest a balloon has, and is to have: of the device and of the operator who asks for more or less.
+#[derive(Debug, Default)]
+pub(crate) struct Level {
+    target: AtomicU32,
+    actual: AtomicU32,
+}
+
+impl Level {
+    /// What the guest is asked for, pages.
+    pub(crate) fn target(&self) -> u32 {
+        self.target.load(Ordering::SeqCst)
+    }
+
+    /// Changes it. The guest hears of it when its device says that the configuration has changed.
+    pub(crate) fn set_target(&self, pages: u32) {
+        self.target.store(pages, Ordering::SeqCst);
+    }
+
+    /// What the guest says that it has given, pages.
+    pub(crate) fn actual(&self) -> u32 {
+        self.actual.load(Ordering::SeqCst)
+    }
+
+    fn set_actual(&self, pages: u32) {
+        self.actual.store(pages, Ordering::SeqCst);
+    }
+}
+
 /// The device.
 #[derive(Debug, Default)]
 pub(crate) struct Balloon {
-    /// How many pages the guest is asked for.
-    target: u32,
-    /// How many it says that it has given.
-    actual: u32,
+    level: Arc<Level>,
     quiet: Quiet,
 }
 
 impl Balloon {
-    /// A balloon that asks the guest for `target` pages.
-    pub(crate) fn new(target: u32) -> Self {
-        Self { target, ..Self::default() }
+    /// Its level, which changes with it.
+    pub(crate) fn level(&self) -> Arc<Level> {
+        Arc::clone(&self.level)
     }
 
     /// Drops the pages whose numbers a request has.
@@ -109,19 +135,19 @@ impl VirtioDevice for Balloon {
 
     /// `struct virtio_balloon_config` (5.5.4), as far as the features offered reach.
     fn config(&self) -> Vec<u8> {
-        [self.target, self.actual].map(u32::to_le_bytes).concat()
+        [self.level.target(), self.level.actual()].map(u32::to_le_bytes).concat()
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {
         if let (ACTUAL_OFFSET, Ok(actual)) = (offset, data.try_into()) {
-            self.actual = u32::from_le_bytes(actual);
+            self.level.set_actual(u32::from_le_bytes(actual));
         }
     }
 
     fn set_features(&mut self, _: u64) {}
 
     fn reset(&mut self) {
-        self.actual = 0;
+        self.level.set_actual(0);
     }
 
     fn serve(&mut self, index: usize, queue: &mut VirtQueue, memory: &Mapping) -> Result<(), QueueError> {
@@ -156,7 +182,8 @@ impl VirtioDevice for Balloon {
             got: state.len(),
         })?;
         let [a, b, c, d, actual @ ..] = bytes;
-        (self.target, self.actual) = (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes(actual));
+        self.level.set_target(u32::from_le_bytes([a, b, c, d]));
+        self.level.set_actual(u32::from_le_bytes(actual));
         Ok(())
     }
 
@@ -183,7 +210,7 @@ mod tests {
     const REPORTS: usize = 2;
 
     fn drive() -> Driver {
-        let mut driver = Driver::new(Box::new(Balloon::new(7)), memory());
+        let mut driver = Driver::new(Box::new(Balloon::default()), memory());
         driver.start(driver.offered());
         for page in 600..620 {
             driver.memory.write_page(Gfn(page), &[1; PAGE_SIZE]);
@@ -244,7 +271,8 @@ mod tests {
 
     #[test]
     fn its_numbers_move_with_it() {
-        let mut balloon = Balloon::new(7);
+        let mut balloon = Balloon::default();
+        balloon.level().set_target(7);
         balloon.write_config(ACTUAL_OFFSET, &5u32.to_le_bytes());
         balloon.write_config(0, &9u32.to_le_bytes());
         let mut other = Balloon::default();

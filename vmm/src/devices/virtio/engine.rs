@@ -51,7 +51,6 @@ impl Signals {
     }
 
     /// The configuration has changed: by the monitor, not by the driver.
-    #[expect(dead_code, reason = "for the devices that come next")]
     pub(crate) fn config_changed(&self) {
         self.config_generation.fetch_add(1, Ordering::SeqCst);
         if self.driver_ok.load(Ordering::SeqCst) {

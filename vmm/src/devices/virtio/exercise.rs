@@ -96,7 +96,7 @@ impl Exercise {
     /// The memory balloon.
     #[must_use]
     pub fn balloon() -> Self {
-        Self(Box::new(|| Ok(Box::new(Balloon::new(1)))))
+        Self(Box::new(|| Ok(Box::new(Balloon::default()))))
     }
 
     /// A network interface. Its other end has sent packets of all lengths, and takes what comes until its queue is full.

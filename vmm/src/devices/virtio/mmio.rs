@@ -128,6 +128,11 @@ impl VirtioMmio {
         self.engine.with_core(|core| core.device.claim())
     }
 
+    /// What it is.
+    pub(crate) fn description(&self) -> &DeviceDescription {
+        &self.description
+    }
+
     /// What an operator calls it.
     pub(crate) fn name(&self) -> String {
         self.description.name()
