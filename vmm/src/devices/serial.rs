@@ -25,6 +25,9 @@ pub(crate) const FIFO_BYTES: usize = 64;
 const MODEM_CONTROL: u8 = 4;
 const MODEM_CONTROL_LOOPBACK: u8 = 0x10;
 
+/// The interrupt identification register's bit that says that none waits (8.6.5).
+const NO_INTERRUPT: u8 = 0x01;
+
 #[derive(Debug)]
 struct Line(Arc<EventFd>);
 
@@ -108,11 +111,18 @@ impl SerialPort {
         lock(&self.inner).uart.state()
     }
 
-    /// Puts saved registers and unread input in. The caller has checked the input's length.
+    /// Puts saved registers and unread input in. The caller has checked the input's length, and loaded the interrupt controllers before.
+    ///
+    /// An interrupt that the guest has not asked about is raised again, for it may have been on its way when the controllers were saved, and the
+    /// port raises none while one waits. The same interrupt twice is nothing new to a driver.
     pub(crate) fn set_state(&self, state: &SerialState) -> io::Result<()> {
         let line = Line(Arc::clone(&self.interrupt));
         let uart = Uart::from_state(state, line, NoEvents, self.output.clone()).map_err(io::Error::other)?;
         lock(&self.inner).uart = uart;
+        if state.interrupt_identification & NO_INTERRUPT == 0 {
+            // Also one that is masked now (vm-superio raises the others): unmasking would not raise it, since it waits already.
+            self.interrupt.write(1)?;
+        }
         Ok(())
     }
 }
@@ -207,6 +217,34 @@ mod tests {
         assert_eq!(port.give(&[b'y'; 100]), FIFO_BYTES);
         assert_eq!(read(&port, 5) & 1, 1);
         assert_eq!(read(&port, 0), b'y');
+    }
+
+    #[test]
+    fn an_interrupt_that_waits_is_raised_again_where_the_state_is_loaded_masked_or_not() {
+        let (ier, received, sent) = (1, 1, 2);
+        for (enabled, cause) in [(received, Some(b'x')), (sent, None)] {
+            for masked in [false, true] {
+                let (port, _line) = self::port();
+                port.set_open(true);
+                port.write(ier, &[enabled]);
+                match cause {
+                    Some(byte) => assert_eq!(port.give(&[byte]), 1),
+                    None => assert_eq!(port.write(0, b"y"), Effect::None),
+                }
+                assert!(port.interrupt.read().is_ok());
+                if masked {
+                    port.write(ier, &[0]);
+                }
+                let (moved, _line) = self::port();
+                moved.set_state(&port.state()).unwrap();
+                assert!(moved.interrupt.read().is_ok(), "{enabled} {masked}");
+                // Once the guest has asked what it was, a state has nothing to raise.
+                assert_eq!(read(&moved, 2) & NO_INTERRUPT, 0);
+                let (again, _line) = self::port();
+                again.set_state(&moved.state()).unwrap();
+                assert!(again.interrupt.read().is_err(), "{enabled} {masked}");
+            }
+        }
     }
 
     #[test]

@@ -55,6 +55,14 @@ impl<'m> Buffers<'m> {
         self.bytes
     }
 
+    /// Whether each run begins at a multiple of `address` and has a multiple of `length`, bytes.
+    pub(crate) fn is_aligned(&self, address: usize, length: usize) -> bool {
+        let run = |slice: &Slice<'_>| {
+            slice.ptr_guard().as_ptr().addr().is_multiple_of(address) && slice.len().is_multiple_of(length)
+        };
+        self.slices.iter().all(run)
+    }
+
     /// The first `at` bytes, and the rest; `None` if there are fewer.
     pub(crate) fn split_at(mut self, at: usize) -> Option<(Self, Self)> {
         if at > self.bytes {

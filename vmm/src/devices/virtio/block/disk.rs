@@ -10,20 +10,18 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _};
 use std::sync::Arc;
 
-use rustix::fs::{Advice, AtFlags, FallocateFlags, FlockOperation, Mode, OFlags, SeekFrom, StatxFlags};
+use rustix::fs::{Advice, FallocateFlags, FlockOperation, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::SECTOR_BYTES;
+use super::direct::{self, Direct};
 use crate::config::DiskOptions;
 use crate::devices::DeviceError;
 use crate::devices::virtio::stored::Stored;
 use crate::memory::buffers::Buffers;
 
-/// Zeros to write where the host cannot make a range read as zeros by itself; aligned for direct I/O.
-#[repr(align(4096))]
-struct Zeros([u8; 64 * 1024]);
-
-static ZEROS: Zeros = Zeros([0; 64 * 1024]);
+/// Zeros to write where the host cannot make a range read as zeros by itself.
+static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// An open disk.
 #[derive(Debug)]
@@ -31,7 +29,8 @@ pub(super) struct Disk {
     stored: Arc<Stored>,
     options: DiskOptions,
     capacity_bytes: u64,
-    block_bytes: u32,
+    /// If the host's page cache is passed by: what the file then wants.
+    direct: Option<Direct>,
     locked: bool,
 }
 
@@ -43,20 +42,24 @@ impl Disk {
         let direct = if options.direct { OFlags::DIRECT } else { OFlags::empty() };
         // Not blocking: a name may turn out to be a pipe's.
         let flags = access | direct | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let file = rustix::fs::open(&options.path, flags, Mode::empty()).map_err(|e| failed(e.into()))?;
+        let file = rustix::fs::open(&options.path, flags, Mode::empty()).map_err(|error| match error {
+            Errno::INVAL if options.direct => failed(direct::none()),
+            other => failed(other.into()),
+        })?;
         let file = File::from(file);
         let kind = file.metadata().map_err(failed)?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             return Err(failed(io::Error::other("it is neither a regular file nor a block device")));
         }
         let capacity_bytes = rustix::fs::seek(&file, SeekFrom::End(0)).map_err(|e| failed(e.into()))?;
-        let block_bytes = if options.direct { direct_block(&file).map_err(failed)? } else { SECTOR_BYTES };
+        let direct = options.direct.then(|| Direct::of(&file)).transpose().map_err(failed)?;
+        let block_bytes = direct.map_or(SECTOR_BYTES, |direct| direct.block_bytes);
         if capacity_bytes == 0 || !capacity_bytes.is_multiple_of(block_bytes.into()) {
             let path = options.path.clone();
             return Err(DeviceError::DiskSize { path, bytes: capacity_bytes, block: block_bytes });
         }
         let stored = Arc::new(Stored::new(file));
-        Ok(Self { stored, options: options.clone(), capacity_bytes, block_bytes, locked: false })
+        Ok(Self { stored, options: options.clone(), capacity_bytes, direct, locked: false })
     }
 
     pub(super) fn options(&self) -> &DiskOptions {
@@ -69,7 +72,7 @@ impl Disk {
 
     /// The smallest unit of I/O, bytes.
     pub(super) fn block_bytes(&self) -> u32 {
-        self.block_bytes
+        self.direct.map_or(SECTOR_BYTES, |direct| direct.block_bytes)
     }
 
     /// The file, if it is written.
@@ -128,11 +131,17 @@ impl Disk {
     }
 
     pub(super) fn read(&self, offset: u64, into: &Buffers<'_>) -> io::Result<()> {
-        into.fill_at(self.stored.file().as_fd(), offset)
+        match self.direct {
+            None => into.fill_at(self.stored.file().as_fd(), offset),
+            Some(direct) => direct.read(self.stored.file(), offset, into),
+        }
     }
 
     pub(super) fn write(&self, offset: u64, from: &Buffers<'_>) -> io::Result<()> {
-        from.drain_at(self.stored.file().as_fd(), offset)
+        match self.direct {
+            None => from.drain_at(self.stored.file().as_fd(), offset),
+            Some(direct) => direct.write(self.stored.file(), offset, from),
+        }
     }
 
     /// Returns when all that was written survives a loss of power.
@@ -156,22 +165,13 @@ impl Disk {
         }
         let mut done = 0;
         while done < bytes {
-            let count = usize::try_from(bytes - done).unwrap_or(usize::MAX).min(ZEROS.0.len());
-            self.stored.file().write_all_at(&ZEROS.0[..count], offset + done)?;
+            let count = usize::try_from(bytes - done).unwrap_or(usize::MAX).min(ZEROS.len());
+            match self.direct {
+                None => self.stored.file().write_all_at(&ZEROS[..count], offset + done)?,
+                Some(direct) => direct.write_zeros(self.stored.file(), offset + done, count)?,
+            }
             done += count as u64;
         }
         Ok(())
-    }
-}
-
-/// The unit in which a file takes direct I/O: as its file system says, or a sector where it does not say.
-fn direct_block(file: &File) -> io::Result<u32> {
-    let stat = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN)?;
-    if stat.stx_mask & StatxFlags::DIOALIGN.bits() == 0 {
-        return Ok(SECTOR_BYTES);
-    }
-    match stat.stx_dio_offset_align {
-        0 => Err(io::Error::other("its file system has no direct I/O: leave direct=on out")),
-        align => Ok(align.max(SECTOR_BYTES)),
     }
 }

@@ -4,6 +4,7 @@
 //! when the thread is parked. With VIRTIO_BLK_F_FLUSH the host's cache is a write-back cache and a flush is fdatasync(2); a driver that
 //! turns write-back off gets one after each write.
 
+mod direct;
 mod disk;
 mod request;
 #[cfg(test)]
