@@ -1,9 +1,40 @@
-//! A Linux guest under load moves to another vmm and back: its own view decides whether that went well.
+//! Linux guests under load: they boot, and move to another vmm and back. Their own view decides whether that went well.
 //!
 //! The guest writes files, sums memory, keeps files open and watches its clocks; as root there is also a TCP connection
-//! from outside that stays open and counts. The test Linux must have been built: guest-images/linux/build.
+//! from outside that stays open and counts. Each test but the first begins with `vmm restore` of a guest that was booted once
+//! ([`Booted`]). The test Linux must have been built: guest-images/linux/build.
 
-use tern_tests::real::{Counter, Journey, Lab, LinuxGuest, LinuxVm, Net, Terms, Verdict, limits, until};
+use tern_tests::real::{Booted, Counter, Journey, Lab, LinuxGuest, LinuxVm, Net, Terms, limits};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn linux_boots_to_user_space() {
+    boots(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn linux_with_two_cpus_boots_to_user_space() {
+    boots(2).await;
+}
+
+/// The boot that the other tests share is this one, where it is new; where it is not, the guest is booted all the same.
+async fn boots(cpus: u8) {
+    let lab = Lab::new().await;
+    let host = lab.host("a").await;
+    let net = Net::if_root().await;
+    let guest = LinuxGuest { cpus, ..LinuxGuest::default() };
+    let booted = Booted::of(&lab, &host, &guest, net.as_ref()).await;
+    let (mut vm, ready) = if booted.here() {
+        (booted.restore(&lab, &host, "restored", net.as_ref()).await, booted.ready().to_owned())
+    } else {
+        LinuxVm::launch(&lab, &host, "booted", &guest, net.as_ref()).await
+    };
+    eprintln!("{ready}");
+    let verdict = vm.works(None).await;
+    if booted.here() {
+        verdict.follows(booted.verdict());
+    }
+    vm.reboot().await;
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn linux_under_load_moves_there_and_back() {
@@ -20,12 +51,13 @@ async fn there_and_back(cpus: u8) {
     let (a, b) = lab.two_hosts().await;
     let net = Net::if_root().await;
     let guest = LinuxGuest { cpus, ..LinuxGuest::default() };
-    let mut here = LinuxVm::launch(&lab, &a, "0", &guest, net.as_ref()).await;
+    let booted = Booted::of(&lab, &a, &guest, net.as_ref()).await;
+    let mut here = booted.restore(&lab, &a, "0", net.as_ref()).await;
     let mut connection = match &net {
         Some(net) => Some(net.connect(&lab).await),
         None => None,
     };
-    let mut last = works(&mut here, None).await;
+    let mut last = here.works(Some(booted.verdict())).await;
     for (journey, host) in [(1, &b), (2, &a)] {
         let mut there = LinuxVm::receive(&lab, host, &journey.to_string(), net.as_ref()).await;
         let ticket = there.vm.ticket().await;
@@ -40,10 +72,34 @@ async fn there_and_back(cpus: u8) {
         if let Some(connection) = &mut connection {
             connection.count().await;
         }
-        last = works(&mut there, Some(&last)).await;
+        last = there.works(Some(&last)).await;
         here = there;
     }
     here.reboot().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_a_compressor_and_a_web_server_move() {
+    let lab = Lab::new().await;
+    let (a, b) = lab.two_hosts().await;
+    let net = Net::if_root().await;
+    let booted = Booted::of(&lab, &a, &LinuxGuest::default(), net.as_ref()).await;
+    let mut source = booted.restore(&lab, &a, "source", net.as_ref()).await;
+    source.begin(&["sqlite", "gzip", "http"]).await;
+    let before = source.works(Some(booted.verdict())).await;
+    let page = match &net {
+        Some(net) => Some(net.fetch("/page").await),
+        None => None,
+    };
+    let mut destination = LinuxVm::receive(&lab, &b, "destination", net.as_ref()).await;
+    let ticket = destination.vm.ticket().await;
+    Journey::whole(&source.vm, &ticket, Terms::default()).await.expect("it moves");
+    source.vm.assert_ends_well().await;
+    destination.works(Some(&before)).await;
+    if let Some(net) = &net {
+        assert_eq!(Some(net.fetch("/page").await), page, "the web server's page, to a client outside");
+    }
+    destination.reboot().await;
 }
 
 /// Counts over TCP for as long as `moving` takes.
@@ -57,18 +113,4 @@ async fn counted_during<T>(connection: &mut Counter, moving: impl Future<Output 
             () = tokio::time::sleep(limits::BETWEEN_COUNTS) => connection.count().await,
         }
     }
-}
-
-/// Waits until every workload has done a round since `earlier`, all checks good; the last verdict.
-async fn works(vm: &mut LinuxVm, earlier: Option<&Verdict>) -> Verdict {
-    let first = vm.check().await;
-    if let Some(earlier) = earlier {
-        first.follows(earlier);
-    }
-    until("every workload goes on", limits::LINUX_CHECK, async || {
-        let now = vm.check().await;
-        now.follows(&first);
-        now.all_went_on(&first).then_some(now)
-    })
-    .await
 }

@@ -64,7 +64,7 @@ pub(crate) fn sqlite(options: &Options) -> io::Result<()> {
         let statements = format!(
             "{start} BEGIN; WITH RECURSIVE n(i) AS (SELECT {first} UNION ALL SELECT i + 1 FROM n WHERE i < {last}) \
              INSERT INTO rows SELECT i, 'row ' || i FROM n; COMMIT; \
-             SELECT count(*), sum(id), sum(length(word)) FROM rows; PRAGMA quick_check;",
+             SELECT count(*), sum(id), sum(length(word)) FROM rows; PRAGMA integrity_check;",
             first = rows + 1,
         );
         let said = output(Command::new("sqlite3").arg(&path).arg(statements))?;

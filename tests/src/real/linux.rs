@@ -1,6 +1,6 @@
 //! A Linux guest behind a vmm's serial port: the one that `guest-images/linux/build` makes.
 //!
-//! It runs workloads that check themselves; [`LinuxVm::check`] asks for every verdict, and [`Verdict::follows`] compares two of
+//! Tests begin with one that was booted before them ([`super::Booted`]). It runs workloads that check themselves; [`LinuxVm::check`] asks for every verdict, and [`Verdict::follows`] compares two of
 //! them: whatever a migration may do to a guest, time goes on, nothing is lost and the kernel finds nothing to complain about.
 
 use std::collections::BTreeMap;
@@ -8,9 +8,10 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use guest_images::linux::Linux;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use vmm::control::api::VmState;
 
-use super::{Host, Lab, Net, Vm, limits};
+use super::{Host, Lab, Net, Vm, limits, until};
 
 /// How a Linux guest is launched.
 #[derive(Clone, Debug)]
@@ -29,6 +30,21 @@ impl Default for LinuxGuest {
     }
 }
 
+impl LinuxGuest {
+    /// The words of `vmm run` for it, but for the network's.
+    pub(super) fn args(&self, net: Option<&Net>) -> Vec<OsString> {
+        let linux = Linux::find().unwrap_or_else(|error| panic!("{error}"));
+        let own = linux.command_line().unwrap_or_else(|error| panic!("{error}"));
+        let ip = net.map(|_| format!(" tern.ip={}/24", Net::GUEST)).unwrap_or_default();
+        let mut args: Vec<OsString> = vec!["run".into(), "--kernel".into(), linux.vmlinux().into()];
+        args.extend(["--initramfs".into(), linux.initramfs().into()]);
+        args.extend(["--memory".into(), format!("{}M", self.memory_mib).into()]);
+        args.extend(["--cpus".into(), self.cpus.to_string().into()]);
+        args.extend(["--cmdline".into(), format!("{own} tern.workload={}{ip}", self.workload).into()]);
+        args
+    }
+}
+
 /// A vmm with a Linux guest, or one that waits for it.
 #[derive(Debug)]
 pub struct LinuxVm {
@@ -37,41 +53,85 @@ pub struct LinuxVm {
 }
 
 impl LinuxVm {
-    /// `vmm run`: boots `guest` on `host` and waits until its workloads have started.
-    pub async fn launch(lab: &Lab, host: &Host, name: &str, guest: &LinuxGuest, net: Option<&Net>) -> Self {
-        let linux = Linux::find().unwrap_or_else(|error| panic!("{error}"));
-        let own = linux.command_line().unwrap_or_else(|error| panic!("{error}"));
-        let ip = net.map(|_| format!(" tern.ip={}/24", Net::GUEST)).unwrap_or_default();
-        let mut args: Vec<OsString> = ["run", "--name", name, "--kernel"].map(Into::into).into();
-        args.push(linux.vmlinux().into());
-        args.extend(["--initramfs".into(), linux.initramfs().into()]);
-        args.extend(["--memory".into(), format!("{}M", guest.memory_mib).into()]);
-        args.extend(["--cpus".into(), guest.cpus.to_string().into()]);
-        args.extend(["--cmdline".into(), format!("{own} tern.workload={}{ip}", guest.workload).into()]);
-        let mut vm = Self::start(lab, host, name, net, args);
-        vm.vm
-            .line_within("says that Linux is up", limits::LINUX_BOOT, |line| line.contains("tern: READY"))
-            .await;
+    /// `vmm run`: boots `guest` on `host` and waits until its workloads have started. Gives what the guest then says, too.
+    pub async fn launch(
+        lab: &Lab,
+        host: &Host,
+        name: &str,
+        guest: &LinuxGuest,
+        net: Option<&Net>,
+    ) -> (Self, String) {
+        let mut args = guest.args(net);
+        args.extend(["--name".into(), name.into()]);
+        let mut vm = Self::start(lab, host, name, net, None, args);
+        let is_ready = |line: &str| line.contains("tern: READY");
+        let ready = vm.vm.line_within("says that Linux is up", limits::LINUX_BOOT, is_ready).await;
+        (vm, ready)
+    }
+
+    /// `vmm restore`: makes one of the snapshot `of` in `from`, and waits until it runs.
+    pub async fn restore(
+        lab: &Lab,
+        host: &Host,
+        name: &str,
+        from: &Path,
+        of: &str,
+        net: Option<&Net>,
+    ) -> Self {
+        Self::restore_at(lab, host, name, from, of, net, None).await
+    }
+
+    /// The same with a site's peer.
+    pub async fn restore_at(
+        lab: &Lab,
+        host: &Host,
+        name: &str,
+        from: &Path,
+        of: &str,
+        net: Option<&Net>,
+        site: Option<&Path>,
+    ) -> Self {
+        let args = vec!["restore".into(), "--from".into(), from.into(), "--name".into(), of.into()];
+        let mut vm = Self::start(lab, host, name, net, site, args);
+        vm.vm.wait_for("it is restored", limits::START, |status| status.state == VmState::Running).await;
         vm
     }
 
     /// `vmm receive`: waits for a Linux guest on `host`.
     pub async fn receive(lab: &Lab, host: &Host, name: &str, net: Option<&Net>) -> Self {
+        Self::receive_at(lab, host, name, net, None).await
+    }
+
+    /// The same with a site's peer.
+    pub async fn receive_at(
+        lab: &Lab,
+        host: &Host,
+        name: &str,
+        net: Option<&Net>,
+        site: Option<&Path>,
+    ) -> Self {
         let args = ["receive", "--listen", "127.0.0.1:0"].map(Into::into).into();
-        let mut vm = Self::start(lab, host, name, net, args);
+        let mut vm = Self::start(lab, host, name, net, site, args);
         vm.vm.listens().await;
         vm
     }
 
     /// Any vmm command with such a guest: in the network's namespace, with one of its TAPs.
-    fn start(lab: &Lab, host: &Host, name: &str, net: Option<&Net>, mut args: Vec<OsString>) -> Self {
+    fn start(
+        lab: &Lab,
+        host: &Host,
+        name: &str,
+        net: Option<&Net>,
+        site: Option<&Path>,
+        mut args: Vec<OsString>,
+    ) -> Self {
         let vmm = super::binaries::path("vmm");
         let vm = match net {
-            None => Vm::start_program(lab, host, name, None, &vmm, args),
+            None => Vm::start_program(lab, host, name, site, &vmm, args),
             Some(net) => {
                 args.extend(["--net".into(), format!("tap={}", net.tap()).into()]);
                 let words = net.inside(&vmm, args);
-                Vm::start_program(lab, host, name, None, Path::new("ip"), words)
+                Vm::start_program(lab, host, name, site, Path::new("ip"), words)
             }
         };
         Self { vm }
@@ -91,6 +151,32 @@ impl LinuxVm {
         verdict
     }
 
+    /// Starts more workloads, and waits until each has done a round.
+    pub async fn begin(&mut self, workloads: &[&str]) {
+        for workload in workloads {
+            self.vm.type_line(&format!("tern-guest work {workload} &")).await;
+        }
+        until(&format!("{workloads:?} do their rounds"), limits::LINUX_CHECK, async || {
+            let works = self.check().await.workloads;
+            workloads.iter().all(|name| works.get(*name).is_some_and(|work| work.rounds > 0)).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until every workload has done a round since `earlier`, all checks good; the last verdict.
+    pub async fn works(&mut self, earlier: Option<&Verdict>) -> Verdict {
+        let first = self.check().await;
+        if let Some(earlier) = earlier {
+            first.follows(earlier);
+        }
+        until("every workload goes on", limits::LINUX_CHECK, async || {
+            let now = self.check().await;
+            now.follows(&first);
+            now.all_went_on(&first).then_some(now)
+        })
+        .await
+    }
+
     /// Has the guest reset the machine, and panics unless the process then ends with code 0.
     pub async fn reboot(&mut self) {
         self.vm.type_line("reboot -f").await;
@@ -102,7 +188,7 @@ impl LinuxVm {
 const CHECK: &str = "tern: CHECK ";
 
 /// The guest's judgement of itself (guest-images/linux/guest/check.rs).
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Verdict {
     /// Whether every check held.
     pub ok: bool,
@@ -117,7 +203,7 @@ pub struct Verdict {
 }
 
 /// A workload's status.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Workload {
     /// Rounds that it has done, each with its checks.
     pub rounds: u64,

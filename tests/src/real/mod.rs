@@ -11,6 +11,7 @@
 )]
 
 pub mod binaries;
+mod booted;
 mod journey;
 pub mod lab;
 pub mod limits;
@@ -21,6 +22,7 @@ mod process;
 mod vm;
 mod wan;
 
+pub use booted::{Booted, copy};
 pub use journey::{Journey, Terms};
 pub use lab::{Host, Lab};
 pub use linux::{LinuxGuest, LinuxVm, Verdict, Workload};

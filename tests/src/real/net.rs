@@ -16,7 +16,7 @@ use super::lab::finish;
 use super::{Lab, Process, limits};
 
 /// TAPs of a network; each vmm process takes the next one.
-const TAPS: usize = 4;
+const TAPS: usize = 8;
 
 /// Connects to a guest's port 7000, trying until it listens; then for each line of its input sends one, and prints the answer.
 const COUNTER: &str = r#"
@@ -27,6 +27,13 @@ while read -r line; do
   IFS= read -r answer <&3 || exit 1
   printf '%s\n' "$answer"
 done
+"#;
+
+/// Fetches a page from a guest's web server and prints the SHA-256 sum of what comes after the header.
+const FETCH: &str = r#"
+exec 3<>"/dev/tcp/$1/80" || exit 1
+printf 'GET %s HTTP/1.0\r\n\r\n' "$2" >&3
+sed '1,/^\r$/d' <&3 | sha256sum
 "#;
 
 /// A network namespace with a bridge and TAPs. Dropping it removes it.
@@ -81,6 +88,14 @@ impl Net {
         words.push(program.into());
         words.extend(args);
         words
+    }
+
+    /// The SHA-256 sum of a page of the guest's web server, over a connection of its own.
+    pub async fn fetch(&self, path: &str) -> String {
+        let words = ["-c", FETCH, "fetch", Self::GUEST, path].map(Into::into).into();
+        let said = finish(Command::new("ip").args(self.inside(Path::new("bash"), words))).await;
+        assert!(said.ok, "http://{}{path}: {}", Self::GUEST, said.stderr);
+        said.stdout
     }
 
     /// A TCP connection to the guest's `count`, once it is open.

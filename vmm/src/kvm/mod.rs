@@ -3,6 +3,7 @@
 use std::io;
 
 pub mod cpu;
+mod hwcr;
 mod raw;
 pub(crate) mod run_page;
 pub mod state;

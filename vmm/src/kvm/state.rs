@@ -19,7 +19,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vm_superio::serial::SerialState;
 
-use super::{KvmError, call, raw};
+use super::{KvmError, call, hwcr, raw};
 
 /// Everything but memory.
 #[derive(Debug)]
@@ -74,8 +74,8 @@ const MSR_TSC: u32 = 0x10;
 const MSR_TSC_DEADLINE: u32 = 0x6e0;
 
 /// CPUID 0x80000007: EDX bit 8 says that the counter's rate never changes, which makes Linux prefer it to the paravirtual clock.
-const ADVANCED_POWER_MANAGEMENT: u32 = 0x8000_0007;
-const INVARIANT_TSC: u32 = 1 << 8;
+pub(super) const ADVANCED_POWER_MANAGEMENT: u32 = 0x8000_0007;
+pub(super) const INVARIANT_TSC: u32 = 1 << 8;
 
 const CHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC];
 
@@ -253,7 +253,8 @@ fn accept_refusal(fd: &VcpuFd, refused: &kvm_msr_entry) -> Result<(), KvmError> 
     let mut now = Msrs::from_entries(&[kvm_msr_entry { index: refused.index, ..Default::default() }])
         .expect("one entry is within the bound");
     let readable = fd.get_msrs(&mut now).map_err(call("KVM_GET_MSRS"))? == 1;
-    if refused.data == 0 || readable && now.as_slice()[0].data == refused.data {
+    let there = readable && now.as_slice()[0].data == refused.data;
+    if refused.data == 0 || there || hwcr::load_without(fd, refused)? {
         return Ok(());
     }
     Err(KvmError::Msr { index: refused.index, value: refused.data })

@@ -12,7 +12,7 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::run_page::RunPage;
-use super::{KvmError, call};
+use super::{KvmError, call, hwcr};
 use crate::boot::{BootRegisters, Mode};
 use crate::devices::{Devices, Effect};
 use crate::memory::Memory;
@@ -59,9 +59,10 @@ impl Vcpu {
         &self.page
     }
 
-    /// Sets what CPUID says.
+    /// Sets what CPUID says, and the register that a guest compares with it.
     pub(crate) fn set_cpuid(&self, entries: &CpuId) -> Result<(), KvmError> {
-        self.fd.set_cpuid2(entries).map_err(call("KVM_SET_CPUID2"))
+        self.fd.set_cpuid2(entries).map_err(call("KVM_SET_CPUID2"))?;
+        hwcr::promise_constant_rate(&self.fd, entries)
     }
 
     /// Lets the guest know that it was paused, so that its watchdogs do not take the gap for a hang.
