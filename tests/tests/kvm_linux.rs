@@ -1,8 +1,9 @@
 //! Linux guests under load: they boot, and move to another vmm and back. Their own view decides whether that went well.
 //!
 //! The guest writes files, sums memory, keeps files open and watches its clocks; as root there is also a TCP connection
-//! from outside that stays open and counts. Each test but the first begins with `vmm restore` of a guest that was booted once
-//! ([`Booted`]). The test Linux must have been built: guest-images/linux/build.
+//! from outside that stays open and counts. Each test but the first two begins with `vmm restore` of a guest that was booted
+//! once ([`Booted`]); those two have names that come first, so that the harness boots one and two CPUs side by side. The test
+//! Linux must have been built: guest-images/linux/build.
 
 use tern_tests::real::{Booted, Counter, Journey, Lab, LinuxGuest, LinuxVm, Net, Terms, limits};
 
@@ -12,7 +13,7 @@ async fn linux_boots_to_user_space() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn linux_with_two_cpus_boots_to_user_space() {
+async fn linux_boots_with_two_cpus_to_user_space() {
     boots(2).await;
 }
 
@@ -79,7 +80,7 @@ async fn there_and_back(cpus: u8) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_database_a_compressor_and_a_web_server_move() {
+async fn linux_with_a_database_a_compressor_and_a_web_server_moves() {
     let lab = Lab::new().await;
     let (a, b) = lab.two_hosts().await;
     let net = Net::if_root().await;
