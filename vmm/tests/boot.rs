@@ -16,7 +16,8 @@ use vmm::machine::{Machine, MachineError, RunState, StopReason};
 const PROTOCOLS: [BootProtocol; 3] = [BootProtocol::Auto, BootProtocol::Pvh, BootProtocol::Linux64];
 
 /// A guest for Linux's 64-bit entry: it prints its command line, the first byte of its initramfs, the beginning of its ACPI
-/// tables and the number of runs in its memory map. Then `p` powers off and `q` resets.
+/// tables and the number of runs in its memory map. Then `p` powers off, `q` resets, and `r` jumps to the firmware's entry, whose
+/// instructions are the same in every mode.
 fn code64() -> Vec<u8> {
     let mut a = Assembler::default();
     a.put(&[0x66, 0xba, 0xf8, 0x03]); // mov dx, 0x3f8
@@ -30,8 +31,9 @@ fn code64() -> Vec<u8> {
     a.put(&[0x04, b'0', 0xee, 0xb0, b'\n', 0xee]); // add al, '0'; out; newline
     a.label("turn").put(&[0x66, 0xba, 0xfd, 0x03, 0xec, 0xa8, 0x01]).jump(0x74, "turn"); // in al, 0x3fd; test al, 1
     a.put(&[0x66, 0xba, 0xf8, 0x03, 0xec]); // in al, 0x3f8
-    a.put(&[0x3c, b'q']).jump(0x74, "reset");
+    a.put(&[0x3c, b'q']).jump(0x74, "reset").put(&[0x3c, b'r']).jump(0x74, "firmware");
     a.put(&[0x3c, b'p']).jump(0x74, "off").put(&[0x0f, 0x0b]); // ud2, and there is no handler
+    a.label("firmware").put(&[0xb8, 0xf0, 0xff, 0x0f, 0x00, 0xff, 0xe0]); // mov eax, 0xffff0; jmp rax
     a.label("reset").put(&[0xb0, 0xfe, 0xe6, 0x64, 0xf4]); // out 0x64, 0xfe
     a.label("off").put(&[0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xf4]); // out 0x600, 0x34
     a.link()
@@ -130,6 +132,15 @@ fn a_bzimage_starts_where_it_wants_to_stand() {
     let initramfs = Some(place.file("initramfs", &[b'!'; 5000]));
     let config = VmConfig { kernel, initramfs, ..place.config() };
     assert_eq!(run(&place, &config, "hello!RSD3\n", b'q'), StopReason::Guest);
+}
+
+/// Debian's kernels restarted through the BIOS, which is not there, and ran through zeros for ever.
+#[test]
+fn a_guest_that_jumps_to_the_firmware_has_restarted() {
+    let place = Place::new();
+    let kernel = place.file("bzImage", &bzimage());
+    let config = VmConfig { kernel, acpi: false, ..place.config() };
+    assert_eq!(run(&place, &config, "3\n", b'r'), StopReason::Guest);
 }
 
 #[test]

@@ -9,16 +9,15 @@ use std::process::Command;
 use serde::Deserialize;
 use vmm::control::api::VmState;
 
-use super::limits;
+use super::{dmesg, limits};
 use crate::real::{Host, Lab, Vm};
 
 /// Where the first level keeps kernels and their initramfs.
 const KERNELS: &str = "/kernels";
 /// What `tern-check` prints in the guest, before its JSON.
 const CHECK: &str = "tern: CHECK ";
-/// What a kernel warns of when its CPU is late, as every CPU is that is emulated twice: it says so, and that it does nothing about it.
-const SLOW: [&str; 2] =
-    ["clocksource: Long readout interval, skipping watchdog check", "hrtimer: interrupt took"];
+/// Ends the answer to a question.
+const END: &str = "lane-end";
 
 /// A guest to launch.
 #[derive(Clone, Copy, Debug)]
@@ -27,8 +26,8 @@ pub(super) struct Debian<'a> {
     pub(super) kernel: &'static str,
     /// Its initramfs.
     pub(super) initramfs: &'static str,
-    /// Virtual CPUs.
-    pub(super) cpus: u8,
+    /// RAM, MiB.
+    pub(super) memory_mib: u32,
     /// What it does, as guest-images/linux/README.md names it.
     pub(super) workloads: &'static str,
     /// A disk whose file system its workloads write to.
@@ -54,7 +53,7 @@ pub(super) fn disk_option(disk: &Path) -> [OsString; 2] {
 impl Debian<'_> {
     /// `vmm run`; returns when the guest says READY.
     pub(super) async fn launch(&self, lab: &Lab, host: &Host, name: &str) -> Vm {
-        let Self { kernel, initramfs, cpus, workloads, disk } = self;
+        let Self { kernel, initramfs, memory_mib, workloads, disk } = self;
         let file = |name: &str| OsString::from(Path::new(KERNELS).join(name));
         // Quiet, because every character that the kernel says costs two levels of emulation; the guest looks at its log itself.
         let words = format!(
@@ -71,9 +70,7 @@ impl Debian<'_> {
             "--cmdline".into(),
             words.into(),
             "--memory".into(),
-            format!("{}M", limits::GUEST_MIB).into(),
-            "--cpus".into(),
-            cpus.to_string().into(),
+            format!("{memory_mib}M").into(),
         ];
         args.extend(disk_option(disk));
         let mut vm = Vm::start(lab, host, name, None, args);
@@ -122,6 +119,32 @@ pub(super) async fn check(vm: &mut Vm) -> Check {
     check
 }
 
+/// Panics if the guest's kernel has warned of anything since it started that is not known.
+pub(super) async fn assert_quiet_log(vm: &mut Vm) {
+    vm.type_line(&format!("dmesg -r | grep '^<[0-4]>'; echo {END}")).await;
+    let mut warnings = Vec::new();
+    loop {
+        let line = vm.line_within("ends the kernel's log", limits::CHECK, |_| true).await;
+        if line == END {
+            break;
+        }
+        warnings.push(line);
+    }
+    warnings.retain(|line| line.starts_with('<'));
+    let unexplained = dmesg::unexplained(&warnings);
+    assert!(unexplained.is_empty(), "the guest's kernel warns: {unexplained:#?}");
+}
+
+/// How much memory the guest's kernel has after what it keeps for itself, MiB.
+pub(super) async fn memory_mib(vm: &mut Vm) -> u32 {
+    vm.type_line("grep MemTotal /proc/meminfo").await;
+    let line = vm
+        .line_within("says how much memory there is", limits::CHECK, |line| line.starts_with("MemTotal:"))
+        .await;
+    let kib: Option<u32> = line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok());
+    kib.unwrap_or_else(|| panic!("this says no memory: {line}")) / 1024
+}
+
 /// What the guest's hardware random number generator is called, which it has by ACPI's word alone.
 pub(super) async fn random_source(vm: &mut Vm) -> String {
     vm.type_line("cat /sys/class/misc/hw_random/rng_current").await;
@@ -131,21 +154,20 @@ pub(super) async fn random_source(vm: &mut Vm) -> String {
     vm.line_within("names the source of random numbers", limits::CHECK, is_name).await
 }
 
-/// Powers the guest off from within, which must end its `vmm` well.
-pub(super) async fn power_off(vm: &mut Vm) -> String {
-    vm.type_line("poweroff -f").await;
+/// Has the guest end itself by `command` from within, which must end its `vmm` well.
+pub(super) async fn end_by(command: &str, vm: &mut Vm) -> String {
+    vm.type_line(command).await;
     vm.assert_ends_well().await;
     "exit code 0".to_owned()
 }
 
 impl Check {
     fn is_well(&self) -> bool {
-        let is_slowness = |line: &String| SLOW.iter().any(|slow| line.starts_with(slow));
         self.workloads.values().all(|workload| workload.ok)
             && self.kept_files_ok != Some(false)
             && self.journal_failure.is_none()
             && self.warnings == self.warning_lines.len()
-            && self.warning_lines.iter().all(is_slowness)
+            && dmesg::unexplained(&self.warning_lines).is_empty()
     }
 
     /// Panics unless time and every workload went on since `before`.

@@ -10,6 +10,7 @@ use guest_images::linux::{Linux, LinuxError};
 use super::archive::Archive;
 use super::packages::{self, Kernel, PackageError, Unpacked};
 use super::unpack::{self, UnpackError};
+use super::verdict::Part;
 
 /// The first level's init and modules.
 const INIT: &str = include_str!("../../../guest-images/lane/init");
@@ -66,15 +67,15 @@ pub struct FirstLevel {
     pub initramfs: PathBuf,
 }
 
-/// Makes the first level's files in `work`, with the binaries `vmm` and `lane` of `binaries` in it.
+/// Makes the files of `part`'s first level in `work`, with the binaries `vmm` and `lane` of `binaries` in it.
 /// # Errors
 /// If a package, a tool or a file is missing, with its name.
-pub fn prepare(binaries: &Path, work: &Path) -> Result<FirstLevel, InputError> {
+pub fn prepare(part: Part, binaries: &Path, work: &Path) -> Result<FirstLevel, InputError> {
     let debian = packages::unpacked()?;
-    let initramfs = work.join("first-level.cpio");
+    let initramfs = work.join(format!("{}.cpio", part.name()));
     let failed = |source| InputError::Write { path: initramfs.clone(), source };
     let mut archive = Archive::new(BufWriter::new(File::create(&initramfs).map_err(failed)?));
-    for (name, data) in contents(&debian, binaries, work)? {
+    for (name, data) in contents(part, &debian, binaries, work)? {
         archive.file(&name, &data).map_err(failed)?;
     }
     for folder in ["dev", "proc", "sys", "tmp"] {
@@ -87,7 +88,12 @@ pub fn prepare(binaries: &Path, work: &Path) -> Result<FirstLevel, InputError> {
 }
 
 /// Every file of the first level, with its name there.
-fn contents(debian: &Unpacked, binaries: &Path, work: &Path) -> Result<Vec<(String, Vec<u8>)>, InputError> {
+fn contents(
+    part: Part,
+    debian: &Unpacked,
+    binaries: &Path,
+    work: &Path,
+) -> Result<Vec<(String, Vec<u8>)>, InputError> {
     let mut files = vec![
         ("init".to_owned(), INIT.as_bytes().to_owned()),
         ("bin/busybox".to_owned(), read(&debian.busybox)?),
@@ -106,13 +112,14 @@ fn contents(debian: &Unpacked, binaries: &Path, work: &Path) -> Result<Vec<(Stri
         }
     }
     let workloads = read(&Linux::find()?.initramfs())?;
-    for (name, kernel) in [("cloud", &debian.cloud), ("generic", &debian.generic)] {
-        files.push((format!("kernels/{name}"), unpack::vmlinux(&kernel.bzimage)?));
-        let mut initramfs = workloads.clone();
-        initramfs.extend(guest_archive(kernel)?);
-        files.push((format!("kernels/{name}.cpio"), initramfs));
-    }
-    files.push(("kernels/cloud.bzimage".to_owned(), read(&debian.cloud.bzimage)?));
+    let (name, kernel, image) = match part {
+        Part::Boots => ("generic", &debian.generic, unpack::vmlinux(&debian.generic.bzimage)?),
+        Part::Moves => ("cloud", &debian.cloud, read(&debian.cloud.bzimage)?),
+    };
+    files.push((format!("kernels/{name}"), image));
+    let mut initramfs = workloads;
+    initramfs.extend(guest_archive(kernel)?);
+    files.push((format!("kernels/{name}.cpio"), initramfs));
     Ok(files)
 }
 

@@ -13,13 +13,13 @@ use vmm::migrate::report::Report;
 
 use super::debian::{self, Debian};
 use super::limits;
-use super::verdict::{Step, Verdict};
-use crate::real::{Guest, Lab, Vm, binaries};
+use super::verdict::{Part, Step, Verdict};
+use crate::real::{Guest, Lab, TIMED_OUT, Vm, binaries, timed_out};
 
-/// Plays every story, and prints a verdict for each step. A story whose step fails ends there; the next begins.
+/// Plays the stories of `part`, and prints a verdict for each step. A story whose step fails ends there; the next begins.
 /// # Panics
 /// If this program has no file, which no verdict could be printed about.
-pub async fn run() {
+pub async fn run(part: Part) {
     let here = std::env::current_exe().expect("the program's own file");
     binaries::stand_in(here.parent().expect("a file stands in a folder"));
     let alive = tokio::spawn(async {
@@ -32,7 +32,10 @@ pub async fn run() {
     let Some(lab) = step(Step::Kvm, async { (Lab::new().await, "it can be opened".to_owned()) }).await else {
         return;
     };
-    let stories = [pagestorm(&lab).await, generic(&lab).await, cloud(&lab).await];
+    let stories = match part {
+        Part::Boots => vec![pagestorm(&lab).await, generic(&lab).await],
+        Part::Moves => vec![cloud(&lab).await],
+    };
     if stories.contains(&None) {
         lab.print_logs();
     }
@@ -48,7 +51,8 @@ async fn step<T>(step: Step, work: impl Future<Output = (T, String)>) -> Option<
         Ok((kept, said)) => (Some(kept), true, said),
         Err(panic) => (None, false, message(&*panic)),
     };
-    println!("{}", Verdict { step, ok, seconds, said }.line());
+    let timed_out = !ok && said.starts_with(TIMED_OUT);
+    println!("{}", Verdict { step, ok, timed_out, seconds, said }.line());
     kept
 }
 
@@ -83,15 +87,19 @@ async fn generic(lab: &Lab) -> Option<()> {
     let disk = debian::make_disk(lab, "generic.img");
     let mut guest = step(Step::GenericBoots, async {
         let (kernel, initramfs, workloads) = ("generic", "generic.cpio", "files,clock");
-        let guest = Debian { kernel, initramfs, cpus: 1, workloads, disk: &disk };
+        let memory_mib = limits::BIG_GUEST_MIB;
+        let guest = Debian { kernel, initramfs, memory_mib, workloads, disk: &disk };
         let mut vm = guest.launch(lab, &host, "generic").await;
         let random = debian::random_source(&mut vm).await;
         assert!(random.starts_with("virtio_rng"), "its random numbers come from {random}");
+        debian::assert_quiet_log(&mut vm).await;
+        let found_mib = debian::memory_mib(&mut vm).await;
+        assert!((limits::BIG_GUEST_FOUND_MIB..memory_mib).contains(&found_mib), "it finds {found_mib} MiB");
         let check = debian::check(&mut vm).await;
-        (vm, format!("{random} and a mounted disk, {check}"))
+        (vm, format!("{found_mib} MiB, {random} and a mounted disk, {check}"))
     })
     .await?;
-    step(Step::GenericPowersOff, async { ((), debian::power_off(&mut guest).await) }).await
+    step(Step::GenericRestarts, async { ((), debian::end_by("reboot -f", &mut guest).await) }).await
 }
 
 /// A stock kernel as its package has it moves while it works, and is saved and restored.
@@ -103,8 +111,9 @@ async fn cloud(lab: &Lab) -> Option<()> {
     b.let_in(&a);
     let disk = debian::make_disk(lab, "cloud.img");
     let (mut source, before) = step(Step::CloudBoots, async {
-        let (kernel, initramfs, workloads) = ("cloud.bzimage", "cloud.cpio", "files,checksum,journal,clock");
-        let guest = Debian { kernel, initramfs, cpus: 1, workloads, disk: &disk };
+        let (kernel, initramfs, workloads) = ("cloud", "cloud.cpio", "files,checksum,journal,clock");
+        let memory_mib = limits::GUEST_MIB;
+        let guest = Debian { kernel, initramfs, memory_mib, workloads, disk: &disk };
         let mut vm = guest.launch(lab, &a, "cloud").await;
         let check = debian::check(&mut vm).await;
         ((vm, check.clone()), check.to_string())
@@ -124,12 +133,13 @@ async fn cloud(lab: &Lab) -> Option<()> {
     let mut restored = step(Step::CloudRestored, async {
         let snapshot = saved(lab, &mut moved).await;
         let mut restored = debian::restore(lab, &b, "cloud-again", &snapshot, &disk).await;
+        debian::assert_quiet_log(&mut restored).await;
         let after = debian::check(&mut restored).await;
         after.assert_goes_on_from(&before);
         (restored, after.to_string())
     })
     .await?;
-    step(Step::CloudPowersOff, async { ((), debian::power_off(&mut restored).await) }).await
+    step(Step::CloudPowersOff, async { ((), debian::end_by("poweroff -f", &mut restored).await) }).await
 }
 
 /// Saves `vm` and ends it; where to. It stands still from before the snapshot on: its disk has no snapshots.
@@ -139,7 +149,7 @@ async fn saved(lab: &Lab, vm: &mut Vm) -> PathBuf {
     vm.client().operate("pause").await.expect("a running VM can be paused");
     let request = SnapshotRequest { to: directory, name: None };
     let report = timeout(limits::SNAPSHOT, vm.client().snapshot(&request)).await;
-    let report = report.unwrap_or_else(|_| panic!("the snapshot did not end"));
+    let report = report.unwrap_or_else(|_| timed_out("the snapshot did not end"));
     report.unwrap_or_else(|error| panic!("there is no snapshot: {error}"));
     vm.client().operate("stop").await.expect("a paused VM can be stopped");
     vm.assert_ends_well().await;
@@ -151,7 +161,7 @@ async fn moves(source: &Vm, destination: &Vm) -> String {
     let to = destination.ticket().await;
     let request = MigrateRequest { to, downtime_ms: DEFAULT_DOWNTIME_MS, bandwidth_bits: None };
     let report = timeout(limits::MIGRATION, source.client().migrate(&request)).await;
-    let report = report.unwrap_or_else(|_| panic!("the migration did not end"));
+    let report = report.unwrap_or_else(|_| timed_out("the migration did not end"));
     let report = report.unwrap_or_else(|error| panic!("it still runs at the source: {error}"));
     assert!(report.verified, "{report:#?}");
     let Report { rungs, downtime_ms, rounds, .. } = &report;

@@ -20,8 +20,12 @@ pub const SNAPSHOT: Duration = Duration::from_secs(120);
 /// For its guest to look at itself and say what it saw.
 pub const CHECK: Duration = Duration::from_secs(60);
 
-/// RAM of a stock kernel's guest.
+/// RAM of a stock kernel's guest that moves.
 pub const GUEST_MIB: u32 = 160;
+/// RAM of one that only boots: beyond 4 GiB. It touches little of it.
+pub const BIG_GUEST_MIB: u32 = 4608;
+/// What its kernel finds of that after its own share, at least.
+pub const BIG_GUEST_FOUND_MIB: u32 = 4352;
 /// Its disk.
 pub const DISK_BYTES: u64 = 16 << 20;
 /// RAM of the first level.

@@ -18,6 +18,7 @@
 
 mod archive;
 mod debian;
+mod dmesg;
 pub mod inputs;
 pub mod inside;
 pub mod limits;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::inputs::FirstLevel;
 use super::limits;
-use super::verdict::{Step, Verdict};
+use super::verdict::{Part, Step, Verdict};
 
 const QEMU: &str = "qemu-system-x86_64";
 /// All that TCG can do, under the name of a Zen: what QEMU calls it by itself is a K8 whose local timer stops when it halts, and
@@ -45,6 +45,8 @@ pub enum LaneError {
     Step {
         /// Which.
         step: Step,
+        /// Whether something did not come in time.
+        timed_out: bool,
         /// Why.
         said: String,
     },
@@ -64,6 +66,18 @@ pub enum LaneError {
     },
 }
 
+impl LaneError {
+    /// Whether this can be a machine under TCG that sleeps for ever: then another try may tell. Whatever else went wrong, went wrong.
+    #[must_use]
+    pub fn may_be_a_freeze(&self) -> bool {
+        match self {
+            Self::Frozen { .. } => true,
+            Self::Step { timed_out, .. } => *timed_out,
+            Self::Qemu(_) | Self::Log { .. } | Self::NotUp { .. } | Self::Ended { .. } => false,
+        }
+    }
+}
+
 /// A running QEMU. Dropping it kills it.
 struct Machine {
     child: Child,
@@ -77,33 +91,42 @@ impl Drop for Machine {
     }
 }
 
-/// Runs the first level once. Each verdict is passed to `tell` as it comes; the whole console goes to `log`.
+/// Runs the first level with `part` of the steps once. Each verdict is passed to `tell` as it comes; the whole console goes to `log`.
 /// # Errors
 /// If a step failed or is missing, or the first level froze.
-pub fn run(first_level: &FirstLevel, log: &Path, mut tell: impl FnMut(&Verdict)) -> Result<(), LaneError> {
-    let mut machine = start(first_level)?;
+pub fn run(
+    first_level: &FirstLevel,
+    part: Part,
+    log: &Path,
+    mut tell: impl FnMut(&Verdict),
+) -> Result<(), LaneError> {
+    let mut machine = start(first_level, part)?;
     let console = follow(&machine.lines, &mut tell);
     fs::write(log, console.text).map_err(|source| LaneError::Log { path: log.to_owned(), source })?;
+    // One that failed for another reason than time decides.
+    let failed = || console.verdicts.iter().filter(|verdict| !verdict.ok);
+    if let Some(verdict) = failed().find(|verdict| !verdict.timed_out).or_else(|| failed().next()) {
+        let Verdict { step, timed_out, said, .. } = verdict.clone();
+        return Err(LaneError::Step { step, timed_out, said });
+    }
     if let Some(what) = console.frozen {
         return Err(LaneError::Frozen { what });
     }
     let status = machine.child.wait().map_err(LaneError::Qemu)?;
-    if let Some(Verdict { step, said, .. }) = console.verdicts.iter().find(|verdict| !verdict.ok) {
-        return Err(LaneError::Step { step: *step, said: said.clone() });
-    }
     if console.verdicts.is_empty() {
         return Err(LaneError::NotUp { status });
     }
     let is_missing = |step: &Step| console.verdicts.iter().all(|verdict| verdict.step != *step);
-    let missing: Vec<Step> = Step::ALL.into_iter().filter(is_missing).collect();
+    let missing: Vec<Step> = part.steps().iter().copied().filter(is_missing).collect();
     if missing.is_empty() && status.success() { Ok(()) } else { Err(LaneError::Ended { status, missing }) }
 }
 
-fn start(first_level: &FirstLevel) -> Result<Machine, LaneError> {
+fn start(first_level: &FirstLevel, part: Part) -> Result<Machine, LaneError> {
     let mut child = Command::new(QEMU)
         .args(["-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", "1", "-nodefaults", "-no-reboot"])
         .args(["-display", "none", "-serial", "stdio", "-m", &limits::FIRST_LEVEL_MIB.to_string()])
-        .args(["-append", KERNEL_WORDS])
+        // What stands behind a lone -- the kernel passes to init.
+        .args(["-append", &format!("{KERNEL_WORDS} -- {}", part.name())])
         .arg("-kernel")
         .arg(&first_level.kernel)
         .arg("-initrd")

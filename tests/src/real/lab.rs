@@ -11,7 +11,7 @@ use tokio::process::Command;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::process::read_log;
-use super::{Process, binaries, limits};
+use super::{Process, binaries, limits, timed_out};
 
 /// How many labs there are at one time in this process: guests that starve each other prove nothing.
 static STORIES: Semaphore = Semaphore::const_new(limits::STORIES);
@@ -170,7 +170,7 @@ pub async fn run(binary: &str, args: &[OsString]) -> Said {
 pub async fn finish(command: &mut Command) -> Said {
     command.stdin(Stdio::null()).kill_on_drop(true);
     let output = tokio::time::timeout(limits::START, command.output()).await;
-    let output = output.unwrap_or_else(|_| panic!("{command:?} did not end"));
+    let output = output.unwrap_or_else(|_| timed_out(format_args!("{command:?} did not end")));
     let output = output.unwrap_or_else(|error| panic!("{command:?} cannot be started: {error}"));
     Said {
         ok: output.status.success(),

@@ -28,7 +28,7 @@ pub use lab::{Host, Lab};
 pub use linux::{LinuxGuest, LinuxVm, Verdict, Workload};
 pub use net::{Counter, Net};
 pub use peer::{Fault, Peer, Site};
-pub use process::{Process, until};
+pub use process::{Process, TIMED_OUT, timed_out, until};
 pub use tern::demo::shaper::Cut;
 pub use vm::{Guest, Load, Vm};
 pub use wan::Wan;

@@ -1,6 +1,7 @@
 //! One process of the lab.
 
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -69,9 +70,18 @@ impl Process {
     pub async fn end(&mut self) -> ExitStatus {
         match timeout(limits::END, self.child.wait()).await {
             Ok(status) => status.expect("a child can be waited for"),
-            Err(_) => panic!("{} did not end within {:?}", self.name, limits::END),
+            Err(_) => timed_out(format_args!("{} did not end within {:?}", self.name, limits::END)),
         }
     }
+}
+
+/// What the message of every panic begins with that is about time: whoever runs where machines stand still at times can tell it from others.
+pub const TIMED_OUT: &str = "timed out: ";
+
+/// Panics because what was waited for did not come in time.
+#[track_caller]
+pub fn timed_out(what: impl Display) -> ! {
+    panic!("{TIMED_OUT}{what}")
 }
 
 /// Asks `question` again and again until it has an answer.
@@ -81,7 +91,9 @@ pub async fn until<T>(what: &str, limit: Duration, mut question: impl AsyncFnMut
         if let Some(answer) = question().await {
             return answer;
         }
-        assert!(Instant::now() < deadline, "within {limit:?} it did not come true that {what}");
+        if Instant::now() >= deadline {
+            timed_out(format_args!("within {limit:?} it did not come true that {what}"));
+        }
         sleep(limits::LOOK_AGAIN).await;
     }
 }

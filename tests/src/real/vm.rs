@@ -15,7 +15,7 @@ use vmm::control::api::{VmState, VmStatus};
 use vmm::control::client::{Client, ClientError};
 
 use super::lab::{Said, run};
-use super::{Host, Lab, Process, binaries, limits, until};
+use super::{Host, Lab, Process, binaries, limits, timed_out, until};
 
 /// A guest to launch: pagestorm in so much memory, with such a command line.
 #[derive(Clone, Debug)]
@@ -321,7 +321,7 @@ impl Vm {
         match found.await {
             Ok(Some(line)) => line,
             Ok(None) => panic!("{name} closed the serial port before a line that {what}: {seen:#?}"),
-            Err(_) => panic!("{name}: no line on the serial port {what}: {seen:#?}"),
+            Err(_) => timed_out(format_args!("{name}: no line on the serial port {what}: {seen:#?}")),
         }
     }
 

@@ -21,6 +21,7 @@ pub(crate) mod layout;
 pub(crate) mod linux64;
 pub(crate) mod mptable;
 pub(crate) mod pvh;
+mod restart;
 
 pub use error::{BootError, KernelError};
 use kernel::Kernel;
@@ -103,6 +104,7 @@ pub(crate) fn load(
         copy(placed, memory)?;
     }
     let mut structures = vec![(CMDLINE, [cmdline.as_bytes(), &[0]].concat())];
+    structures.push((restart::ENTRY, restart::CODE.to_vec()));
     let rsdp = if config.acpi { ACPI_TABLES } else { 0 };
     structures.push(match config.acpi {
         true => (ACPI_TABLES, acpi::build(ACPI_TABLES, config.cpus, devices)),
