@@ -135,6 +135,9 @@ pub const SNAPSHOT_STILL_PAGES: u64 = 1024;
 pub const SNAPSHOT_ROUNDS_MAX: u32 = 8;
 /// The longest description of a machine in a snapshot, bytes.
 pub const SNAPSHOT_DESCRIPTION_BYTES: u64 = 1 << 20;
+/// How often a VM's two clocks are read to find readings that lie close together.
+pub const CLOCK_READINGS: usize = 8;
+
 /// The longest manifest, bytes: a name and a run for every page of the biggest VM.
 pub const MANIFEST_MAX_BYTES: u64 = (MEMORY_MAX_BYTES >> 12) * 64 + (1 << 20);
 

@@ -13,8 +13,9 @@ use crate::devices::virtio::assemble::{self, DeviceMismatch, Opened};
 use crate::devices::virtio::{self, DeviceDescription};
 use crate::devices::{DeviceError, Devices};
 use crate::kvm::cpu::{self, CpuModel};
-use crate::kvm::state::{self, ChipState, MachineState, VcpuState};
+use crate::kvm::state::{ChipState, MachineState, VcpuState};
 use crate::kvm::threads::{End, Threads, lock};
+use crate::kvm::time::{self, Moment};
 use crate::kvm::vcpu::Vcpu;
 use crate::kvm::vm::{self, Vm};
 use crate::kvm::{KvmError, STATE_VERSION, STATE_VERSION_OLDEST, StateError, state_bytes};
@@ -154,10 +155,8 @@ pub enum MachineError {
 /// What is kept from pause to resume.
 #[derive(Debug, Default)]
 struct Still {
-    /// The paravirtual clock to go on from, nanoseconds.
-    clock_ns: Option<u64>,
-    /// The first virtual CPU's time-stamp counter to go on from.
-    tsc: Option<u64>,
+    /// What guest time is to go on from.
+    time: Option<Moment>,
 }
 
 /// A VM with its threads. Shared as `Arc<Machine>`; every method may be called from any thread.
@@ -319,30 +318,17 @@ impl Machine {
             RunState::Created | RunState::Paused => {}
         }
         self.devices.claim()?;
-        if let Some(tsc) = still.tsc.take() {
-            self.set_back_tsc(tsc)?;
-        }
-        if let Some(clock_ns) = still.clock_ns {
-            state::set_clock(self.vm.fd(), clock_ns)?;
+        if let Some(from) = still.time {
+            time::go_on(self.vm.fd(), self.threads.vcpus(), from)?;
             for vcpu in self.threads.vcpus() {
                 lock(vcpu).tell_guest_it_stood_still()?;
             }
-            still.clock_ns = None;
+            still.time = None;
         }
         // Before they run: if the guest ends at once, that must come after.
         self.leave_for(RunState::Running)?;
         self.devices.set_running(true);
         self.threads.run();
-        Ok(())
-    }
-
-    /// The counters go on from where they stood: before the paravirtual clock is set, which counts by them.
-    fn set_back_tsc(&self, tsc: u64) -> Result<(), MachineError> {
-        let Some(first) = self.threads.vcpus().first() else { return Ok(()) };
-        let passed = state::tsc(lock(first).fd())?.wrapping_sub(tsc);
-        for vcpu in self.threads.vcpus() {
-            state::set_back_tsc(lock(vcpu).fd(), passed)?;
-        }
         Ok(())
     }
 
@@ -359,9 +345,7 @@ impl Machine {
         }
         self.threads.park();
         self.devices.set_running(false);
-        still.clock_ns = Some(state::clock(self.vm.fd())?);
-        let first = self.threads.vcpus().first();
-        still.tsc = first.map(|vcpu| state::tsc(lock(vcpu).fd())).transpose()?;
+        still.time = Some(time::now(self.vm.fd(), self.threads.vcpus())?);
         self.leave_for(RunState::Paused)
     }
 
@@ -463,11 +447,12 @@ impl Machine {
             .iter()
             .map(|vcpu| VcpuState::save(self.vm.kvm(), lock(vcpu).fd()))
             .collect::<Result<_, _>>()?;
-        let clock_ns = still.clock_ns.map_or_else(|| state::clock(self.vm.fd()), Ok)?;
+        let Moment { clock_ns, tsc } =
+            still.time.map_or_else(|| time::now(self.vm.fd(), self.threads.vcpus()), Ok)?;
         let chips = ChipState::save(self.vm.fd())?;
         let serial = self.devices.serial().state();
         let mut state = MachineState { clock_ns, chips, serial, devices: self.devices.save_virtio(), vcpus };
-        if let Some(tsc) = still.tsc {
+        if let Some(tsc) = tsc {
             state.set_back_tsc(tsc);
         }
         Ok(state_bytes::encode(&state))
@@ -504,7 +489,7 @@ impl Machine {
             .map_err(|source| DeviceError::SerialSetup { step: "its saved state", source })?;
         self.devices.load_virtio(&saved.devices)?;
         // Not now but when it runs: until then no guest time passes.
-        (still.clock_ns, still.tsc) = (Some(saved.clock_ns), saved.tsc());
+        still.time = Some(saved.time());
         self.leave_for(RunState::Paused)
     }
 

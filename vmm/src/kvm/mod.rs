@@ -9,6 +9,7 @@ pub(crate) mod run_page;
 pub mod state;
 pub(crate) mod state_bytes;
 pub(crate) mod threads;
+pub(crate) mod time;
 pub(crate) mod tun;
 pub(crate) mod vcpu;
 pub mod vm;

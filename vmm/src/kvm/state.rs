@@ -5,20 +5,16 @@
 //! - CPUID before everything that it governs. SREGS before LAPIC, for they hold the APIC's mode. LAPIC before MSRS, or the
 //!   TSC-deadline timer never fires again; within them the deadline comes last, for it counts by the others. REGS clear pending
 //!   exceptions, so VCPU_EVENTS come after them.
-//!
-//! No guest time passes while a machine stands still, is saved, or travels. The paravirtual clock (KVM_SET_CLOCK) and the time-stamp
-//! counters (KVM_VCPU_TSC_OFFSET, by the same difference on each virtual CPU, so that they stay in step) go on from where they
-//! stood at the pause, whichever of them the guest takes for its clock. A KVM without control over the counter lets it run on, which a
-//! guest with the paravirtual clock does not see.
 
 use kvm_bindings::{
     CpuId, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES, Msrs,
-    kvm_clock_data, kvm_cpuid_entry2, kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_mp_state,
-    kvm_msr_entry, kvm_pit_state2, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+    kvm_cpuid_entry2, kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
+    kvm_pit_state2, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vm_superio::serial::SerialState;
 
+use super::time::{MSR_TSC, Moment};
 use super::{KvmError, call, hwcr, raw};
 
 /// Everything but memory.
@@ -69,8 +65,7 @@ pub(crate) struct VcpuState {
     pub(crate) events: kvm_vcpu_events,
 }
 
-/// IA32_TIME_STAMP_COUNTER and IA32_TSC_DEADLINE (Intel SDM volume 4, table 2-2).
-const MSR_TSC: u32 = 0x10;
+/// IA32_TSC_DEADLINE (Intel SDM volume 4, table 2-2).
 const MSR_TSC_DEADLINE: u32 = 0x6e0;
 
 /// CPUID 0x80000007: EDX bit 8 says that the counter's rate never changes, which makes Linux prefer it to the paravirtual clock.
@@ -101,36 +96,14 @@ impl ChipState {
     }
 }
 
-/// The paravirtual clock, nanoseconds.
-pub(crate) fn clock(vm: &VmFd) -> Result<u64, KvmError> {
-    Ok(vm.get_clock().map_err(call("KVM_GET_CLOCK"))?.clock)
-}
-
-/// Sets the paravirtual clock, so that the time for which a machine stood still or travelled does not show in it.
-pub(crate) fn set_clock(vm: &VmFd, clock_ns: u64) -> Result<(), KvmError> {
-    let clock = kvm_clock_data { clock: clock_ns, ..Default::default() };
-    vm.set_clock(&clock).map_err(call("KVM_SET_CLOCK"))
-}
-
-/// A virtual CPU's time-stamp counter as its guest would read it now.
-pub(crate) fn tsc(fd: &VcpuFd) -> Result<u64, KvmError> {
-    let mut msr = Msrs::from_entries(&[kvm_msr_entry { index: MSR_TSC, ..Default::default() }])
-        .expect("one entry is within the bound");
-    fd.get_msrs(&mut msr).map_err(call("KVM_GET_MSRS"))?;
-    Ok(msr.as_slice()[0].data)
-}
-
-/// Has a virtual CPU's counter read `ticks` less than it would: those that passed while the machine stood still.
-pub(crate) fn set_back_tsc(fd: &VcpuFd, ticks: u64) -> Result<(), KvmError> {
-    match raw::tsc_offset(fd)? {
-        None => Ok(()),
-        Some(offset) => raw::set_tsc_offset(fd, offset.wrapping_sub(ticks)),
-    }
-}
-
 impl MachineState {
+    /// When it was paused.
+    pub(crate) fn time(&self) -> Moment {
+        Moment { clock_ns: self.clock_ns, tsc: self.tsc() }
+    }
+
     /// The first virtual CPU's time-stamp counter.
-    pub(crate) fn tsc(&self) -> Option<u64> {
+    fn tsc(&self) -> Option<u64> {
         self.vcpus.first().and_then(VcpuState::tsc)
     }
 
