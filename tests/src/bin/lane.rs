@@ -14,8 +14,8 @@ use tern_tests::lane::{inside, limits, outside};
 use tern_tests::real::binaries;
 
 /// Runs `vmm` in Debian kernels under QEMU's TCG, whose SVM makes a real kvm_amd, with guests that a KVM without hardware
-/// virtualisation cannot run. Needs qemu-system-x86_64, the
-/// test Linux (guest-images/linux/build) and about 2 GiB of memory; no /dev/kvm.
+/// virtualisation cannot run. Needs qemu-system-x86_64, the test Linux (guest-images/linux/build) and about 2.5 GiB of memory; no
+/// /dev/kvm.
 #[derive(Debug, Parser)]
 struct Cli {
     #[command(subcommand)]

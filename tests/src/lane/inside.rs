@@ -103,8 +103,6 @@ async fn generic(lab: &Lab) -> Option<()> {
 }
 
 /// A stock kernel as its package has it moves while it works, and is saved and restored.
-///
-/// With one virtual CPU: with two it comes up most times, and now and then both of them sleep for ever (see `quiet_pagestorm`).
 async fn cloud(lab: &Lab) -> Option<()> {
     let (a, b) = (lab.host("cloud-a").await, lab.host("cloud-b").await);
     a.let_in(&b);

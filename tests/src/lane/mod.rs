@@ -5,16 +5,21 @@
 //! hardware, with guests of its own (the second level): pagestorm, and Debian's unmodified cloud and generic kernels.
 //!
 //! ```text
-//! cargo run --bin lane                                   outside: fetches the packages, builds an initramfs, starts QEMU, reads verdicts
-//!   qemu-system-x86_64 -accel tcg                        first level: Debian's cloud kernel, guest-images/lane/init
-//!     lane inside                                        the stories, on the harness of the end-to-end tests (crate::real)
-//!       vmm run …, vmm receive …                         second level: the guests
+//! cargo run --bin lane                                   outside: fetches the packages, builds an initramfs for each part, starts QEMUs, reads verdicts
+//!   qemu-system-x86_64 -accel tcg -smp 1                 a first level for each part, side by side: Debian's cloud kernel, guest-images/lane/init
+//!     lane inside boots                                  the stories, on the harness of the end-to-end tests (crate::real)
+//!       vmm run …, vmm receive …                         second level: pagestorm, and the generic kernel (an ELF file, by PVH) with 4.5 GiB
+//!     lane inside moves
+//!       vmm run …, vmm receive …, vmm restore …          second level: the cloud kernel as its package has it (a bzImage), at work
 //! ```
 //!
-//! Every step prints one [`verdict::Verdict`] on the first level's serial console. It is slow, so it is for correctness, never for figures.
+//! Every step prints one [`verdict::Verdict`] on its first level's serial console. The guests judge themselves: their workloads, their clocks, and
+//! their kernels' logs from the first line on, in which every warning that is not known for the emulator's (dmesg.rs) is a failure.
+//! It is slow, so it is for correctness, never for figures.
+//!
 //! Under TCG a CPU that halts is now and then not woken by its timer (seen with no migration near, and with bare-metal guests too): about
-//! one first level in forty freezes, and a guest of the second level sometimes does. So every wait has a bound, and the command tries
-//! once more after whatever failure, having printed it.
+//! one first level in forty freezes, and a guest of the second level sometimes does. So every wait has a bound, and a part in which
+//! something did not come in time is tried once more, having been printed. Whatever else fails, fails at once.
 
 mod archive;
 mod debian;
