@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// For one whole run of the first level.
-pub const RUN: Duration = Duration::from_secs(420);
+pub const RUN: Duration = Duration::from_secs(300);
 /// Between two lines of the inner driver that say it is alive.
 pub const ALIVE_EVERY: Duration = Duration::from_secs(5);
 /// Without any line from the first level: it has frozen.
@@ -12,9 +12,9 @@ pub const SILENCE: Duration = Duration::from_secs(90);
 pub const ATTEMPTS: usize = 2;
 
 /// For a stock kernel to come to user space.
-pub const BOOT: Duration = Duration::from_secs(180);
+pub const BOOT: Duration = Duration::from_secs(150);
 /// For a guest to move.
-pub const MIGRATION: Duration = Duration::from_secs(240);
+pub const MIGRATION: Duration = Duration::from_secs(180);
 /// For a snapshot to be written, or read back.
 pub const SNAPSHOT: Duration = Duration::from_secs(120);
 /// For its guest to look at itself and say what it saw.
