@@ -166,8 +166,7 @@ async fn moves(source: &Vm, destination: &Vm) -> String {
     format!("{rounds} rounds, {} pages crossed, downtime {downtime_ms:.0} ms", rungs.source.pages)
 }
 
-/// It writes as much as a CPU emulated twice can send on, and never halts: a halt that the local timer was to end has been seen to last
-/// for ever under TCG, without a migration too.
+/// It writes as much as a CPU emulated twice can send on, and never halts: under TCG a halt can last for ever (see the module above).
 fn quiet_pagestorm() -> Guest {
     let mut guest = Guest::default();
     guest.options.rate_pps = 20;
