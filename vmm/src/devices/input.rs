@@ -16,11 +16,15 @@ use crate::kvm::threads::lock;
 const ESCAPE: u8 = 0x01;
 
 /// What takes input for the guest.
-pub(crate) trait InputPort: Send + Sync {
+pub(crate) trait InputPort: Send + Sync + std::fmt::Debug {
     /// Waits until a byte can be given to the guest; false when there never will be one again.
     fn wait_for_room(&self) -> bool;
     /// Gives the guest as many of `bytes` as it takes now, and says how many: none while the machine stands still.
     fn give(&self, bytes: &[u8]) -> usize;
+    /// Holds input back, as while the machine stands still, or lets it in.
+    fn set_open(&self, open: bool);
+    /// Takes no input ever again.
+    fn close_for_good(&self);
 }
 
 /// The thread.

@@ -10,6 +10,7 @@ use page::PAGE_SIZE;
 
 pub(crate) mod debugcon;
 pub(crate) mod input;
+pub(crate) mod line;
 pub(crate) mod mmio;
 pub(crate) mod output;
 pub(crate) mod power;
@@ -22,13 +23,13 @@ pub(crate) mod wake;
 
 use crate::boot::MmioDevice as Placement;
 use debugcon::DebugConsole;
+use line::Line;
 use mmio::MmioBus;
 use power::PowerPorts;
 use reset::ResetPort;
-pub(crate) use serial::{SerialLine, SerialPort};
+pub(crate) use serial::SerialPort;
 use virtio::DeviceDescription;
 use virtio::balloon::Level;
-use virtio::console::ConsoleLine;
 use virtio::engine::Signals;
 use virtio::mmio::VirtioMmio;
 use virtio::state::VirtioState;
@@ -158,12 +159,12 @@ pub enum DeviceError {
 #[derive(Debug)]
 pub(crate) struct Devices {
     serial: Arc<SerialPort>,
-    line: SerialLine,
+    /// The serial port's, and the console's.
+    lines: Vec<Line>,
     debug_console: Arc<DebugConsole>,
     claims: Vec<Claim>,
     bus: MmioBus,
     virtio: Vec<Arc<VirtioMmio>>,
-    console: Option<ConsoleLine>,
     balloon: Option<(Arc<Level>, Arc<Signals>)>,
 }
 
@@ -174,10 +175,10 @@ impl Devices {
         interrupt: vmm_sys_util::eventfd::EventFd,
         on_quit: impl Fn() + Clone + Send + 'static,
         virtio: Vec<(Placement, Arc<VirtioMmio>)>,
-        mut console: Option<ConsoleLine>,
+        mut console: Option<Line>,
         balloon: Option<Arc<Level>>,
     ) -> Result<Self, DeviceError> {
-        if *serial == Serial::Stdio && console.as_ref().is_some_and(ConsoleLine::is_stdio) {
+        if *serial == Serial::Stdio && console.as_ref().is_some_and(Line::is_stdio) {
             return Err(DeviceError::StdioTwice);
         }
         let (port, line) = serial::connect(serial, interrupt, on_quit.clone())?;
@@ -193,7 +194,8 @@ impl Devices {
         let virtio: Vec<_> = virtio.into_iter().map(|(_, device)| device).collect();
         let its = virtio.iter().find(|device| *device.description() == DeviceDescription::Balloon);
         let balloon = balloon.zip(its.map(|device| Arc::clone(device.engine().signals())));
-        Ok(Self { serial: port, line, debug_console, claims, bus, virtio, console, balloon })
+        let lines = std::iter::once(line).chain(console).collect();
+        Ok(Self { serial: port, lines, debug_console, claims, bus, virtio, balloon })
     }
 
     fn find(&self, port: u16) -> Option<(&dyn PortDevice, u16)> {
@@ -297,8 +299,7 @@ impl Devices {
 
     /// Lets input in and the devices' threads serve, or holds them back so that the devices' state stands still.
     pub(crate) fn set_running(&self, running: bool) {
-        self.serial.set_open(running);
-        self.console.iter().for_each(|console| console.set_open(running));
+        self.lines.iter().for_each(|line| line.set_open(running));
         for device in &self.virtio {
             if running { device.run() } else { device.park() }
         }
@@ -306,21 +307,18 @@ impl Devices {
 
     /// Gives the user's terminal back, if this machine has it.
     pub(crate) fn release_terminal(&self) {
-        self.line.release_terminal();
-        self.console.iter().for_each(ConsoleLine::release_terminal);
+        self.lines.iter().for_each(Line::release_terminal);
     }
 
     /// Writes what output can be written; called on the thread that saw the VM end.
     pub(crate) fn end_output(&self) {
-        self.line.end_output();
-        self.console.iter().for_each(ConsoleLine::end_output);
+        self.lines.iter().for_each(Line::end_output);
     }
 
     /// Ends the threads behind the devices; output that can be written is written first.
     pub(crate) fn shut_down(&self) {
         self.virtio.iter().for_each(|device| device.quit());
-        self.console.iter().for_each(ConsoleLine::shut_down);
-        self.line.shut_down();
+        self.lines.iter().for_each(Line::shut_down);
     }
 }
 

@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd as _;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
@@ -13,6 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::DeviceError;
 use super::wake::Wake;
+use crate::config::Serial;
 use crate::kvm::threads::lock;
 use crate::limits::SERIAL_PENDING_MAX_BYTES;
 
@@ -38,23 +38,21 @@ struct Shared {
 pub(crate) struct Output(Option<Arc<Shared>>);
 
 impl Output {
-    /// Nowhere.
-    pub(crate) fn none() -> Self {
-        Self(None)
-    }
-
-    /// Standard output.
-    pub(crate) fn stdout() -> Result<Self, DeviceError> {
+    /// Standard output, the end of a file, which is made if absent, or nowhere.
+    pub(crate) fn open(to: &Serial) -> Result<Self, DeviceError> {
         let setup = |step| move |source| DeviceError::SerialSetup { step, source };
-        let fd = io::stdout().as_fd().try_clone_to_owned().map_err(setup("standard output"))?;
-        Self::to(File::from(fd)).map_err(setup("its output thread"))
-    }
-
-    /// The end of a file, made if absent.
-    pub(crate) fn file(path: &Path) -> Result<Self, DeviceError> {
-        let file = File::options().append(true).create(true).open(path);
-        let file = file.map_err(|source| DeviceError::SerialFile { path: path.to_owned(), source })?;
-        Self::to(file).map_err(|source| DeviceError::SerialSetup { step: "its output thread", source })
+        let file = match to {
+            Serial::Stdio => {
+                let fd = io::stdout().as_fd().try_clone_to_owned().map_err(setup("standard output"))?;
+                File::from(fd)
+            }
+            Serial::File(path) => {
+                let file = File::options().append(true).create(true).open(path);
+                file.map_err(|source| DeviceError::SerialFile { path: path.clone(), source })?
+            }
+            Serial::Off => return Ok(Self(None)),
+        };
+        Self::to(file).map_err(setup("its output thread"))
     }
 
     fn to(file: File) -> io::Result<Self> {
@@ -176,7 +174,7 @@ mod tests {
     fn what_is_written_before_the_end_arrives() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("console");
-        let mut output = Output::file(&path).unwrap();
+        let mut output = Output::open(&Serial::File(path.clone())).unwrap();
         for _ in 0..1000 {
             output.write_all(b"0123456789").unwrap();
         }

@@ -7,9 +7,10 @@ use vm_superio::serial::{NoEvents, SerialState};
 use vm_superio::{Serial as Uart, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::input::{Input, InputPort};
+use super::input::InputPort;
+use super::line::Line;
 use super::output::Output;
-use super::{DeviceError, Effect, PortDevice, terminal};
+use super::{DeviceError, Effect, PortDevice};
 use crate::config::Serial;
 use crate::kvm::threads::lock;
 
@@ -29,9 +30,9 @@ const MODEM_CONTROL_LOOPBACK: u8 = 0x10;
 const NO_INTERRUPT: u8 = 0x01;
 
 #[derive(Debug)]
-struct Line(Arc<EventFd>);
+struct Interrupt(Arc<EventFd>);
 
-impl Trigger for Line {
+impl Trigger for Interrupt {
     type E = io::Error;
     fn trigger(&self) -> io::Result<()> {
         self.0.write(1)
@@ -40,7 +41,7 @@ impl Trigger for Line {
 
 #[derive(Debug)]
 struct Inner {
-    uart: Uart<Line, NoEvents, Output>,
+    uart: Uart<Interrupt, NoEvents, Output>,
     /// Whether input is let in: not while the machine stands still, or a byte might come after its state was saved.
     open: bool,
     closed_for_good: bool,
@@ -64,48 +65,23 @@ pub(crate) struct SerialPort {
     output: Output,
 }
 
-/// The threads between the port and what it is connected to.
-#[derive(Debug)]
-pub(crate) struct SerialLine {
-    port: Arc<SerialPort>,
-    output: Output,
-    input: Option<Input>,
-}
-
 /// Builds the port and connects it.
 pub(crate) fn connect(
     to: &Serial,
     interrupt: EventFd,
     on_quit: impl Fn() + Send + 'static,
-) -> Result<(Arc<SerialPort>, SerialLine), DeviceError> {
-    let output = match to {
-        Serial::Stdio => Output::stdout()?,
-        Serial::File(path) => Output::file(path)?,
-        Serial::Off => Output::none(),
-    };
+) -> Result<(Arc<SerialPort>, Line), DeviceError> {
+    let output = Output::open(to)?;
     let interrupt = Arc::new(interrupt);
-    let uart = Uart::new(Line(Arc::clone(&interrupt)), output.clone());
+    let uart = Uart::new(Interrupt(Arc::clone(&interrupt)), output.clone());
     let inner = Mutex::new(Inner { uart, open: false, closed_for_good: false });
     let port = Arc::new(SerialPort { inner, room: Condvar::new(), interrupt, output: output.clone() });
-    let input = match to {
-        Serial::Stdio => Some(Input::start(Arc::clone(&port) as _, on_quit)?),
-        Serial::File(_) | Serial::Off => None,
-    };
-    Ok((Arc::clone(&port), SerialLine { port, output, input }))
+    let mut line = Line::new(Arc::clone(&port) as _, output, to);
+    line.start(on_quit)?;
+    Ok((port, line))
 }
 
 impl SerialPort {
-    /// Holds input back, or lets it in.
-    pub(crate) fn set_open(&self, open: bool) {
-        lock(&self.inner).open = open;
-        self.room.notify_all();
-    }
-
-    fn close_for_good(&self) {
-        lock(&self.inner).closed_for_good = true;
-        self.room.notify_all();
-    }
-
     /// Its registers, and what the guest has not read yet.
     pub(crate) fn state(&self) -> SerialState {
         lock(&self.inner).uart.state()
@@ -116,8 +92,8 @@ impl SerialPort {
     /// An interrupt that the guest has not asked about is raised again, for it may have been on its way when the controllers were saved, and the
     /// port raises none while one waits. The same interrupt twice is nothing new to a driver.
     pub(crate) fn set_state(&self, state: &SerialState) -> io::Result<()> {
-        let line = Line(Arc::clone(&self.interrupt));
-        let uart = Uart::from_state(state, line, NoEvents, self.output.clone()).map_err(io::Error::other)?;
+        let raise = Interrupt(Arc::clone(&self.interrupt));
+        let uart = Uart::from_state(state, raise, NoEvents, self.output.clone()).map_err(io::Error::other)?;
         lock(&self.inner).uart = uart;
         if state.interrupt_identification & NO_INTERRUPT == 0 {
             // Also one that is masked now (vm-superio raises the others): unmasking would not raise it, since it waits already.
@@ -147,6 +123,16 @@ impl InputPort for SerialPort {
             }
         }
     }
+
+    fn set_open(&self, open: bool) {
+        lock(&self.inner).open = open;
+        self.room.notify_all();
+    }
+
+    fn close_for_good(&self) {
+        lock(&self.inner).closed_for_good = true;
+        self.room.notify_all();
+    }
 }
 
 impl PortDevice for SerialPort {
@@ -172,34 +158,11 @@ impl PortDevice for SerialPort {
     }
 }
 
-impl SerialLine {
-    /// Ends the threads; output that can be written without waiting is written first.
-    pub(crate) fn shut_down(&self) {
-        self.port.close_for_good();
-        if let Some(input) = &self.input {
-            input.stop();
-        }
-        self.end_output();
-    }
-
-    /// Gives the user's terminal back, if it is connected to it.
-    pub(crate) fn release_terminal(&self) {
-        if self.input.is_some() {
-            terminal::restore();
-        }
-    }
-
-    /// Writes what output can be written, and takes no more.
-    pub(crate) fn end_output(&self) {
-        self.output.finish();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn port() -> (Arc<SerialPort>, SerialLine) {
+    fn port() -> (Arc<SerialPort>, Line) {
         connect(&Serial::Off, EventFd::new(libc::EFD_NONBLOCK).unwrap(), || {}).unwrap()
     }
 

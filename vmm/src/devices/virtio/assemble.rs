@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use super::balloon::{Balloon, Level};
 use super::block::Block;
-use super::console::{Console, ConsoleLine};
+use super::console::Console;
 use super::mmio::{QUEUE_NOTIFY, VirtioMmio};
 use super::net::{Mac, Net, Tap};
 use super::rng::Rng;
 use super::{DeviceDescription, Placement, VirtioDevice};
 use crate::config::{BalloonOptions, DeviceOptions, DiskOptions, NetOptions, Serial};
+use crate::devices::line::Line;
 use crate::devices::wake::Wake;
 use crate::devices::{DeviceError, mmio::MmioBus};
 use crate::kvm::vm::Vm;
@@ -51,7 +52,7 @@ pub(crate) struct Opened {
     /// The devices, in their order.
     pub(crate) devices: Vec<Box<dyn VirtioDevice>>,
     /// What connects the console, if there is one.
-    pub(crate) console: Option<ConsoleLine>,
+    pub(crate) console: Option<Line>,
     /// The balloon's level, if there is one.
     pub(crate) balloon: Option<Arc<Level>>,
 }

@@ -11,10 +11,11 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use super::queue::{QueueError, VirtQueue};
 use super::{DeviceDescription, VirtioDevice};
 use crate::config::Serial;
-use crate::devices::input::{Input, InputPort};
+use crate::devices::DeviceError;
+use crate::devices::input::InputPort;
+use crate::devices::line::Line;
 use crate::devices::output::Output;
 use crate::devices::wake::Wake;
-use crate::devices::{DeviceError, terminal};
 use crate::kvm::StateError;
 use crate::kvm::threads::lock;
 use crate::limits::{CONSOLE_INPUT_BYTES, CONSOLE_REQUEST_BYTES};
@@ -77,64 +78,15 @@ impl InputPort for ConsolePort {
         self.arrived.wake();
         count
     }
-}
 
-/// The threads between the console and what it is connected to.
-#[derive(Debug)]
-pub(crate) struct ConsoleLine {
-    port: Arc<ConsolePort>,
-    output: Output,
-    stdio: bool,
-    input: Option<Input>,
-}
-
-impl ConsoleLine {
-    /// Lets the user's keys in, if it is the user's terminal; `on_quit` is called when the user asks for the end.
-    pub(crate) fn start(&mut self, on_quit: impl Fn() + Send + 'static) -> Result<(), DeviceError> {
-        if self.stdio {
-            self.input = Some(Input::start(Arc::clone(&self.port) as _, on_quit)?);
-        }
-        Ok(())
+    fn set_open(&self, open: bool) {
+        lock(&self.waiting).open = open;
+        self.room.notify_all();
     }
 
-    /// Whether standard input and output are its own.
-    pub(crate) fn is_stdio(&self) -> bool {
-        self.stdio
-    }
-
-    /// Holds input back, or lets it in.
-    pub(crate) fn set_open(&self, open: bool) {
-        lock(&self.port.waiting).open = open;
-        self.port.room.notify_all();
-    }
-
-    /// Ends the threads; output that can be written without waiting is written first.
-    pub(crate) fn shut_down(&self) {
-        lock(&self.port.waiting).closed_for_good = true;
-        self.port.room.notify_all();
-        if let Some(input) = &self.input {
-            input.stop();
-        }
-        self.end_output();
-    }
-
-    /// Gives the user's terminal back, if it is connected to it.
-    pub(crate) fn release_terminal(&self) {
-        if self.input.is_some() {
-            terminal::restore();
-        }
-    }
-
-    /// Writes what output can be written, and takes no more.
-    pub(crate) fn end_output(&self) {
-        self.output.finish();
-    }
-}
-
-impl Drop for ConsoleLine {
-    /// Also a line that was only opened to see whether it can be has threads.
-    fn drop(&mut self) {
-        self.shut_down();
+    fn close_for_good(&self) {
+        lock(&self.waiting).closed_for_good = true;
+        self.room.notify_all();
     }
 }
 
@@ -151,16 +103,12 @@ impl Console {
     /// A console, and the line that connects it to `to`.
     /// # Errors
     /// If the file cannot be opened, or there are no descriptors or threads left.
-    pub(crate) fn open(to: &Serial) -> Result<(Self, ConsoleLine), DeviceError> {
-        let (output, stdio) = match to {
-            Serial::Stdio => (Output::stdout()?, true),
-            Serial::File(path) => (Output::file(path)?, false),
-            Serial::Off => (Output::none(), false),
-        };
+    pub(crate) fn open(to: &Serial) -> Result<(Self, Line), DeviceError> {
+        let output = Output::open(to)?;
         let port = ConsolePort::new();
         let port = port.map_err(|source| DeviceError::Start { device: "console".to_owned(), source })?;
         let port = Arc::new(port);
-        let line = ConsoleLine { port: Arc::clone(&port), output: output.clone(), stdio, input: None };
+        let line = Line::new(Arc::clone(&port) as _, output.clone(), to);
         Ok((Self { port, output, receives: false }, line))
     }
 
