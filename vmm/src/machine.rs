@@ -256,10 +256,9 @@ impl Machine {
                 machine.stop(StopReason::Requested);
             }
         };
-        let Opened { devices: virtio, console, balloon } = virtio;
+        let Opened { devices: virtio, ends } = virtio;
         let virtio = assemble::connect(virtio, &vm, &memory)?;
-        let devices =
-            Arc::new(Devices::new(serial, vm.interrupt(INTERRUPT_LINE)?, on_quit, virtio, console, balloon)?);
+        let devices = Arc::new(Devices::new(serial, vm.interrupt(INTERRUPT_LINE)?, on_quit, virtio, ends)?);
         let (ended_devices, ended_state) = (Arc::clone(&devices), Arc::clone(&run_state));
         let on_end = move |end| {
             // First: who sees that the VM has stopped finds its console complete, and the terminal as it was.

@@ -29,9 +29,12 @@ use power::PowerPorts;
 use reset::ResetPort;
 pub(crate) use serial::SerialPort;
 use virtio::DeviceDescription;
+use virtio::assemble::Ends;
 use virtio::balloon::Level;
+use virtio::block::Disk;
 use virtio::engine::Signals;
 use virtio::mmio::VirtioMmio;
+use virtio::net::Station;
 use virtio::state::VirtioState;
 
 /// What a write did beyond its device.
@@ -138,10 +141,10 @@ pub enum DeviceError {
     #[error("could not get random bytes for a network address")]
     Random(#[source] getrandom::Error),
     /// What the guest has stored is not safe: the VM cannot be handed over.
-    #[error("what the guest wrote to `{device}` could not be written down")]
+    #[error("what the guest wrote to the disk {path} could not be written down")]
     WriteDown {
-        /// Which.
-        device: String,
+        /// Its file.
+        path: std::path::PathBuf,
         /// Why.
         source: std::io::Error,
     },
@@ -166,6 +169,8 @@ pub(crate) struct Devices {
     bus: MmioBus,
     virtio: Vec<Arc<VirtioMmio>>,
     balloon: Option<(Arc<Level>, Arc<Signals>)>,
+    disks: Vec<Arc<Disk>>,
+    stations: Vec<Arc<Station>>,
 }
 
 impl Devices {
@@ -175,9 +180,9 @@ impl Devices {
         interrupt: vmm_sys_util::eventfd::EventFd,
         on_quit: impl Fn() + Clone + Send + 'static,
         virtio: Vec<(Placement, Arc<VirtioMmio>)>,
-        mut console: Option<Line>,
-        balloon: Option<Arc<Level>>,
+        ends: Ends,
     ) -> Result<Self, DeviceError> {
+        let Ends { mut console, balloon, disks, stations } = ends;
         if *serial == Serial::Stdio && console.as_ref().is_some_and(Line::is_stdio) {
             return Err(DeviceError::StdioTwice);
         }
@@ -195,7 +200,7 @@ impl Devices {
         let its = virtio.iter().find(|device| *device.description() == DeviceDescription::Balloon);
         let balloon = balloon.zip(its.map(|device| Arc::clone(device.engine().signals())));
         let lines = std::iter::once(line).chain(console).collect();
-        Ok(Self { serial: port, lines, debug_console, claims, bus, virtio, balloon })
+        Ok(Self { serial: port, lines, debug_console, claims, bus, virtio, balloon, disks, stations })
     }
 
     fn find(&self, port: u16) -> Option<(&dyn PortDevice, u16)> {
@@ -251,22 +256,19 @@ impl Devices {
 
     /// Takes what only a VM that runs may hold.
     pub(crate) fn claim(&self) -> Result<(), DeviceError> {
-        self.virtio.iter().try_for_each(|device| device.claim())
+        self.disks.iter().try_for_each(|disk| disk.lock())?;
+        self.stations.iter().for_each(|station| station.announce());
+        Ok(())
     }
 
     /// Writes down what the guest has stored so far; it goes on meanwhile.
     pub(crate) fn write_down(&self) -> Result<(), DeviceError> {
-        self.virtio.iter().try_for_each(|device| match device.stored_in() {
-            None => Ok(()),
-            Some(stored) => {
-                stored.write_down().map_err(|source| DeviceError::WriteDown { device: device.name(), source })
-            }
-        })
+        self.disks.iter().try_for_each(|disk| disk.write_down())
     }
 
-    /// Writes down what devices hold back, and gives up what [`Devices::claim`] took.
+    /// Writes down what disks hold back, and gives up what [`Devices::claim`] took.
     pub(crate) fn let_go(&self) -> Result<(), DeviceError> {
-        self.virtio.iter().try_for_each(|device| device.let_go())
+        self.disks.iter().try_for_each(|disk| disk.unlock())
     }
 
     /// What the guest is asked for and what it has given, bytes; none without a balloon.
@@ -332,8 +334,7 @@ mod tests {
             vmm_sys_util::eventfd::EventFd::new(0).unwrap(),
             || {},
             Vec::new(),
-            None,
-            None,
+            Ends::default(),
         )
         .unwrap()
     }

@@ -4,10 +4,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::balloon::{Balloon, Level};
-use super::block::Block;
+use super::block::{Block, Disk};
 use super::console::Console;
 use super::mmio::{QUEUE_NOTIFY, VirtioMmio};
-use super::net::{Mac, Net, Tap};
+use super::net::{Mac, Net, Station, Tap};
 use super::rng::Rng;
 use super::{DeviceDescription, Placement, VirtioDevice};
 use crate::config::{BalloonOptions, DeviceOptions, DiskOptions, NetOptions, Serial};
@@ -51,10 +51,21 @@ impl fmt::Display for Presence {
 pub(crate) struct Opened {
     /// The devices, in their order.
     pub(crate) devices: Vec<Box<dyn VirtioDevice>>,
+    /// Their other ends.
+    pub(crate) ends: Ends,
+}
+
+/// What of the devices is the monitor's business beside serving their drivers.
+#[derive(Debug, Default)]
+pub(crate) struct Ends {
     /// What connects the console, if there is one.
     pub(crate) console: Option<Line>,
     /// The balloon's level, if there is one.
     pub(crate) balloon: Option<Arc<Level>>,
+    /// The disks: only a VM that runs may hold their locks.
+    pub(crate) disks: Vec<Arc<Disk>>,
+    /// The network's interfaces: the network must learn where a VM runs.
+    pub(crate) stations: Vec<Arc<Station>>,
 }
 
 /// Opens what the options say, in the order in which the devices are placed. What they leave open is as in `described`, where the VM
@@ -66,6 +77,7 @@ pub(crate) fn open(
     described: Option<&[DeviceDescription]>,
 ) -> Result<Opened, DeviceError> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    let mut ends = Ends::default();
     let rng = described.is_none_or(|described| described.contains(&DeviceDescription::Rng));
     if options.rng.unwrap_or(rng) {
         devices.push(Box::new(Rng::default()));
@@ -80,33 +92,36 @@ pub(crate) fn open(
     for (index, disk) in options.disks.iter().enumerate() {
         let (theirs, own) = (ids.next(), disk.id.clone());
         let id = own.or(theirs).unwrap_or_else(|| format!("disk{index}"));
-        devices.push(Box::new(Block::open(&DiskOptions { id: Some(id), ..disk.clone() })?));
+        let block = Block::open(&DiskOptions { id: Some(id), ..disk.clone() })?;
+        ends.disks.push(block.disk());
+        devices.push(Box::new(block));
     }
-    open_nets(&options.nets, described, &mut devices)?;
+    for net in open_nets(&options.nets, described)? {
+        ends.stations.push(net.station());
+        devices.push(Box::new(net));
+    }
     let theirs = |kind| described.is_some_and(|described| described.contains(&kind));
-    let mut console = None;
     let nobody = theirs(DeviceDescription::Console).then_some(Serial::Off);
     if let Some(to) = options.console.as_ref().or(nobody.as_ref()) {
         let (device, line) = Console::open(to)?;
         devices.push(Box::new(device));
-        console = Some(line);
+        ends.console = Some(line);
     }
     let theirs = theirs(DeviceDescription::Balloon);
     let balloon = options.balloon.map_or(theirs, |options| options != BalloonOptions::Off);
     let balloon = balloon.then(Balloon::default);
-    let level = balloon.as_ref().map(Balloon::level);
+    ends.balloon = balloon.as_ref().map(Balloon::level);
     devices.extend(balloon.map(|device| Box::new(device) as Box<dyn VirtioDevice>));
     if devices.len() > DEVICES_MAX {
         return Err(DeviceError::TooMany(devices.len()));
     }
-    Ok(Opened { devices, console, balloon: level })
+    Ok(Opened { devices, ends })
 }
 
 fn open_nets(
     options: &[NetOptions],
     described: Option<&[DeviceDescription]>,
-    devices: &mut Vec<Box<dyn VirtioDevice>>,
-) -> Result<(), DeviceError> {
+) -> Result<Vec<Net>, DeviceError> {
     let mut theirs = described.into_iter().flatten().filter_map(|description| match description {
         DeviceDescription::Net { id, mac } => Some((id.clone(), *mac)),
         DeviceDescription::Rng
@@ -114,13 +129,13 @@ fn open_nets(
         | DeviceDescription::Console
         | DeviceDescription::Balloon => None,
     });
-    for (index, net) in options.iter().enumerate() {
+    let open = |(index, net): (usize, &NetOptions)| {
         let (their_id, their_mac) = theirs.next().unzip();
         let id = net.id.clone().or(their_id).unwrap_or_else(|| format!("net{index}"));
         let mac = net.mac.or(their_mac).map_or_else(Mac::random, Ok).map_err(DeviceError::Random)?;
-        devices.push(Box::new(Net::new(id, mac, Tap::open(&net.tap)?)));
-    }
-    Ok(())
+        Ok(Net::new(id, mac, Tap::open(&net.tap)?))
+    };
+    options.iter().enumerate().map(open).collect()
 }
 
 /// Whether the options' devices can be had on this host, before a VM comes for them.

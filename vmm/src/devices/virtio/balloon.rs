@@ -9,9 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::queue::{Chain, QueueError, VirtQueue};
-use super::stored::Stored;
-use super::{DeviceDescription, VirtioDevice};
-use crate::devices::DeviceError;
+use super::{DeviceDescription, VirtioDevice, Wait};
 use crate::devices::quiet::Quiet;
 use crate::kvm::StateError;
 use crate::limits::{BALLOON_PAGES_A_REQUEST, BALLOON_REPORT_BYTES};
@@ -150,7 +148,7 @@ impl VirtioDevice for Balloon {
         self.level.set_actual(0);
     }
 
-    fn serve(&mut self, index: usize, queue: &mut VirtQueue, memory: &Mapping) -> Result<(), QueueError> {
+    fn serve(&mut self, index: usize, queue: &mut VirtQueue, memory: &Mapping) -> Result<Wait, QueueError> {
         while let Some(chain) = queue.pop(memory)? {
             match index {
                 INFLATE => self.inflate(&chain, memory)?,
@@ -160,15 +158,11 @@ impl VirtioDevice for Balloon {
             }
             queue.push_used(memory, chain.head, 0)?;
         }
-        Ok(())
+        Ok(Wait::Driver)
     }
 
     fn backend(&self) -> Option<BorrowedFd<'_>> {
         None
-    }
-
-    fn wants_backend(&self) -> bool {
-        false
     }
 
     fn save(&self) -> Vec<u8> {
@@ -184,18 +178,6 @@ impl VirtioDevice for Balloon {
         let [a, b, c, d, actual @ ..] = bytes;
         self.level.set_target(u32::from_le_bytes([a, b, c, d]));
         self.level.set_actual(u32::from_le_bytes(actual));
-        Ok(())
-    }
-
-    fn claim(&mut self) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
-    fn stored_in(&self) -> Option<Arc<Stored>> {
-        None
-    }
-
-    fn let_go(&mut self) -> Result<(), DeviceError> {
         Ok(())
     }
 }

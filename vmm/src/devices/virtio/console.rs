@@ -9,7 +9,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use super::queue::{QueueError, VirtQueue};
-use super::{DeviceDescription, VirtioDevice};
+use super::{DeviceDescription, VirtioDevice, Wait};
 use crate::config::Serial;
 use crate::devices::DeviceError;
 use crate::devices::input::InputPort;
@@ -95,8 +95,6 @@ impl InputPort for ConsolePort {
 pub(crate) struct Console {
     port: Arc<ConsolePort>,
     output: Output,
-    /// Whether the guest takes input: not before it has set its queue up.
-    receives: bool,
 }
 
 impl Console {
@@ -109,23 +107,22 @@ impl Console {
         let port = port.map_err(|source| DeviceError::Start { device: "console".to_owned(), source })?;
         let port = Arc::new(port);
         let line = Line::new(Arc::clone(&port) as _, output.clone(), to);
-        Ok((Self { port, output, receives: false }, line))
+        Ok((Self { port, output }, line))
     }
 
-    fn receive(&mut self, queue: &mut VirtQueue, memory: &Mapping) -> Result<(), QueueError> {
-        self.receives = true;
+    fn receive(&self, queue: &mut VirtQueue, memory: &Mapping) -> Result<Wait, QueueError> {
         // Before looking: what comes after that sets it again.
         self.port.arrived.clear();
         while !self.port.is_empty() {
-            let Some(chain) = queue.pop(memory)? else { return Ok(()) };
+            let Some(chain) = queue.pop(memory)? else { break };
             let bytes = self.port.take(chain.writable.bytes());
             let written = chain.writable.copy_from(&bytes);
             queue.push_used(memory, chain.head, written)?;
         }
-        Ok(())
+        Ok(Wait::Backend)
     }
 
-    fn send(&mut self, queue: &mut VirtQueue, memory: &Mapping) -> Result<(), QueueError> {
+    fn send(&mut self, queue: &mut VirtQueue, memory: &Mapping) -> Result<Wait, QueueError> {
         while let Some(chain) = queue.pop(memory)? {
             let bytes = chain.readable.bytes();
             if bytes > CONSOLE_REQUEST_BYTES {
@@ -141,7 +138,7 @@ impl Console {
             }
             queue.push_used(memory, chain.head, 0)?;
         }
-        Ok(())
+        Ok(Wait::Driver)
     }
 }
 
@@ -167,20 +164,14 @@ impl VirtioDevice for Console {
 
     fn set_features(&mut self, _: u64) {}
 
-    fn reset(&mut self) {
-        self.receives = false;
-    }
+    fn reset(&mut self) {}
 
-    fn serve(&mut self, index: usize, queue: &mut VirtQueue, memory: &Mapping) -> Result<(), QueueError> {
+    fn serve(&mut self, index: usize, queue: &mut VirtQueue, memory: &Mapping) -> Result<Wait, QueueError> {
         if index == RECEIVE { self.receive(queue, memory) } else { self.send(queue, memory) }
     }
 
     fn backend(&self) -> Option<BorrowedFd<'_>> {
         Some(self.port.arrived.as_fd())
-    }
-
-    fn wants_backend(&self) -> bool {
-        self.receives
     }
 
     /// Input that the guest has not taken yet.
@@ -194,18 +185,6 @@ impl VirtioDevice for Console {
             return Err(StateError::TooMany { field: "console's waiting input", got, most });
         }
         lock(&self.port.waiting).bytes = state.iter().copied().collect();
-        Ok(())
-    }
-
-    fn claim(&mut self) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
-    fn stored_in(&self) -> Option<Arc<super::stored::Stored>> {
-        None
-    }
-
-    fn let_go(&mut self) -> Result<(), DeviceError> {
         Ok(())
     }
 }

@@ -15,8 +15,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::VirtioDevice;
 use super::queue::{Looked, QueueError, VirtQueue};
+use super::{VirtioDevice, Wait};
 use crate::devices::quiet::Quiet;
 use crate::devices::wake::Wake;
 use crate::kvm::threads::lock;
@@ -235,12 +235,14 @@ impl Engine {
         if !core.live {
             return Pass::default();
         }
-        let (mut more, mut interrupt) = (false, false);
+        let (mut more, mut interrupt, mut wants_backend) = (false, false, false);
         for index in 0..core.queues.len() {
             match core.look(index, self.memory.mapping()) {
-                Ok(looked) => {
+                Ok(None) => {}
+                Ok(Some((looked, wait))) => {
                     more |= looked.more;
                     interrupt |= looked.interrupt;
+                    wants_backend |= wait == Wait::Backend;
                 }
                 Err(error) => {
                     self.fail(&mut core, &error);
@@ -251,7 +253,7 @@ impl Engine {
         if interrupt {
             self.signals.raise(VIRTIO_MMIO_INT_VRING);
         }
-        Pass { more, wants_backend: core.device.wants_backend() }
+        Pass { more, wants_backend }
     }
 
     /// Lets the worker serve. What the driver was told before is told again: an interrupt on its way when the machine was saved is not
@@ -306,13 +308,12 @@ impl Engine {
 }
 
 impl Core {
-    fn look(&mut self, index: usize, memory: &Mapping) -> Result<Looked, QueueError> {
-        let Some(queue) = &mut self.queues[index] else {
-            return Ok(Looked { more: false, interrupt: false });
-        };
+    /// One look at a queue, if the driver has set it up.
+    fn look(&mut self, index: usize, memory: &Mapping) -> Result<Option<(Looked, Wait)>, QueueError> {
+        let Some(queue) = &mut self.queues[index] else { return Ok(None) };
         queue.begin(memory)?;
-        self.device.serve(index, queue, memory)?;
-        queue.end(memory)
+        let wait = self.device.serve(index, queue, memory)?;
+        Ok(Some((queue.end(memory)?, wait)))
     }
 }
 

@@ -22,10 +22,8 @@ use vmm_sys_util::eventfd::EventFd;
 use super::engine::{Core, Engine};
 use super::queue::VirtQueue;
 use super::state::{QueueState, VirtioState};
-use super::stored::Stored;
 use super::worker::Worker;
 use super::{DeviceDescription, VirtioDevice};
-use crate::devices::DeviceError;
 use crate::devices::mmio::MmioDevice;
 use crate::devices::wake::Wake;
 use crate::kvm::StateError;
@@ -123,29 +121,9 @@ impl VirtioMmio {
         }
     }
 
-    /// See [`VirtioDevice::claim`].
-    pub(crate) fn claim(&self) -> Result<(), DeviceError> {
-        self.engine.with_core(|core| core.device.claim())
-    }
-
     /// What it is.
     pub(crate) fn description(&self) -> &DeviceDescription {
         &self.description
-    }
-
-    /// What an operator calls it.
-    pub(crate) fn name(&self) -> String {
-        self.description.name()
-    }
-
-    /// See [`VirtioDevice::stored_in`].
-    pub(crate) fn stored_in(&self) -> Option<Arc<Stored>> {
-        self.engine.with_core(|core| core.device.stored_in())
-    }
-
-    /// See [`VirtioDevice::let_go`].
-    pub(crate) fn let_go(&self) -> Result<(), DeviceError> {
-        self.engine.with_core(|core| core.device.let_go())
     }
 
     /// Everything about it. It must be parked.

@@ -14,7 +14,6 @@
 //! - What a driver may not do stops its device and sets DEVICE_NEEDS_RESET (2.1.2). The monitor and the other devices go on.
 
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
 
 use crate::boot::MmioDevice as Placement;
 use crate::kvm::StateError;
@@ -40,7 +39,6 @@ mod tests;
 pub(crate) mod worker;
 
 use queue::{QueueError, VirtQueue};
-use stored::Stored;
 
 /// Where the first device's registers are, and how far the next one's are from them: in the hole below 4 GiB, above RAM.
 const FIRST_ADDRESS: u64 = 0xd000_0000;
@@ -127,7 +125,17 @@ impl std::fmt::Display for DeviceDescription {
     }
 }
 
-/// A kind of device. One thread at a time calls it; what it does for one request ends in bounded time.
+/// What brings a queue's device more to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// The driver's next notification alone.
+    Driver,
+    /// The backend as well: it has a use for what there is to read. Never after the backend's end, or its thread would turn for ever.
+    Backend,
+}
+
+/// A kind of device. What of it concerns the running VM rather than the driver, such as the lock of a disk, is not here but in
+/// [`assemble::Ends`]. One thread at a time calls it; what it does for one request ends in bounded time.
 pub(crate) trait VirtioDevice: Send + std::fmt::Debug {
     /// What it is.
     fn describe(&self) -> DeviceDescription;
@@ -144,23 +152,14 @@ pub(crate) trait VirtioDevice: Send + std::fmt::Debug {
     /// Back to how it was before the driver came.
     fn reset(&mut self);
     /// Takes requests from queue `index` until [`VirtQueue::pop`] gives none, or leaves them there until it can serve them.
-    fn serve(&mut self, index: usize, queue: &mut VirtQueue, memory: &Mapping) -> Result<(), QueueError>;
+    /// Says what brings it more to do there.
+    fn serve(&mut self, index: usize, queue: &mut VirtQueue, memory: &Mapping) -> Result<Wait, QueueError>;
     /// What wakes it besides its driver; asked for once.
     fn backend(&self) -> Option<BorrowedFd<'_>>;
-    /// Whether it has a use for what the backend has to read. False while it has not, and for good after the backend's end, or its
-    /// thread would turn for ever.
-    fn wants_backend(&self) -> bool;
     /// Its state beyond registers and queues.
     fn save(&self) -> Vec<u8>;
     /// Puts saved state in.
     fn load(&mut self, state: &[u8]) -> Result<(), StateError>;
-    /// Takes what only a VM that runs may hold, such as the lock of a disk. Idempotent.
-    fn claim(&mut self) -> Result<(), super::DeviceError>;
-    /// The file in which it keeps what its driver has written, if it has one: written down before a hand-over while the VM still runs, so
-    /// that [`VirtioDevice::let_go`] has little left to wait for.
-    fn stored_in(&self) -> Option<Arc<Stored>>;
-    /// Writes down what it holds back and gives up what [`VirtioDevice::claim`] took: the VM is about to run elsewhere. Idempotent.
-    fn let_go(&mut self) -> Result<(), super::DeviceError>;
 }
 
 /// Where the registers and interrupts of `count` devices are.

@@ -1,12 +1,9 @@
 //! The entropy device (virtio 1.2, 5.4): random bytes of the host's kernel.
 
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
 
 use super::queue::{QueueError, VirtQueue};
-use super::stored::Stored;
-use super::{DeviceDescription, VirtioDevice};
-use crate::devices::DeviceError;
+use super::{DeviceDescription, VirtioDevice, Wait};
 use crate::devices::quiet::Quiet;
 use crate::kvm::StateError;
 use crate::limits::RANDOM_REQUEST_BYTES;
@@ -41,7 +38,7 @@ impl VirtioDevice for Rng {
 
     fn reset(&mut self) {}
 
-    fn serve(&mut self, _: usize, queue: &mut VirtQueue, memory: &Mapping) -> Result<(), QueueError> {
+    fn serve(&mut self, _: usize, queue: &mut VirtQueue, memory: &Mapping) -> Result<Wait, QueueError> {
         let mut random = Vec::new();
         while let Some(chain) = queue.pop(memory)? {
             random.resize(chain.writable.bytes().min(RANDOM_REQUEST_BYTES), 0);
@@ -54,15 +51,11 @@ impl VirtioDevice for Rng {
             let written = chain.writable.copy_from(&random);
             queue.push_used(memory, chain.head, written)?;
         }
-        Ok(())
+        Ok(Wait::Driver)
     }
 
     fn backend(&self) -> Option<BorrowedFd<'_>> {
         None
-    }
-
-    fn wants_backend(&self) -> bool {
-        false
     }
 
     fn save(&self) -> Vec<u8> {
@@ -70,18 +63,6 @@ impl VirtioDevice for Rng {
     }
 
     fn load(&mut self, _: &[u8]) -> Result<(), StateError> {
-        Ok(())
-    }
-
-    fn claim(&mut self) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
-    fn stored_in(&self) -> Option<Arc<Stored>> {
-        None
-    }
-
-    fn let_go(&mut self) -> Result<(), DeviceError> {
         Ok(())
     }
 }

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _};
-use std::sync::Arc;
+use std::sync::Mutex;
 
 use rustix::fs::{Advice, FallocateFlags, FlockOperation, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
@@ -18,6 +18,7 @@ use super::direct::{self, Direct};
 use crate::config::DiskOptions;
 use crate::devices::DeviceError;
 use crate::devices::virtio::stored::Stored;
+use crate::kvm::threads::lock;
 use crate::memory::buffers::Buffers;
 
 /// Zeros to write where the host cannot make a range read as zeros by itself.
@@ -25,13 +26,13 @@ static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// An open disk.
 #[derive(Debug)]
-pub(super) struct Disk {
-    stored: Arc<Stored>,
+pub(crate) struct Disk {
+    stored: Stored,
     options: DiskOptions,
     capacity_bytes: u64,
     /// If the host's page cache is passed by: what the file then wants.
     direct: Option<Direct>,
-    locked: bool,
+    locked: Mutex<bool>,
 }
 
 impl Disk {
@@ -58,8 +59,8 @@ impl Disk {
             let path = options.path.clone();
             return Err(DeviceError::DiskSize { path, bytes: capacity_bytes, block: block_bytes });
         }
-        let stored = Arc::new(Stored::new(file));
-        Ok(Self { stored, options: options.clone(), capacity_bytes, direct, locked: false })
+        let stored = Stored::new(file);
+        Ok(Self { stored, options: options.clone(), capacity_bytes, direct, locked: Mutex::new(false) })
     }
 
     pub(super) fn options(&self) -> &DiskOptions {
@@ -75,14 +76,19 @@ impl Disk {
         self.direct.map_or(SECTOR_BYTES, |direct| direct.block_bytes)
     }
 
-    /// The file, if it is written.
-    pub(super) fn stored_in(&self) -> Option<Arc<Stored>> {
-        (!self.options.read_only).then(|| Arc::clone(&self.stored))
+    /// Writes down what the driver has written so far, while the VM still runs: [`Disk::unlock`] then has little left to wait for.
+    pub(crate) fn write_down(&self) -> Result<(), DeviceError> {
+        if self.options.read_only {
+            return Ok(());
+        }
+        let path = self.options.path.clone();
+        self.stored.write_down().map_err(|source| DeviceError::WriteDown { path, source })
     }
 
-    /// Takes the lock. Idempotent.
-    pub(super) fn lock(&mut self) -> Result<(), DeviceError> {
-        if self.locked {
+    /// Takes the lock, which only a VM that runs may hold. Idempotent.
+    pub(crate) fn lock(&self) -> Result<(), DeviceError> {
+        let mut locked = lock(&self.locked);
+        if *locked {
             return Ok(());
         }
         let path = self.options.path.clone();
@@ -92,7 +98,7 @@ impl Disk {
             FlockOperation::NonBlockingLockExclusive
         };
         match rustix::fs::flock(self.stored.file(), how) {
-            Ok(()) => self.locked = true,
+            Ok(()) => *locked = true,
             Err(Errno::WOULDBLOCK) => return Err(DeviceError::DiskInUse { path }),
             Err(error @ (Errno::OPNOTSUPP | Errno::NOLCK | Errno::NOSYS)) => {
                 tracing::warn!(
@@ -100,7 +106,7 @@ impl Disk {
                     %error,
                     "this file system has no locks: nothing keeps a second VM from opening the disk"
                 );
-                self.locked = true;
+                *locked = true;
             }
             Err(error) => return Err(DeviceError::Disk { path, source: error.into() }),
         }
@@ -113,20 +119,20 @@ impl Disk {
         Ok(())
     }
 
-    /// Writes everything down and gives the lock up. Idempotent.
-    pub(super) fn unlock(&mut self) -> Result<(), DeviceError> {
-        if !self.locked {
+    /// Writes everything down and gives the lock up: the VM is about to run elsewhere. Idempotent.
+    pub(crate) fn unlock(&self) -> Result<(), DeviceError> {
+        let mut locked = lock(&self.locked);
+        if !*locked {
             return Ok(());
         }
-        let failed = |source: io::Error| DeviceError::Disk { path: self.options.path.clone(), source };
-        if !self.options.read_only {
-            self.stored.write_down().map_err(failed)?;
-        }
+        self.write_down()?;
         match rustix::fs::flock(self.stored.file(), FlockOperation::Unlock) {
             Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOLCK | Errno::NOSYS) => {}
-            Err(error) => return Err(failed(error.into())),
+            Err(error) => {
+                return Err(DeviceError::Disk { path: self.options.path.clone(), source: error.into() });
+            }
         }
-        self.locked = false;
+        *locked = false;
         Ok(())
     }
 

@@ -19,10 +19,9 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_WRITE_ZEROES,
 };
 
-use self::disk::Disk;
+pub(crate) use self::disk::Disk;
 use super::queue::{QueueError, VirtQueue};
-use super::stored::Stored;
-use super::{DeviceDescription, VirtioDevice};
+use super::{DeviceDescription, VirtioDevice, Wait};
 use crate::config::DiskOptions;
 use crate::devices::DeviceError;
 use crate::devices::quiet::Quiet;
@@ -51,7 +50,7 @@ const WRITE_FEATURES: u64 = 1 << VIRTIO_BLK_F_FLUSH
 /// The device.
 #[derive(Debug)]
 pub(crate) struct Block {
-    disk: Disk,
+    disk: Arc<Disk>,
     driver_features: u64,
     /// The cache's mode as the driver has set it.
     write_back: bool,
@@ -59,12 +58,17 @@ pub(crate) struct Block {
 }
 
 impl Block {
-    /// Opens the disk; its lock is taken when the VM runs.
+    /// Opens the disk, without its lock.
     /// # Errors
     /// If it cannot be opened, or is no disk.
     pub(crate) fn open(options: &DiskOptions) -> Result<Self, DeviceError> {
-        let disk = Disk::open(options)?;
+        let disk = Arc::new(Disk::open(options)?);
         Ok(Self { disk, driver_features: 0, write_back: true, quiet: Quiet::default() })
+    }
+
+    /// What it keeps the driver's data on.
+    pub(crate) fn disk(&self) -> Arc<Disk> {
+        Arc::clone(&self.disk)
     }
 
     fn took(&self, bit: u32) -> bool {
@@ -146,7 +150,7 @@ impl VirtioDevice for Block {
         (self.driver_features, self.write_back) = (0, true);
     }
 
-    fn serve(&mut self, _: usize, queue: &mut VirtQueue, memory: &Mapping) -> Result<(), QueueError> {
+    fn serve(&mut self, _: usize, queue: &mut VirtQueue, memory: &Mapping) -> Result<Wait, QueueError> {
         while let Some(chain) = queue.pop(memory)? {
             let done = request::carry_out(&self.disk, self.writes_back(), chain)?;
             if let Some((kind, refusal)) = done.refusal {
@@ -162,15 +166,11 @@ impl VirtioDevice for Block {
             }
             queue.push_used(memory, done.head, done.written)?;
         }
-        Ok(())
+        Ok(Wait::Driver)
     }
 
     fn backend(&self) -> Option<BorrowedFd<'_>> {
         None
-    }
-
-    fn wants_backend(&self) -> bool {
-        false
     }
 
     fn save(&self) -> Vec<u8> {
@@ -185,17 +185,5 @@ impl VirtioDevice for Block {
             }
             other => Err(StateError::Length { field: "disk's own state", expected: 1, got: other.len() }),
         }
-    }
-
-    fn claim(&mut self) -> Result<(), DeviceError> {
-        self.disk.lock()
-    }
-
-    fn stored_in(&self) -> Option<Arc<Stored>> {
-        self.disk.stored_in()
-    }
-
-    fn let_go(&mut self) -> Result<(), DeviceError> {
-        self.disk.unlock()
     }
 }

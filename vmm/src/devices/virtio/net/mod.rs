@@ -13,6 +13,7 @@ mod tests;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
@@ -24,9 +25,7 @@ pub use mac::{Mac, NoMac};
 pub(crate) use tap::Tap;
 
 use super::queue::{Chain, QueueError, VirtQueue};
-use super::stored::Stored;
-use super::{DeviceDescription, VirtioDevice};
-use crate::devices::DeviceError;
+use super::{DeviceDescription, VirtioDevice, Wait};
 use crate::devices::quiet::Quiet;
 use crate::kvm::StateError;
 use crate::limits::{CHAINS_A_LOOK, PACKET_MAX_BYTES, PACKET_MIN_BYTES};
@@ -59,22 +58,41 @@ const OFFLOADS: [(u32, u32); 4] = [
     (VIRTIO_NET_F_GUEST_ECN, libc::TUN_F_TSO_ECN),
 ];
 
+/// The guest's place in the network. It outlives no device, but whoever lets the VM run has a word with it as well.
+#[derive(Debug)]
+pub(crate) struct Station {
+    mac: Mac,
+    tap: Tap,
+    /// Whether the network is to learn where the guest is now.
+    arrived: AtomicBool,
+}
+
+impl Station {
+    /// Tells the network where the guest is now, if it has come from elsewhere: once.
+    pub(crate) fn announce(&self) {
+        if self.arrived.swap(false, Ordering::SeqCst)
+            && let Err(error) = self.tap.send(&announcement(self.mac))
+        {
+            tracing::warn!(
+                tap = self.tap.name(),
+                %error,
+                "the network was not told where the guest is now: it finds out by the guest's next packet"
+            );
+        }
+    }
+}
+
 /// The device.
 #[derive(Debug)]
 pub(crate) struct Net {
     id: String,
-    mac: Mac,
-    tap: Tap,
+    station: Arc<Station>,
     driver_features: u64,
     packet: Box<[u8]>,
     /// The bytes of `packet` that wait for the guest's buffers; 0 if there is none.
     waiting: usize,
-    /// Whether the guest takes packets: not before it has set its queue up.
-    receives: bool,
     /// Whether the interface is gone.
     dead: bool,
-    /// Whether the network is to learn where the guest is now.
-    arrived: bool,
     quiet: Quiet,
 }
 
@@ -94,17 +112,19 @@ impl Net {
     pub(crate) fn new(id: String, mac: Mac, tap: Tap) -> Self {
         Self {
             id,
-            mac,
-            tap,
+            station: Arc::new(Station { mac, tap, arrived: AtomicBool::new(false) }),
             driver_features: 0,
             // One byte more, to see that a packet is longer than it may be.
             packet: vec![0; PACKET_MAX_BYTES + 1].into(),
             waiting: 0,
-            receives: false,
             dead: false,
-            arrived: false,
             quiet: Quiet::default(),
         }
+    }
+
+    /// Its place in the network.
+    pub(crate) fn station(&self) -> Arc<Station> {
+        Arc::clone(&self.station)
     }
 
     fn took(&self, bit: u32) -> bool {
@@ -115,16 +135,16 @@ impl Net {
         let checksums = self.took(VIRTIO_NET_F_GUEST_CSUM);
         let wanted = OFFLOADS.iter().filter(|(bit, _)| checksums && self.took(*bit));
         let offloads = wanted.fold(0, |all, (_, offload)| all | offload);
-        if let Err(error) = self.tap.set_offloads(offloads) {
+        if let Err(error) = self.station.tap.set_offloads(offloads) {
             self.quiet.say(|dropped| {
-                tracing::error!(tap = self.tap.name(), %error, dropped, "the TAP interface takes no offloads");
+                tracing::error!(tap = self.station.tap.name(), %error, dropped, "the TAP interface takes no offloads");
             });
         }
     }
 
     /// Takes the next packet from the interface; false if there is none.
     fn fetch(&mut self) -> bool {
-        match self.tap.receive(&mut self.packet) {
+        match self.station.tap.receive(&mut self.packet) {
             Ok(0) => self.dead = true,
             Ok(bytes @ HEADER_BYTES..=PACKET_MAX_BYTES) => {
                 self.waiting = bytes;
@@ -135,7 +155,7 @@ impl Net {
             // The interface is down: it says so once each time.
             Err(error) if error.raw_os_error() == Some(libc::EIO) => return false,
             Err(error) => {
-                tracing::error!(tap = self.tap.name(), %error, "the TAP interface is gone: the guest receives nothing any more");
+                tracing::error!(tap = self.station.tap.name(), %error, "the TAP interface is gone: the guest receives nothing any more");
                 self.dead = true;
             }
         }
@@ -144,7 +164,7 @@ impl Net {
 
     fn drop_packet(&self, why: &'static str, bytes: usize) {
         self.quiet.say(|dropped| {
-            tracing::warn!(tap = self.tap.name(), why, bytes, dropped, "a packet was dropped");
+            tracing::warn!(tap = self.station.tap.name(), why, bytes, dropped, "a packet was dropped");
         });
     }
 
@@ -183,7 +203,6 @@ impl Net {
     }
 
     fn receive(&mut self, queue: &mut VirtQueue, memory: &Mapping) -> Result<(), QueueError> {
-        self.receives = true;
         for _ in 0..CHAINS_A_LOOK {
             if self.waiting == 0 && (self.dead || !self.fetch()) {
                 return Ok(());
@@ -206,12 +225,12 @@ impl Net {
         while let Some(chain) = queue.pop(memory)? {
             let bytes = chain.readable.bytes();
             if (HEADER_BYTES + PACKET_MIN_BYTES..=PACKET_MAX_BYTES).contains(&bytes) {
-                match chain.readable.drain(self.tap.as_fd()) {
+                match chain.readable.drain(self.station.tap.as_fd()) {
                     Ok(_) => {}
                     // The interface's queue is full.
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     Err(error) => self.quiet.say(|dropped| {
-                        tracing::warn!(tap = self.tap.name(), %error, dropped, "the guest's packet was not taken");
+                        tracing::warn!(tap = self.station.tap.name(), %error, dropped, "the guest's packet was not taken");
                     }),
                 }
             } else {
@@ -225,7 +244,7 @@ impl Net {
 
 impl VirtioDevice for Net {
     fn describe(&self) -> DeviceDescription {
-        DeviceDescription::Net { id: self.id.clone(), mac: self.mac }
+        DeviceDescription::Net { id: self.id.clone(), mac: self.station.mac }
     }
 
     fn features(&self) -> u64 {
@@ -238,7 +257,7 @@ impl VirtioDevice for Net {
 
     /// `struct virtio_net_config` (5.1.4), as far as the features offered reach.
     fn config(&self) -> Vec<u8> {
-        let mut config = self.mac.bytes().to_vec();
+        let mut config = self.station.mac.bytes().to_vec();
         config.extend(u16::try_from(VIRTIO_NET_S_LINK_UP).expect("one").to_le_bytes());
         config
     }
@@ -251,20 +270,21 @@ impl VirtioDevice for Net {
     }
 
     fn reset(&mut self) {
-        (self.driver_features, self.waiting, self.receives) = (0, 0, false);
+        (self.driver_features, self.waiting) = (0, 0);
         self.set_offloads();
     }
 
-    fn serve(&mut self, index: usize, queue: &mut VirtQueue, memory: &Mapping) -> Result<(), QueueError> {
-        if index == RECEIVE { self.receive(queue, memory) } else { self.send(queue, memory) }
+    fn serve(&mut self, index: usize, queue: &mut VirtQueue, memory: &Mapping) -> Result<Wait, QueueError> {
+        if index != RECEIVE {
+            self.send(queue, memory)?;
+            return Ok(Wait::Driver);
+        }
+        self.receive(queue, memory)?;
+        Ok(if self.waiting == 0 && !self.dead { Wait::Backend } else { Wait::Driver })
     }
 
     fn backend(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.tap.as_fd())
-    }
-
-    fn wants_backend(&self) -> bool {
-        self.receives && self.waiting == 0 && !self.dead
+        Some(self.station.tap.as_fd())
     }
 
     /// Nothing: a packet that waits is dropped, as packets are.
@@ -280,28 +300,7 @@ impl VirtioDevice for Net {
                 got: state.len(),
             });
         }
-        self.arrived = true;
-        Ok(())
-    }
-
-    fn claim(&mut self) -> Result<(), DeviceError> {
-        if std::mem::take(&mut self.arrived)
-            && let Err(error) = self.tap.send(&announcement(self.mac))
-        {
-            tracing::warn!(
-                tap = self.tap.name(),
-                %error,
-                "the network was not told where the guest is now: it finds out by the guest's next packet"
-            );
-        }
-        Ok(())
-    }
-
-    fn stored_in(&self) -> Option<Arc<Stored>> {
-        None
-    }
-
-    fn let_go(&mut self) -> Result<(), DeviceError> {
+        self.station.arrived.store(true, Ordering::SeqCst);
         Ok(())
     }
 }

@@ -3,6 +3,7 @@
 use std::os::unix::net::UnixDatagram;
 
 use super::*;
+use crate::devices::DeviceError;
 use crate::devices::virtio::driver::{BUFFERS, Driver, EVENT_IDX, LIVE, NEEDS_RESET, memory};
 
 const SEND: usize = 1;
@@ -144,10 +145,10 @@ fn its_configuration_is_its_address() {
 #[test]
 fn who_arrives_is_announced_once() {
     let (mut device, there) = net();
-    device.claim().unwrap();
+    device.station.announce();
     device.load(&device.save()).unwrap();
-    device.claim().unwrap();
-    device.claim().unwrap();
+    device.station.announce();
+    device.station.announce();
     let mut got = [0; 100];
     assert_eq!(there.recv(&mut got).unwrap(), HEADER_BYTES + 60);
     assert_eq!(&got[12..26], &[&[0xff; 6][..], &mac().bytes(), &[0x80, 0x35]].concat());
@@ -176,7 +177,7 @@ fn a_real_tap_is_made_and_belongs_to_one_device() {
     assert!(error.to_string().contains("another process has it"), "{error}");
     let mut device = Net::new("lan".to_owned(), mac(), tap);
     device.load(&[]).unwrap();
-    device.claim().unwrap();
+    device.station.announce();
     let sent = format!("/sys/class/net/{name}/statistics/rx_packets");
     assert_eq!(std::fs::read_to_string(sent).unwrap().trim(), "1", "the announcement");
     let error = Tap::open("lo").unwrap_err();
