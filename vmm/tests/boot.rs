@@ -177,6 +177,31 @@ fn what_a_bzimage_needs_is_checked_before_anything_is_written() {
 }
 
 #[test]
+fn an_elf_kernel_stays_clear_of_what_every_boot_puts_into_memory() {
+    let place = Place::new();
+    let refused = |start: u64| {
+        let mut image = elf(false);
+        put(&mut image, 64 + 24, &start.to_le_bytes());
+        put(&mut image, 24, &start.to_le_bytes());
+        let config = VmConfig { kernel: place.file("vmlinux", &image), ..place.config() };
+        match Machine::launch(&config).expect_err("it should have been refused") {
+            MachineError::Boot(error) => error,
+            other => panic!("{start:#x}: {other}"),
+        }
+    };
+    // The descriptor table, start information, page tables, command line, and firmware's tables.
+    for start in [0x500, 0x6000, 0x9000, 0x2_0000, 0x9_fc00, 0xf_ffff] {
+        let error = refused(start);
+        assert!(matches!(error, BootError::Overlap { .. }), "{start:#x}: {error}");
+    }
+    // Half outside, outside, and in the hole below 4 GiB.
+    for start in [place.config().memory_bytes - 1, place.config().memory_bytes, 3 << 30] {
+        let error = refused(start);
+        assert!(matches!(error, BootError::OutOfMemory { .. }), "{start:#x}: {error}");
+    }
+}
+
+#[test]
 fn broken_kernels_are_refused_by_what_is_wrong_with_them() {
     let broken = |change: &dyn Fn(&mut Vec<u8>)| {
         let mut image = bzimage();
@@ -209,6 +234,11 @@ fn broken_kernels_are_refused_by_what_is_wrong_with_them() {
     let mut lost = elf(false);
     put(&mut lost, 24, &[0xff; 8]);
     assert!(matches!(check_kernel(&lost, BootProtocol::Auto), Err(KernelError::EntryOutside { .. })));
+    let mut high = elf(false);
+    // The only segment's physical address, and the entry with it.
+    put(&mut high, 64 + 24, &(5u64 << 30).to_le_bytes());
+    put(&mut high, 24, &(5u64 << 30).to_le_bytes());
+    assert!(matches!(check_kernel(&high, BootProtocol::Auto), Err(KernelError::EntryHigh { .. })));
     assert!(matches!(check_kernel(&elf(false), BootProtocol::Pvh), Err(KernelError::NoPvhNote)));
     let error = check_kernel(b"\x1f\x8b and so on", BootProtocol::Auto).unwrap_err().to_string();
     assert!(error.contains("gzip") && error.contains("vmlinux"), "{error}");

@@ -133,10 +133,14 @@ fn pvh_entry<F: Read + Seek>(
 }
 
 impl Image {
-    /// Checks that `entry` is in something that it loads.
+    /// Checks that `entry` is in something that it loads, and below 4 GiB.
     pub(crate) fn must_hold(&self, entry: u64) -> Result<(), KernelError> {
         let holds = |s: &Segment| entry.checked_sub(s.start).is_some_and(|offset| offset < s.bytes);
-        if self.segments.iter().any(holds) { Ok(()) } else { Err(KernelError::EntryOutside { entry }) }
+        if !self.segments.iter().any(holds) {
+            return Err(KernelError::EntryOutside { entry });
+        }
+        // Both protocols enter a kernel below: PVH in 32-bit mode, Linux's on page tables that go no further.
+        if entry >= 1 << 32 { Err(KernelError::EntryHigh { entry }) } else { Ok(()) }
     }
 
     /// Puts the segments, whose places are claimed, into memory, which holds zeros.

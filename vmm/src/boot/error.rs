@@ -126,6 +126,14 @@ pub enum KernelError {
         /// The entry.
         entry: u64,
     },
+    /// Its entry is where no protocol can begin.
+    #[error(
+        "its entry {entry:#x} is above 4 GiB, where no kernel is entered: link it to a lower physical address"
+    )]
+    EntryHigh {
+        /// The entry.
+        entry: u64,
+    },
     /// A zImage, for low memory.
     #[error("it is a zImage, which loads below 1 MiB: give a bzImage or a vmlinux")]
     ZImage,

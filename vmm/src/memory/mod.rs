@@ -257,7 +257,12 @@ mod tests {
         let two = layout(5 << 30).unwrap();
         assert_eq!(two[0], Extent { first_gfn: 0, pages: 786_432, file_offset: 0 });
         assert_eq!(two[1], Extent { first_gfn: 1 << 20, pages: 524_288, file_offset: 3 << 30 });
-        for wrong in [0, 4096, (2 << 20) + 1, MEMORY_MAX_BYTES + (2 << 20)] {
+        // At the edge: all below the hole, and the first granule behind it.
+        assert_eq!(layout(3 << 30).unwrap().len(), 1);
+        assert_eq!(layout((3 << 30) + MEMORY_GRANULE_BYTES).unwrap()[1].bytes(), MEMORY_GRANULE_BYTES);
+        for wrong in
+            [0, 4096, 1 << 20, (2 << 20) + 1, (3 << 30) + 4096, u64::MAX, MEMORY_MAX_BYTES + (2 << 20)]
+        {
             assert!(matches!(layout(wrong), Err(MemoryError::Size(_))), "{wrong}");
         }
     }

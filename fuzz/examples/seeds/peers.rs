@@ -1,0 +1,30 @@
+//! The messages between peers.
+
+use dht::wire::{IndexRequest, IndexResponse, Message, PagesRequest, PagesResponse};
+use page::{PAGE_SIZE, ShortId};
+
+use super::Target;
+
+pub(super) fn all() -> Vec<Target> {
+    let body = |message: &dyn Fn(&mut Vec<u8>)| {
+        let mut out = Vec::new();
+        message(&mut out);
+        out
+    };
+    let ids = vec![ShortId(1), ShortId(2)];
+    let seeds = vec![
+        body(&|out| IndexRequest::Announce { ids: ids.clone() }.encode(out)),
+        body(&|out| IndexRequest::Lookup { ids: ids.clone() }.encode(out)),
+        body(&|out| IndexResponse::Announced.encode(out)),
+        body(&|out| IndexResponse::Holders { peers: Vec::new(), claims: Vec::new() }.encode(out)),
+        body(&|out| PagesRequest { ids: ids.clone() }.encode(out)),
+        body(&|out| PagesResponse { pages: vec![(ShortId(1), Box::new([1; PAGE_SIZE]))] }.encode(out)),
+    ];
+    let takes = |body: &[u8]| {
+        IndexRequest::decode(body).is_ok()
+            || IndexResponse::decode(body).is_ok()
+            || PagesRequest::decode(body).is_ok()
+            || PagesResponse::decode(body).is_ok()
+    };
+    vec![Target { name: "site_message", seeds, takes }]
+}
