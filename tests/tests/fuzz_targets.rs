@@ -1,12 +1,11 @@
 //! The bodies of the fuzz targets (fuzz/, which is not of the workspace), compiled here so that they cannot rot, and let loose on their seeds and
 //! on changed seeds. Coverage-guided runs, for hours, are cargo-fuzz's business: see fuzz/README.md.
-#![expect(clippy::unwrap_used, reason = "a test's helpers fail the test")]
 
 extern crate self as libfuzzer_sys;
 extern crate self as tern_fuzz;
 
 use rand::rngs::StdRng;
-use rand::{Rng as _, RngExt as _, SeedableRng as _};
+use rand::{RngExt as _, SeedableRng as _};
 
 /// In libFuzzer's place: the body becomes a function.
 #[macro_export]
@@ -48,7 +47,7 @@ macro_rules! targets {
     ($($name:ident = $path:literal,)*) => {
         $(
             #[path = $path]
-            #[allow(unused_attributes, reason = "a target is a program without main")]
+            #[allow(unused_attributes, unused_imports, reason = "a target is a program of its own, with libFuzzer's main")]
             mod $name;
         )*
         const TARGETS: &[(&str, fn(&[u8]))] = &[$((stringify!($name), $name::run),)*];

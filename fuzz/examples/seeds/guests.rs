@@ -70,6 +70,8 @@ fn net_guests() -> Vec<Vec<u8>> {
         }
         // Without merged buffers; and merged from several.
         guests.push(Script::default().set_up(1 << 15, 4).request(0, 0, &big).arrive(arrives).bytes());
+        // Without room.
+        guests.push(Script::live().request(0, 0, &[room.with_length(0)]).arrive(arrives).bytes());
         let several = (0..4).fold(Script::live(), |s, _| s.request(0, WAIT, &[room]));
         guests.push(several.arrive(arrives).save(0, 0, 0).arrive(arrives).bytes());
     }
