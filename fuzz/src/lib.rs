@@ -1,11 +1,12 @@
 //! What several fuzz targets share.
 
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use vmm::config::DiskOptions;
 use vmm::devices::virtio::exercise::Exercise;
 
-const DISK_BYTES: u64 = 64 * 1024;
+const DISK_BYTES: usize = 64 * 1024;
 /// A file system in memory: a flush costs nothing there.
 const MEMORY: &str = "/dev/shm";
 
@@ -18,7 +19,7 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// A disk of zeros.
+    /// A disk.
     /// # Panics
     /// If there is no place for its file.
     #[expect(clippy::new_without_default, reason = "it makes a file")]
@@ -36,12 +37,13 @@ impl Disk {
         this
     }
 
-    /// Makes it all zeros, so that the same bytes do the same.
+    /// Makes it as it was at first, so that the same bytes do the same: not zeros, so that what is read is seen in memory.
     /// # Panics
     /// If the host's file system fails.
     pub fn clear(&self) {
         let file = self.file.as_file();
-        file.set_len(0).and_then(|()| file.set_len(DISK_BYTES)).expect("room for a small file");
+        let fresh = file.set_len(DISK_BYTES as u64).and_then(|()| file.write_all_at(&[0x5a; DISK_BYTES], 0));
+        fresh.expect("room for a small file");
     }
 
     /// Checks that no guest has changed its length.
@@ -49,6 +51,6 @@ impl Disk {
     /// If one has.
     pub fn check(&self) {
         let length = self.file.as_file().metadata().expect("the file is there").len();
-        assert_eq!(length, DISK_BYTES, "a guest has changed its disk's length");
+        assert_eq!(length, DISK_BYTES as u64, "a guest has changed its disk's length");
     }
 }

@@ -159,7 +159,7 @@ impl Exercise {
     fn exercise(&self, bytes: &[u8], threaded: bool) -> Result<(), ExerciseError> {
         let memory = self.memory()?;
         Guest::new(bytes, &memory, &|| self.subject(&memory, threaded))?.run()?;
-        let noted = self.done.get() % NOTES_EVERY == 0;
+        let noted = self.done.get().is_multiple_of(NOTES_EVERY);
         self.done.set(self.done.get().wrapping_add(1));
         clear(&memory, noted);
         Ok(())
