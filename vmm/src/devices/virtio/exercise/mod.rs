@@ -21,7 +21,6 @@ use super::net::{Mac, Net, Tap};
 use super::rng::Rng;
 use crate::config::{DiskOptions, Serial};
 use crate::devices::DeviceError;
-use crate::devices::input::InputPort as _;
 use crate::devices::wake::Wake;
 use crate::limits::MEMORY_GRANULE_BYTES;
 use crate::memory::{Memory, MemoryError, layout};
