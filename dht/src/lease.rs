@@ -1,8 +1,9 @@
 //! What an owner keeps: for each name prefix of its shards, who announced to hold it, and until when.
 //!
-//! An entry is a 64-bit id, a 16-bit holder number and a 16-bit lease, in two arrays a shard, sorted by id: 12 bytes, and at most
-//! an eighth of slack. Leases count in ticks of two seconds; they run out unless the holder announces again. Pure: time comes
-//! in as `now`.
+//! An entry is a 64-bit id, a 16-bit holder number and a 16-bit lease: 12 bytes, and at most an eighth of slack. A shard's entries
+//! stand in buckets of some hundred, by the bits of the id that follow the shard's; in a bucket they are sorted, so that adding a batch moves
+//! few of them, however many the owner has. Leases count in ticks of two seconds; they run out unless the holder announces again. Pure:
+//! time comes in as `now`.
 
 use std::{
     collections::HashMap,
@@ -13,13 +14,16 @@ use page::ShortId;
 
 use crate::{
     limits::{HOLDERS_PER_NAME, LEASE, OWNER_ENTRIES},
-    shard::{MemberId, SHARDS, ShardId},
+    shard::{MemberId, SHARD_BITS, SHARDS, ShardId},
 };
 
 /// The unit of leases. 16 bits of it are 36 hours, far more than a lease.
 const TICK: Duration = Duration::from_secs(2);
 /// A lease in ticks.
 const LEASE_TICKS: u16 = 300;
+/// Entries of a bucket on average, at most: a shard with more has its buckets cut in two. A batch then moves a few KiB a bucket it
+/// touches, and what a bucket takes beside its entries stays below a twentieth of them.
+const BUCKET_ENTRIES: usize = 512;
 const _: () = assert!(LEASE.as_secs() == TICK.as_secs() * LEASE_TICKS as u64);
 
 #[derive(Clone, Copy, Debug)]
@@ -29,8 +33,15 @@ struct Claim {
     until: u16,
 }
 
-#[derive(Debug, Default)]
+/// The entries of a shard. The number of buckets is a power of two.
+#[derive(Debug)]
 struct Shard {
+    buckets: Vec<Bucket>,
+    entries: usize,
+}
+
+#[derive(Debug, Default)]
+struct Bucket {
     ids: Vec<u64>,
     claims: Vec<Claim>,
 }
@@ -131,21 +142,15 @@ impl OwnerTable {
     pub fn sweep(&mut self, shard: ShardId, keep: bool, now: Instant) {
         let tick = self.tick(now);
         let shard = &mut self.shards[shard.index()];
-        let claims = std::mem::take(&mut shard.claims);
-        let ids = std::mem::take(&mut shard.ids);
-        for (id, claim) in ids.into_iter().zip(claims) {
-            if keep && claim.runs(tick) {
-                shard.ids.push(id);
-                shard.claims.push(claim);
-            } else {
-                self.entries -= 1;
-                if let Some(holder) = &mut self.holders[usize::from(claim.holder)] {
-                    holder.entries -= 1;
-                }
+        let before = shard.entries;
+        shard.sweep(|claim| {
+            let stays = keep && claim.runs(tick);
+            if let Some(holder) = self.holders[usize::from(claim.holder)].as_mut().filter(|_| !stays) {
+                holder.entries -= 1;
             }
-        }
-        shard.ids.shrink_to_fit();
-        shard.claims.shrink_to_fit();
+            stays
+        });
+        self.entries -= before - shard.entries;
     }
 
     /// Entries, those included whose lease has run out since the last sweep.
@@ -163,7 +168,8 @@ impl OwnerTable {
     /// Bytes that the entries take, slack included.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.shards.iter().map(|s| s.ids.capacity() * 8 + s.claims.capacity() * size_of::<Claim>()).sum()
+        let buckets = self.shards.iter().flat_map(|shard| &shard.buckets);
+        buckets.map(|bucket| size_of::<Bucket>() + bucket.ids.capacity() * 8 + bucket.claims.capacity() * size_of::<Claim>()).sum()
     }
 }
 
@@ -175,7 +181,60 @@ impl Claim {
     }
 }
 
+impl Default for Shard {
+    fn default() -> Self {
+        Self { buckets: vec![Bucket::default()], entries: 0 }
+    }
+}
+
+/// Which of `buckets` an id belongs to: by the bits behind the shard's own.
+fn bucket_of(id: u64, buckets: usize) -> usize {
+    let bits = buckets.trailing_zeros();
+    let front = (id << SHARD_BITS).checked_shr(u64::BITS - bits).unwrap_or(0);
+    usize::try_from(front).expect("it has as many bits as the number of buckets")
+}
+
 impl Shard {
+    fn claims_of(&self, id: u64) -> &[Claim] {
+        self.buckets[bucket_of(id, self.buckets.len())].claims_of(id)
+    }
+
+    /// Renews or adds `claim` for sorted, distinct `ids`, adding at most `room`; returns how many entries are new.
+    fn announce(&mut self, ids: &[u64], claim: Claim, room: usize) -> usize {
+        let buckets = self.buckets.len();
+        let mut added = 0;
+        for group in ids.chunk_by(|a, b| bucket_of(*a, buckets) == bucket_of(*b, buckets)) {
+            added += self.buckets[bucket_of(group[0], buckets)].announce(group, claim, room - added);
+        }
+        self.entries += added;
+        while self.entries > self.buckets.len() * BUCKET_ENTRIES {
+            self.split();
+        }
+        added
+    }
+
+    /// Cuts every bucket in two.
+    fn split(&mut self) {
+        let buckets = self.buckets.len() * 2;
+        let whole = std::mem::take(&mut self.buckets);
+        let halves = whole.into_iter().zip(0..).flat_map(|(mut low, at)| {
+            let high = low.cut(|id| bucket_of(id, buckets) == at * 2);
+            [low, high]
+        });
+        self.buckets = halves.collect();
+    }
+
+    /// Keeps the entries that `stays` says, and joins buckets that have become small in pairs.
+    fn sweep(&mut self, mut stays: impl FnMut(Claim) -> bool) {
+        self.buckets.iter_mut().for_each(|bucket| bucket.retain(&mut stays));
+        self.entries = self.buckets.iter().map(|bucket| bucket.ids.len()).sum();
+        while self.buckets.len() > 1 && self.entries * 8 < self.buckets.len() * BUCKET_ENTRIES {
+            self.buckets = self.buckets.chunks(2).map(|pair| Bucket::join(&pair[0], &pair[1])).collect();
+        }
+    }
+}
+
+impl Bucket {
     fn range(&self, id: u64) -> std::ops::Range<usize> {
         let start = self.ids.partition_point(|other| *other < id);
         let count = self.ids[start..].iter().take_while(|other| **other == id).count();
@@ -186,7 +245,7 @@ impl Shard {
         &self.claims[self.range(id)]
     }
 
-    /// Renews or adds `claim` for sorted, distinct `ids`, adding at most `room`; returns how many entries are new.
+    /// As [`Shard::announce`].
     fn announce(&mut self, ids: &[u64], claim: Claim, room: usize) -> usize {
         let mut fresh = Vec::new();
         for id in ids {
@@ -200,6 +259,39 @@ impl Shard {
         }
         self.merge(&fresh, claim);
         fresh.len()
+    }
+
+    /// Cuts off the entries behind the last one whose id is in the lower half.
+    fn cut(&mut self, low: impl Fn(u64) -> bool) -> Self {
+        let at = self.ids.partition_point(|id| low(*id));
+        let high = Self { ids: self.ids.split_off(at), claims: self.claims.split_off(at) };
+        self.shrink();
+        high
+    }
+
+    fn join(low: &Self, high: &Self) -> Self {
+        Self { ids: [&low.ids[..], &high.ids].concat(), claims: [&low.claims[..], &high.claims].concat() }
+    }
+
+    fn retain(&mut self, mut stays: impl FnMut(Claim) -> bool) {
+        let before = self.ids.len();
+        let mut kept = 0;
+        for at in 0..before {
+            if stays(self.claims[at]) {
+                (self.ids[kept], self.claims[kept]) = (self.ids[at], self.claims[at]);
+                kept += 1;
+            }
+        }
+        self.ids.truncate(kept);
+        self.claims.truncate(kept);
+        if kept < before {
+            self.shrink();
+        }
+    }
+
+    fn shrink(&mut self) {
+        self.ids.shrink_to_fit();
+        self.claims.shrink_to_fit();
     }
 
     /// Merges sorted `fresh` in, from the back, in place.

@@ -13,8 +13,10 @@ use sha2::{Digest, Sha256};
 
 use crate::limits::OWNERS;
 
+/// Bits of a short id that name its shard.
+pub const SHARD_BITS: u32 = 8;
 /// The number of shards: a constant of the protocol.
-pub const SHARDS: usize = 256;
+pub const SHARDS: usize = 1 << SHARD_BITS;
 
 /// A shard: the first byte of the short ids in it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

@@ -107,6 +107,17 @@ impl Scene {
         Self { a, b, machine, incoming, outgoing, path }
     }
 
+    /// Commit is lost: the source does not know whether it came, and the destination holds what it was sent.
+    async fn begin_in_doubt() -> Self {
+        let scene = Self::begin().await;
+        scene.source_reaches(Phase::Committing).await;
+        scene.path.cut();
+        scene.source_reaches(Phase::InDoubt).await;
+        assert_eq!(scene.source_state(), RunState::Paused, "it may run at the destination");
+        scene.destination_reaches(IncomingPhase::Held).await;
+        scene
+    }
+
     async fn source_reaches(&self, phase: Phase) {
         let mut progress = self.outgoing.progress();
         in_time("the source's phase", progress.wait_for(|p| p.phase == phase)).await.unwrap();
@@ -140,12 +151,7 @@ async fn the_answer_to_commit_is_lost_and_asked_for_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn commit_is_lost_and_said_again() {
-    let scene = Scene::begin().await;
-    scene.source_reaches(Phase::Committing).await;
-    scene.path.cut();
-    scene.source_reaches(Phase::InDoubt).await;
-    assert_eq!(scene.source_state(), RunState::Paused);
-    scene.destination_reaches(IncomingPhase::Held).await;
+    let scene = Scene::begin_in_doubt().await;
     scene.path.heal();
     let report = in_time("the hand-over", scene.outgoing.finished()).await.unwrap();
     assert!(report.verified);
@@ -155,11 +161,7 @@ async fn commit_is_lost_and_said_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_settles_a_doubt_at_the_source() {
-    let scene = Scene::begin().await;
-    scene.source_reaches(Phase::Committing).await;
-    scene.path.cut();
-    scene.source_reaches(Phase::InDoubt).await;
-    scene.destination_reaches(IncomingPhase::Held).await;
+    let scene = Scene::begin_in_doubt().await;
     scene.outgoing.resolve(true).unwrap();
     let error = in_time("the end", scene.outgoing.finished()).await.unwrap_err();
     assert!(matches!(error, MigrateError::Aborted { .. }), "{error}");
@@ -172,11 +174,7 @@ async fn an_operator_settles_a_doubt_at_the_source() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_that_went_on_can_offer_its_vm_again_to_a_host_that_holds_it() {
-    let scene = Scene::begin().await;
-    scene.source_reaches(Phase::Committing).await;
-    scene.path.cut();
-    scene.source_reaches(Phase::InDoubt).await;
-    scene.destination_reaches(IncomingPhase::Held).await;
+    let scene = Scene::begin_in_doubt().await;
     scene.outgoing.resolve(true).unwrap();
     in_time("the end", scene.outgoing.finished()).await.unwrap_err();
     // Past the cut path, so that the destination has not heard how the first attempt ended.
