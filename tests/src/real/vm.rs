@@ -161,7 +161,7 @@ impl Vm {
         self.wait_for("it listens", limits::START, |status| status.ticket.is_some()).await;
     }
 
-    /// Starts a vmm with `args`, those that every vmm has, and its serial port on our pipes. Waits for nothing.
+    /// Starts a vmm with `args`, those that every vmm has, and, unless `args` say where it goes, its serial port on our pipes. Waits for nothing.
     #[must_use]
     pub fn start(lab: &Lab, host: &Host, name: &str, site: Option<&Path>, args: Vec<OsString>) -> Self {
         Self::start_program(lab, host, name, site, &binaries::path("vmm"), args)
@@ -176,7 +176,10 @@ impl Vm {
         mut args: Vec<OsString>,
     ) -> Self {
         let control = lab.fresh(&format!("{name}.sock"));
-        args.extend(["--control".into(), control.clone().into(), "--serial".into(), "stdio".into()]);
+        args.extend(["--control".into(), control.clone().into()]);
+        if !args.iter().any(|word| word == "--serial") {
+            args.extend(["--serial".into(), "stdio".into()]);
+        }
         if let Some(site) = site {
             args.extend(["--site".into(), site.into()]);
         }
