@@ -168,8 +168,7 @@ impl OwnerTable {
     /// Bytes that the entries take, slack included.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let buckets = self.shards.iter().flat_map(|shard| &shard.buckets);
-        buckets.map(|bucket| size_of::<Bucket>() + bucket.ids.capacity() * 8 + bucket.claims.capacity() * size_of::<Claim>()).sum()
+        self.shards.iter().flat_map(|shard| &shard.buckets).map(Bucket::bytes).sum()
     }
 }
 
@@ -287,6 +286,12 @@ impl Bucket {
         if kept < before {
             self.shrink();
         }
+    }
+
+    fn bytes(&self) -> usize {
+        size_of::<Self>()
+            + self.ids.capacity() * size_of::<u64>()
+            + self.claims.capacity() * size_of::<Claim>()
     }
 
     fn shrink(&mut self) {
