@@ -9,11 +9,11 @@ use std::path::PathBuf;
 use guest_images::linux::Linux;
 use tern_tests::real::{Host, Journey, Lab, Terms, Vm, limits, until};
 
-const MEMORY_BYTES: u64 = 128 << 20;
+/// Linux reports free memory only while it has more than 32 of the blocks that it reports: 128 MiB in a kernel without huge pages.
+const MEMORY_BYTES: u64 = 320 << 20;
 const DISK_BYTES: u64 = 32 << 20;
-/// What the guest writes to memory, and frees: at least. Linux reports free blocks of 4 MiB.
-const FREED_BYTES: u64 = 8 << 20;
-const BLOCK_BYTES: u64 = 4 << 20;
+/// What the guest writes to memory, and frees. Only blocks of 4 MiB that are free as a whole are reported: some of it.
+const FREED_BYTES: u64 = 24 << 20;
 const BALLOON_BYTES: u64 = 32 << 20;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -168,14 +168,13 @@ async fn read_only(vm: &mut Vm, disks: &Disks) {
 
 async fn what_is_freed_goes_back_to_the_host(vm: &mut Vm) {
     let before = memory_held(vm).await;
-    let written = "for i in 1 2 3 4 5; do cat /bin/busybox; done >/tmp/big && echo done";
-    assert_eq!(ask(vm, written).await, "done");
+    let written = format!("dd if=/dev/zero of=/tmp/big bs=64k count={} && echo done", FREED_BYTES >> 16);
+    assert!(ask(vm, &written).await.ends_with("done"));
     let full = memory_held(vm).await;
-    assert!(full >= before + FREED_BYTES / 2, "{before} and then {full}");
-    assert_eq!(ask(vm, "rm /tmp/big && echo 1 >/proc/sys/vm/compact_memory && echo done").await, "done");
-    // Freed pages wait in lists of their CPU, which compaction empties: at least one block of 4 MiB comes together again.
+    assert!(full >= before + FREED_BYTES / 3, "{before} and then {full}");
+    assert_eq!(ask(vm, "rm /tmp/big && echo done").await, "done");
     until("the guest reports what is free", limits::LINUX_CHECK, async || {
-        (memory_held(vm).await + BLOCK_BYTES <= full).then_some(())
+        (memory_held(vm).await + FREED_BYTES / 3 <= full).then_some(())
     })
     .await;
 }

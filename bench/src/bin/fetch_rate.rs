@@ -1,0 +1,176 @@
+//! Measures fetching pages from one holder of the site against a plain TCP copy of the same bytes with SHA-256, on loopback, in one run.
+//!
+//! `cargo build --release -p dht && cargo run --release -p bench --bin fetch-rate [-- --mib N]` prints one JSON object. Two real `dht serve`
+//! processes: one holds a file, and a client of the other asks for all of its pages, as a VM does. The copy is one sender and one receiver, which
+//! hashes each page that has come. The two are measured in turn, so that a machine whose speed drifts cannot favour one.
+
+use std::error::Error;
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use bench::random_pages;
+use clap::Parser;
+use dht::SiteClient;
+use page::{PAGE_SIZE, ShortId, page_chunks};
+use sha2::{Digest as _, Sha256};
+
+/// Page fetch against a plain copy.
+#[derive(Parser)]
+struct Options {
+    /// Content of the holder, MiB.
+    #[arg(long, default_value_t = 256)]
+    mib: usize,
+    /// How often each of the two is measured.
+    #[arg(long, default_value_t = 3)]
+    rounds: u32,
+}
+
+const PATIENCE: Duration = Duration::from_secs(120);
+/// What the plain copy hands to the kernel at once.
+const COPY_BYTES: usize = 256 << 10;
+
+/// A process that is killed when its handle goes.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // It may have ended by itself, which is as well.
+        let _ended = self.0.kill().and_then(|()| self.0.wait());
+    }
+}
+
+struct Peer {
+    _process: Killed,
+    address: String,
+    socket: PathBuf,
+}
+
+fn serve(dht: &Path, dir: &Path, name: &str, join: Option<&Peer>) -> Result<Peer, Box<dyn Error>> {
+    let socket = dir.join(format!("{name}.sock"));
+    let mut command = Command::new(dht);
+    command.args(["serve", "--listen", "127.0.0.1:0", "--site-key"]).arg(dir.join("key"));
+    command.arg("--local").arg(&socket).stdout(Stdio::piped());
+    command.stderr(File::create(dir.join(format!("{name}.log")))?);
+    if let Some(peer) = join {
+        command.args(["--join", &peer.address]);
+    }
+    let mut process = command.spawn()?;
+    let mut line = String::new();
+    BufReader::new(process.stdout.take().ok_or("its output is piped")?).read_line(&mut line)?;
+    let address = line.split_whitespace().last().ok_or("the peer did not start")?.to_owned();
+    Ok(Peer { _process: Killed(process), address, socket })
+}
+
+/// Waits until the peer sees the other one and has told it all it has.
+async fn ready(client: &SiteClient) -> Result<(), Box<dyn Error>> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let status = client.status().await?;
+        if status.ready && status.peers.len() == 1 {
+            return Ok(());
+        }
+        if Instant::now() > end {
+            return Err(format!("the peer does not become ready: {status:#?}").into());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Seconds for all of `ids` to come.
+async fn fetch(client: &SiteClient, ids: &[ShortId]) -> Result<f64, Box<dyn Error>> {
+    let start = Instant::now();
+    let mut found = client.resolve(ids.to_vec());
+    let mut pages = 0;
+    while found.recv().await.is_some() {
+        pages += 1;
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    if pages != ids.len() {
+        return Err(format!("{pages} of {} pages came", ids.len()).into());
+    }
+    Ok(seconds)
+}
+
+/// Seconds for the file to be copied over a connection and hashed by pages.
+fn copy(path: &Path) -> Result<f64, Box<dyn Error>> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let to = listener.local_addr()?;
+    let start = Instant::now();
+    let path = path.to_owned();
+    let sender = std::thread::spawn(move || -> std::io::Result<()> {
+        let (mut file, mut stream) = (File::open(path)?, TcpStream::connect(to)?);
+        let mut buffer = vec![0; COPY_BYTES];
+        loop {
+            match file.read(&mut buffer)? {
+                0 => return Ok(()),
+                length => stream.write_all(&buffer[..length])?,
+            }
+        }
+    });
+    let (mut stream, _) = listener.accept()?;
+    let mut buffer = vec![0; COPY_BYTES];
+    let mut held = 0;
+    loop {
+        let length = stream.read(&mut buffer[held..])?;
+        held += length;
+        let whole = held / PAGE_SIZE * PAGE_SIZE;
+        for page in page_chunks(&buffer[..whole]) {
+            std::hint::black_box(Sha256::digest(page));
+        }
+        buffer.copy_within(whole..held, 0);
+        held -= whole;
+        if length == 0 {
+            break;
+        }
+    }
+    sender.join().map_err(|_| "the sender panicked")??;
+    Ok(start.elapsed().as_secs_f64())
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let options = Options::parse();
+    let dht = std::env::current_exe()?.with_file_name("dht");
+    if !dht.exists() {
+        return Err(format!("{} is missing: `cargo build --release -p dht` first", dht.display()).into());
+    }
+    let place = tempfile::tempdir()?;
+    let dir = place.path();
+    let keygen = Command::new(&dht).args(["keygen", "--out"]).arg(dir.join("key")).status()?;
+    if !keygen.success() {
+        return Err("dht keygen failed".into());
+    }
+    let content = random_pages((options.mib << 20) / PAGE_SIZE, 1);
+    let file = dir.join("content");
+    fs::write(&file, content.as_flattened())?;
+
+    let holder = serve(&dht, dir, "holder", None)?;
+    let asker = serve(&dht, dir, "asker", Some(&holder))?;
+    let (holds, asks) = (SiteClient::connect(&holder.socket).await?, SiteClient::connect(&asker.socket).await?);
+    let start = Instant::now();
+    holds.add_file(&file).await?;
+    ready(&holds).await?;
+    let ready_s = start.elapsed().as_secs_f64();
+    let ids: Vec<ShortId> = content.iter().map(|page| asks.domain().name(page).short()).collect();
+    drop(content);
+
+    let (mut fetch_s, mut copy_s) = (0.0, 0.0);
+    for _ in 0..options.rounds {
+        fetch_s += fetch(&asks, &ids).await?;
+        copy_s += tokio::task::block_in_place(|| copy(&file))?;
+    }
+    let bytes = f64::from(options.rounds) * (options.mib << 20) as f64;
+    let report = serde_json::json!({
+        "bytes": options.mib << 20,
+        "ready_s": ready_s,
+        "fetched_bytes_per_s": bytes / fetch_s,
+        "copied_and_hashed_bytes_per_s": bytes / copy_s,
+        "ratio": copy_s / fetch_s,
+    });
+    println!("{report:#}");
+    Ok(())
+}
