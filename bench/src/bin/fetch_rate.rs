@@ -150,7 +150,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let holder = serve(&dht, dir, "holder", None)?;
     let asker = serve(&dht, dir, "asker", Some(&holder))?;
-    let (holds, asks) = (SiteClient::connect(&holder.socket).await?, SiteClient::connect(&asker.socket).await?);
+    let (holds, asks) =
+        (SiteClient::connect(&holder.socket).await?, SiteClient::connect(&asker.socket).await?);
     let start = Instant::now();
     holds.add_file(&file).await?;
     ready(&holds).await?;
