@@ -36,10 +36,11 @@ enum Command {
     },
     /// Runs this host's peer until SIGTERM or SIGINT.
     Serve(Serve),
-    /// Has the peer index and serve a file. Blocks that change in place are noticed; add a file again that grew or was replaced.
+    /// Has the peer index and serve files. Blocks that change in place are noticed; add a file again that grew or was replaced.
     Add {
-        /// The file.
-        file: PathBuf,
+        /// The files.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
         #[command(flatten)]
         peer: PeerSocket,
     },
@@ -138,9 +139,13 @@ async fn execute(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Keygen { out } => keygen(out),
         Command::Serve(serve) => serve_peer(serve).await,
-        Command::Add { file, peer } => {
-            let pages = connect(&peer).await?.add_file(&file).await?;
-            print(&format!("{}: {pages} pages\n", file.display()))
+        Command::Add { files, peer } => {
+            let client = connect(&peer).await?;
+            for file in files {
+                let pages = client.add_file(&file).await?;
+                print(&format!("{}: {pages} pages\n", file.display()))?;
+            }
+            Ok(())
         }
         Command::Status { peer, json } => {
             let status = connect(&peer).await?.status().await?;

@@ -44,6 +44,8 @@ pub const MEMORY_MAX_BYTES: u64 = 1 << 40;
 pub const LOW_RAM_END: u64 = 3 << 30;
 /// The longest kernel command line, bytes, without its final zero.
 pub const CMDLINE_MAX_BYTES: usize = 65_535;
+/// What Linux on x86 keeps of its command line, bytes: COMMAND_LINE_SIZE less the final zero (arch/x86/include/asm/setup.h).
+pub const LINUX_CMDLINE_BYTES: usize = 2047;
 /// The most program headers of a kernel's ELF file that are looked at.
 pub const ELF_SEGMENTS_MAX: u16 = 128;
 /// The most bytes of one segment of notes in a kernel's ELF file that are looked at.

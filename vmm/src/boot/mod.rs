@@ -8,7 +8,7 @@ use std::path::Path;
 use vm_memory::{Bytes as _, GuestAddress};
 
 use crate::config::VmConfig;
-use crate::limits::{CMDLINE_MAX_BYTES, LOW_RAM_END};
+use crate::limits::{CMDLINE_MAX_BYTES, LINUX_CMDLINE_BYTES, LOW_RAM_END};
 use crate::memory::Memory;
 
 mod acpi;
@@ -84,6 +84,10 @@ pub(crate) fn load(
     let kernel = kernel::inspect(&mut file, config.boot).map_err(faulty)?;
     let named = if config.acpi { &[] } else { devices };
     let cmdline = cmdline::build(&config.cmdline, named, cmdline_max(&kernel))?;
+    if cmdline.len() > LINUX_CMDLINE_BYTES {
+        let bytes = cmdline.len();
+        tracing::warn!(bytes, "Linux reads only the first {LINUX_CMDLINE_BYTES} bytes of its command line");
+    }
 
     let mut map = Map::new(memory);
     for area in layout::boot_areas(cmdline.len()) {

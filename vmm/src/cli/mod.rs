@@ -135,7 +135,8 @@ struct Common {
     /// Where to put the control socket
     #[arg(long, value_name = "SOCKET")]
     control: PathBuf,
-    /// The local socket of this site's peer (`dht serve --local`)
+    /// The local socket of this site's peer (`dht serve --local`). A destination's site is asked for pages only if the source
+    /// has a site too, of the same dedup domain
     #[arg(long, value_name = "SOCKET")]
     site: Option<PathBuf>,
     #[command(flatten)]
@@ -188,7 +189,7 @@ struct Migrate {
     /// A ticket as `vmm receive` printed it, or ADDR:PORT of a host whose key is authorised here
     #[arg(long, value_name = "TICKET")]
     to: String,
-    /// How long the VM may stand still: 300ms, 2s
+    /// How long the VM may stand still, milliseconds if no unit is said: 300ms, 2s
     #[arg(long, value_name = "TIME", default_value_t = DEFAULT_DOWNTIME_MS, value_parser = parse::downtime)]
     downtime: u64,
     /// The most to send, bits a second: 100M, 1G [default: what the link carries]

@@ -120,7 +120,13 @@ impl Arrival {
         let wires = Wires::destination(greeting.link, greeting.channels, 0, &inbox.0, &drained);
         let pool = Pool::new()
             .map_err(|e| MigrateError::NotMovable { why: format!("no worker threads: {e}").into() })?;
-        let core = Destination::new(clock.now(), offer, shared.site.as_ref().map(|site| site.domain()), link);
+        let site = shared.site.as_ref().map(|site| site.domain());
+        if site.is_some_and(|domain| domain.id() != offer.domain) {
+            tracing::warn!(
+                "this host's site is not asked for the VM's pages: the source is of another dedup domain, or has no --site"
+            );
+        }
+        let core = Destination::new(clock.now(), offer, site, link);
         Ok(Self {
             core,
             source,

@@ -422,7 +422,7 @@ impl Stage {
 fn stop_reason(reason: &StopReason) -> String {
     match reason {
         StopReason::Requested => "stopped by an operator".to_owned(),
-        StopReason::Guest => "the guest powered off".to_owned(),
+        StopReason::Guest => "the guest powered off or restarted".to_owned(),
         StopReason::Failed(failure) => format!("failed: {failure}"),
         StopReason::Migrated => "it runs at the destination of its migration".to_owned(),
     }

@@ -337,7 +337,7 @@ impl Process {
         Ok(ending)
     }
 
-    /// SIGTERM or SIGINT: ends the VM, but never a VM in doubt at the first time of asking.
+    /// SIGTERM, SIGINT or SIGHUP: ends the VM, but never a VM in doubt at the first time of asking.
     async fn interrupted(self: Arc<Self>) {
         let (machine, migration) = {
             let stage = self.stage();
@@ -378,9 +378,10 @@ fn ticks() -> tokio::time::Interval {
     ticks
 }
 
-/// SIGTERM and SIGINT.
+/// SIGTERM, SIGINT, and SIGHUP: a terminal that goes away gives the VM its orderly end.
 pub(super) struct Signals {
     terminate: Signal,
+    hangup: Signal,
     interrupt: Signal,
 }
 
@@ -388,12 +389,17 @@ impl Signals {
     pub(super) fn new() -> Result<Self, ProcessError> {
         let on =
             |kind| signal(kind).map_err(|source| ProcessError::Io { action: "watch for signals", source });
-        Ok(Self { terminate: on(SignalKind::terminate())?, interrupt: on(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: on(SignalKind::terminate())?,
+            hangup: on(SignalKind::hangup())?,
+            interrupt: on(SignalKind::interrupt())?,
+        })
     }
 
     async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
+            _ = self.hangup.recv() => "SIGHUP",
             _ = self.interrupt.recv() => "SIGINT",
         }
     }
