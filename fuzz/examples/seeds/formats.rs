@@ -78,14 +78,14 @@ fn messages() -> Vec<Message> {
 
 fn literals() -> Vec<Vec<u8>> {
     let (flat, mut mixed) = ([5; PAGE_SIZE], [0; PAGE_SIZE]);
-    mixed.iter_mut().zip(0u32..).for_each(|(byte, at)| *byte = (at * at >> 3).to_le_bytes()[0]);
+    mixed.iter_mut().zip(0u32..).for_each(|(byte, at)| *byte = ((at * at) >> 3).to_le_bytes()[0]);
     vec![
         literal::encode(&[(Gfn(1), &flat)]),
         literal::encode(&[(Gfn(1), &flat), (Gfn(2), &mixed), (Gfn(1 << 21), &flat)]),
     ]
 }
 
-fn framed<T>(all: Vec<T>, encode: impl Fn(&T, &mut Vec<u8>)) -> Vec<Vec<u8>> {
+fn framed<T>(all: &[T], encode: impl Fn(&T, &mut Vec<u8>)) -> Vec<Vec<u8>> {
     let frame = |message: &T| {
         let mut out = Vec::new();
         encode(message, &mut out);
@@ -239,12 +239,12 @@ pub(super) fn all() -> Vec<Target> {
         target("literal", literals(), |b| literal::decode(b).is_ok()),
         target(
             "local_request",
-            framed(requests(), Request::encode),
+            framed(&requests(), Request::encode),
             |b| matches!(take_frame(b), Ok(Some((frame, _))) if Request::decode(frame).is_ok()),
         ),
         target(
             "local_answer",
-            framed(answers(), Answer::encode),
+            framed(&answers(), Answer::encode),
             |b| matches!(take_frame(b), Ok(Some((frame, _))) if Answer::decode(frame).is_ok()),
         ),
         target("virtio_state", vec![device_state().encode(), VirtioState::default().encode()], |b| {

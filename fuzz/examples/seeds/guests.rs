@@ -91,8 +91,10 @@ fn balloon_guests() -> Vec<Vec<u8>> {
     let mut numbers = [0; 16];
     (numbers[0], numbers[4], numbers[8], numbers[13]) = (0x60, 0x61, 0x70, 1);
     let pages = vec![Part::filled(DATA, numbers)];
-    let mut guests =
-        [0, 1].into_iter().flat_map(|queue| one_each(queue, &[pages.clone()])).collect::<Vec<_>>();
+    let mut guests = [0, 1]
+        .into_iter()
+        .flat_map(|queue| one_each(queue, std::slice::from_ref(&pages)))
+        .collect::<Vec<_>>();
     let reports = [
         vec![Part::new(WRITABLE | HUGE, 0x1000, 1)],
         vec![Part::new(WRITABLE, 0x1001, 5000), Part::new(WRITABLE | FROM_END, 8192, 8192)],
