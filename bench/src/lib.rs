@@ -1,6 +1,19 @@
 //! Helpers that the benches share.
 
+use std::process::Child;
+
 use page::{PAGE_SIZE, Page};
+
+/// A process that is killed when its handle goes.
+#[derive(Debug)]
+pub struct Killed(pub Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // It may have ended by itself, which is as well.
+        let _ended = self.0.kill().and_then(|()| self.0.wait());
+    }
+}
 
 /// Pages of pseudo-random bytes, the same for the same seed: incompressible, like the worst of guest memory.
 #[must_use]

@@ -75,6 +75,8 @@ targets! {
     wire = "../../fuzz/fuzz_targets/wire.rs",
 }
 
+/// Has the changed seeds made from this number again.
+const SEED: &str = "TERN_FUZZ_SEED";
 /// Changed seeds of each target.
 const CHANGED: usize = 300;
 
@@ -97,8 +99,11 @@ fn every_target_is_here_and_in_the_manifest() {
 
 #[test]
 fn seeds_are_taken_and_changed_seeds_break_nothing() {
-    let seed: u64 = rand::rng().random();
-    println!("seed {seed}");
+    let seed: u64 = match std::env::var(SEED) {
+        Ok(given) => given.parse().expect("a seed is a number"),
+        Err(_) => rand::rng().random(),
+    };
+    println!("{SEED}={seed} replays this");
     let mut random = StdRng::seed_from_u64(seed);
     let all: Vec<Target> = [formats::all(), guests::all(), peers::all()].concat();
     for (name, run) in TARGETS {

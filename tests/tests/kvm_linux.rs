@@ -32,7 +32,7 @@ async fn boots(cpus: u8) {
     eprintln!("{ready}");
     let verdict = vm.works(None).await;
     if booted.here() {
-        verdict.follows(booted.verdict());
+        verdict.assert_follows(booted.verdict());
     }
     vm.reboot().await;
 }

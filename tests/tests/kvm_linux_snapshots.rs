@@ -8,7 +8,10 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use tern_tests::real::{Booted, Host, Journey, Lab, LinuxGuest, LinuxVm, Net, Site, Terms, Verdict, copy};
+use page::PAGE_SIZE;
+use tern_tests::real::{
+    Booted, Counter, Host, Journey, Lab, Links, LinuxGuest, LinuxVm, Net, Site, Terms, Verdict, copy,
+};
 use vmm::snapshot::SnapshotReport;
 
 /// The snapshot with which a test begins, in a directory of its own.
@@ -56,79 +59,93 @@ fn assert_no_page_twice(dir: &Path) {
     let mut pages = HashSet::new();
     for pack in packs(dir) {
         let bytes = fs::read(&pack).expect("a pack");
-        for (number, page) in bytes.chunks(4096).enumerate() {
+        for (number, page) in bytes.chunks(PAGE_SIZE).enumerate() {
             let new = pages.insert(page.to_vec());
             assert!(new, "page {number} of {} is in another place as well", pack.display());
         }
     }
 }
 
+/// A guest under load, restored from a snapshot directory of the test's own.
+struct Scene {
+    source: LinuxVm,
+    /// From outside, if there can be one.
+    connection: Option<Counter>,
+    /// What the snapshot's guest said of itself when it was saved, and what `source` has said since.
+    saved: Verdict,
+    before: Verdict,
+    dir: PathBuf,
+    net: Option<Net>,
+    host: Host,
+    lab: Lab,
+}
+
+impl Scene {
+    async fn begin() -> Self {
+        let lab = Lab::new().await;
+        let host = lab.host("a").await;
+        let net = Net::if_root().await;
+        let (dir, saved) = ready(&lab, &host, net.as_ref()).await;
+        let mut source = LinuxVm::restore(&lab, &host, "source", &dir, READY, net.as_ref()).await;
+        let connection = match &net {
+            Some(net) => Some(net.connect(&lab).await),
+            None => None,
+        };
+        let before = source.works(Some(&saved)).await;
+        Self { source, connection, saved, before, dir, net, host, lab }
+    }
+
+    async fn restore(&self, name: &str, from: &Path, of: &str) -> LinuxVm {
+        LinuxVm::restore(&self.lab, &self.host, name, from, of, self.net.as_ref()).await
+    }
+
+    async fn count(&mut self) {
+        if let Some(connection) = &mut self.connection {
+            connection.count().await;
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_snapshot_costs_what_is_new_and_is_restored_twice_from_a_copy() {
-    let lab = Lab::new().await;
-    let host = lab.host("a").await;
-    let net = Net::if_root().await;
-    let net = net.as_ref();
-    let (dir, verdict) = ready(&lab, &host, net).await;
-    let mut source = LinuxVm::restore(&lab, &host, "source", &dir, READY, net).await;
-    let mut connection = match net {
-        Some(net) => Some(net.connect(&lab).await),
-        None => None,
-    };
-    let before = source.works(Some(&verdict)).await;
-    save(&source, &dir, "second").await;
-    assert_no_page_twice(&dir);
-    source.works(Some(&before)).await;
-    if let Some(connection) = &mut connection {
-        connection.count().await;
-    }
-    source.vm.process().kill().await;
+    let mut scene = Scene::begin().await;
+    save(&scene.source, &scene.dir, "second").await;
+    assert_no_page_twice(&scene.dir);
+    scene.source.works(Some(&scene.before)).await;
+    scene.count().await;
+    scene.source.vm.process().kill().await;
 
-    let elsewhere = lab.fresh("elsewhere");
-    copy(&dir, &elsewhere).await;
-    fs::remove_dir_all(&dir).expect("the original goes");
+    let elsewhere = scene.lab.fresh("elsewhere");
+    copy(&scene.dir, &elsewhere).await;
+    fs::remove_dir_all(&scene.dir).expect("the original goes");
     // One after the other: both have the address of the first, and each is to have a processor's time.
     for name in ["one", "other"] {
-        let mut vm = LinuxVm::restore(&lab, &host, name, &elsewhere, "second", net).await;
-        vm.works(Some(&before)).await;
+        let mut vm = scene.restore(name, &elsewhere, "second").await;
+        vm.works(Some(&scene.before)).await;
         vm.reboot().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_outlives_its_guests_process_and_a_siblings_snapshot_costs_what_is_new() {
-    let lab = Lab::new().await;
-    let host = lab.host("a").await;
-    let net = Net::if_root().await;
-    let net = net.as_ref();
-    let (dir, verdict) = ready(&lab, &host, net).await;
-    let mut source = LinuxVm::restore(&lab, &host, "source", &dir, READY, net).await;
-    let mut connection = match net {
-        Some(net) => Some(net.connect(&lab).await),
-        None => None,
-    };
-    let before = source.works(Some(&verdict)).await;
-    if let Some(connection) = &mut connection {
-        connection.count().await;
-    }
+    let mut scene = Scene::begin().await;
+    scene.count().await;
     // Paused, so that the guest hears nothing that its copy would not know of.
-    source.vm.client().operate("pause").await.expect("it pauses");
-    save(&source, &dir, "connected").await;
-    source.vm.client().operate("stop").await.expect("it stops");
-    source.vm.assert_ends_well().await;
-    let mut again = LinuxVm::restore(&lab, &host, "again", &dir, "connected", net).await;
-    if let Some(connection) = &mut connection {
-        connection.count().await;
-    }
-    again.works(Some(&before)).await;
+    scene.source.vm.client().operate("pause").await.expect("it pauses");
+    save(&scene.source, &scene.dir, "connected").await;
+    scene.source.vm.client().operate("stop").await.expect("it stops");
+    scene.source.vm.assert_ends_well().await;
+    let mut again = scene.restore("again", &scene.dir, "connected").await;
+    scene.count().await;
+    again.works(Some(&scene.before)).await;
     again.vm.process().kill().await;
 
-    let mut sibling = LinuxVm::restore(&lab, &host, "sibling", &dir, READY, net).await;
-    let worked = sibling.works(Some(&verdict)).await;
-    save(&sibling, &dir, "sibling").await;
-    assert_no_page_twice(&dir);
+    let mut sibling = scene.restore("sibling", &scene.dir, READY).await;
+    let worked = sibling.works(Some(&scene.saved)).await;
+    save(&sibling, &scene.dir, "sibling").await;
+    assert_no_page_twice(&scene.dir);
     sibling.vm.process().kill().await;
-    LinuxVm::restore(&lab, &host, "of the sibling", &dir, "sibling", net).await.works(Some(&worked)).await;
+    scene.restore("of the sibling", &scene.dir, "sibling").await.works(Some(&worked)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -147,10 +164,10 @@ async fn a_site_that_has_the_packs_gives_most_of_a_restored_guest() {
         holder.add(&pack).await;
     }
     site_b.ready(0).await;
-    let peer = |site: &Site| site.peers[0].socket().to_owned();
-    let mut source = LinuxVm::restore_at(&lab, &a, "source", &dir, READY, net, Some(&peer(&site_a))).await;
+    let [at_a, at_b] = [&site_a, &site_b].map(|site| Links { net, site: Some(site.peers[0].socket()) });
+    let mut source = LinuxVm::restore(&lab, &a, "source", &dir, READY, at_a).await;
     let before = source.works(Some(&verdict)).await;
-    let mut destination = LinuxVm::receive_at(&lab, &b, "destination", net, Some(&peer(&site_b))).await;
+    let mut destination = LinuxVm::receive(&lab, &b, "destination", at_b).await;
     let ticket = destination.vm.ticket().await;
     let moved = Journey::whole(&source.vm, &ticket, Terms::default()).await.expect("it moves");
     source.vm.assert_ends_well().await;

@@ -9,10 +9,10 @@ use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use bench::random_pages;
+use bench::{Killed, random_pages};
 use clap::Parser;
 use dht::SiteClient;
 use page::{PAGE_SIZE, ShortId, page_chunks};
@@ -32,16 +32,6 @@ struct Options {
 const PATIENCE: Duration = Duration::from_secs(120);
 /// What the plain copy hands to the kernel at once.
 const COPY_BYTES: usize = 256 << 10;
-
-/// A process that is killed when its handle goes.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        // It may have ended by itself, which is as well.
-        let _ended = self.0.kill().and_then(|()| self.0.wait());
-    }
-}
 
 struct Peer {
     _process: Killed,

@@ -8,10 +8,10 @@ use std::error::Error;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use bench::random_pages;
+use bench::{Killed, random_pages};
 use clap::Parser;
 use page::PAGE_SIZE;
 
@@ -27,16 +27,6 @@ struct Options {
 }
 
 const PATIENCE: Duration = Duration::from_secs(120);
-
-/// A process that is killed when its handle goes.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        // It may have ended by itself, which is as well.
-        let _ended = self.0.kill().and_then(|()| self.0.wait());
-    }
-}
 
 struct Place {
     vmm: PathBuf,

@@ -1,21 +1,16 @@
 //! A guest with a stock Debian kernel and the test Linux' workloads, and what it says of itself.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use serde::Deserialize;
 use vmm::control::api::VmState;
 
 use super::{dmesg, limits};
-use crate::real::{Host, Lab, Vm};
+use crate::real::{Host, Lab, Verdict, Vm};
 
 /// Where the first level keeps kernels and their initramfs.
 const KERNELS: &str = "/kernels";
-/// What `tern-check` prints in the guest, before its JSON.
-const CHECK: &str = "tern: CHECK ";
 /// Ends the answer to a question.
 const END: &str = "lane-end";
 
@@ -89,34 +84,9 @@ pub(super) async fn restore(lab: &Lab, host: &Host, name: &str, from: &Path, dis
     vm
 }
 
-/// The guest's verdict on itself.
-#[derive(Clone, Debug, Deserialize)]
-pub(super) struct Check {
-    uptime_s: f64,
-    workloads: BTreeMap<String, Workload>,
-    #[serde(default)]
-    kept_files_ok: Option<bool>,
-    #[serde(default)]
-    journal_failure: Option<String>,
-    warnings: usize,
-    warning_lines: Vec<String>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-struct Workload {
-    ok: bool,
-    rounds: u64,
-}
-
 /// Has the guest look at itself; panics if it finds anything wrong.
-pub(super) async fn check(vm: &mut Vm) -> Check {
-    vm.type_line("tern-check").await;
-    let line = vm.line_within("is the guest's check", limits::CHECK, |line| line.contains(CHECK)).await;
-    let (_, json) = line.split_once(CHECK).expect("it was looked for");
-    let check: Check = serde_json::from_str(json)
-        .unwrap_or_else(|error| panic!("the check cannot be read ({error}): {line}"));
-    assert!(check.is_well(), "the guest finds something wrong: {json}");
-    check
+pub(super) async fn check(vm: &mut Vm) -> Verdict {
+    Verdict::ask(vm, limits::CHECK, dmesg::unexplained).await
 }
 
 /// Panics if the guest's kernel has warned of anything since it started that is not known.
@@ -159,55 +129,4 @@ pub(super) async fn end_by(command: &str, vm: &mut Vm) -> String {
     vm.type_line(command).await;
     vm.assert_ends_well().await;
     "exit code 0".to_owned()
-}
-
-impl Check {
-    fn is_well(&self) -> bool {
-        self.workloads.values().all(|workload| workload.ok)
-            && self.kept_files_ok != Some(false)
-            && self.journal_failure.is_none()
-            && self.warnings == self.warning_lines.len()
-            && dmesg::unexplained(&self.warning_lines).is_empty()
-    }
-
-    /// Panics unless time and every workload went on since `before`.
-    pub(super) fn assert_goes_on_from(&self, before: &Self) {
-        assert!(self.uptime_s >= before.uptime_s, "uptime went back: {self} after {before}");
-        for (name, workload) in &before.workloads {
-            let rounds = self.workloads.get(name).map(|now| now.rounds);
-            assert!(rounds > Some(workload.rounds), "{name} stands still: {self} after {before}");
-        }
-    }
-}
-
-impl fmt::Display for Check {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "up {:.1} s, {} new warnings", self.uptime_s, self.warnings)?;
-        for (name, Workload { rounds, .. }) in &self.workloads {
-            write!(f, ", {name} {rounds} rounds")?;
-        }
-        self.warning_lines.iter().try_for_each(|line| write!(f, "; {line}"))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn check(more: &str) -> Check {
-        let json = format!(
-            r#"{{"ok":true,"uptime_s":12.05,"workloads":{{"files":{{"ok":true,"rounds":2}}}},{more}}}"#
-        );
-        serde_json::from_str(&json).unwrap()
-    }
-
-    #[test]
-    fn a_slow_cpu_is_no_failure_and_every_other_warning_is() {
-        assert!(check(r#""warnings":0,"warning_lines":[]"#).is_well());
-        assert!(check(r#""warnings":1,"warning_lines":["hrtimer: interrupt took 20 ns"]"#).is_well());
-        assert!(!check(r#""warnings":1,"warning_lines":["clocksource: skewed"]"#).is_well());
-        assert!(!check(r#""warnings":9,"warning_lines":["hrtimer: interrupt took 20 ns"]"#).is_well());
-        assert!(!check(r#""warnings":0,"warning_lines":[],"kept_files_ok":false"#).is_well());
-        assert!(!check(r#""warnings":0,"warning_lines":[],"journal_failure":"line 3""#).is_well());
-    }
 }

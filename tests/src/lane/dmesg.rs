@@ -1,8 +1,9 @@
 //! A stock kernel's warnings, less those that are known to be the emulator's doing.
 
+use crate::real::LATE;
+
 /// What a kernel warns of when its CPU is late, as every CPU is that is emulated twice: it says so, and that it does nothing about it.
-const SLOW: [&str; 2] =
-    ["clocksource: Long readout interval, skipping watchdog check", "hrtimer: interrupt took"];
+const SLOW: [&str; 2] = ["clocksource: Long readout interval, skipping watchdog check", LATE];
 
 /// QEMU before 8.2 does not intercept XSETBV ("target/i386: check intercept for XSETBV", October 2023), so that KVM never hears which state its
 /// guest enables, and CPUID's leaf 0xd goes on saying the size for none of it: 576 bytes. (Seen with KVM's tracepoints: the guest's kernel

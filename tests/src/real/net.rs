@@ -29,10 +29,12 @@ while read -r line; do
 done
 "#;
 
-/// Fetches a page from a guest's web server and prints the SHA-256 sum of what comes after the header.
+/// Fetches a page from a guest's web server and prints the SHA-256 sum of what comes after the header. Anything but a page is a failure.
 const FETCH: &str = r#"
 exec 3<>"/dev/tcp/$1/80" || exit 1
 printf 'GET %s HTTP/1.0\r\n\r\n' "$2" >&3
+IFS= read -r status <&3
+[[ $status == 'HTTP/1.'?' 200 '* ]] || { echo "it answers: $status" >&2; exit 1; }
 sed '1,/^\r$/d' <&3 | sha256sum
 "#;
 

@@ -33,7 +33,6 @@ pub mod net;
 pub(crate) mod queue;
 pub(crate) mod rng;
 pub mod state;
-pub(crate) mod stored;
 #[cfg(test)]
 mod tests;
 pub(crate) mod worker;

@@ -15,9 +15,9 @@ use rustix::io::Errno;
 
 use super::SECTOR_BYTES;
 use super::direct::{self, Direct};
+use super::stored::Stored;
 use crate::config::DiskOptions;
 use crate::devices::DeviceError;
-use crate::devices::virtio::stored::Stored;
 use crate::kvm::threads::lock;
 use crate::memory::buffers::Buffers;
 

@@ -7,6 +7,7 @@
 mod direct;
 mod disk;
 mod request;
+mod stored;
 #[cfg(test)]
 mod tests;
 

@@ -27,6 +27,7 @@ const SIZE_LOGARITHM_MAX: u8 = 8;
 const TABLES: u64 = 0x3_0000;
 const TABLE_BYTES: u64 = 0x100;
 const TABLES_AT_ONCE: u64 = 16;
+
 /// What the guest has written to a queue that it has set up.
 #[derive(Clone, Copy, Debug, Default)]
 struct Ring {

@@ -9,24 +9,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The file, and whether something written to it was lost without its driver knowing.
 #[derive(Debug)]
-pub(crate) struct Stored {
+pub(super) struct Stored {
     file: File,
     lost: AtomicBool,
 }
 
 impl Stored {
-    pub(crate) fn new(file: File) -> Self {
+    pub(super) fn new(file: File) -> Self {
         Self { file, lost: AtomicBool::new(false) }
     }
 
-    pub(crate) fn file(&self) -> &File {
+    pub(super) fn file(&self) -> &File {
         &self.file
     }
 
     /// The driver's flush: returns when all that was written survives a loss of power.
     /// # Errors
     /// The host's, of now or of an earlier [`Stored::write_down`].
-    pub(crate) fn flush(&self) -> io::Result<()> {
+    pub(super) fn flush(&self) -> io::Result<()> {
         if self.lost.swap(false, Ordering::SeqCst) {
             return Err(io::Error::other("an earlier write could not be written down"));
         }
@@ -36,7 +36,7 @@ impl Stored {
     /// The monitor's: as a flush, but what fails is told to the driver as well.
     /// # Errors
     /// The host's; also while an earlier failure has not been told to the driver.
-    pub(crate) fn write_down(&self) -> io::Result<()> {
+    pub(super) fn write_down(&self) -> io::Result<()> {
         if self.lost.load(Ordering::SeqCst) {
             return Err(io::Error::other("an earlier write could not be written down"));
         }
