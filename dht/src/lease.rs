@@ -398,6 +398,35 @@ mod tests {
     }
 
     #[test]
+    fn entries_are_found_while_their_buckets_split_and_join() {
+        let start = Instant::now();
+        let mut table = OwnerTable::new(start);
+        let shard = ShardId(7);
+        // All of one shard, spread over the bits behind its own.
+        let ids: Vec<_> = (0..40 * BUCKET_ENTRIES as u64)
+            .map(|n| ShortId(7 << 56 | n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 8))
+            .collect();
+        let found = |table: &OwnerTable, ids: &[ShortId], who, now| {
+            table.lookup(ids, now, |member| member == who).into_iter().map(|(at, _)| at).collect::<Vec<_>>()
+        };
+        for batch in ids.chunks(1000) {
+            table.announce(member(1), batch, start);
+        }
+        let all: Vec<u32> = (0..).take(ids.len()).collect();
+        assert!(table.shards[shard.index()].buckets.len() >= 40);
+        assert_eq!(found(&table, &ids, member(1), start), all);
+        let later = start + LEASE / 2;
+        let (renewed, _) = ids.split_at(ids.len() / 40);
+        table.announce(member(2), renewed, later);
+        assert_eq!(found(&table, &ids, member(1), later), all, "another holder takes nothing away");
+        let end = start + LEASE + TICK;
+        table.sweep(shard, true, end);
+        assert_eq!((table.len(), table.shards[shard.index()].buckets.len() < 40), (renewed.len(), true));
+        assert_eq!(found(&table, &ids, member(2), end), &all[..renewed.len()]);
+        assert!(found(&table, &ids, member(1), end).is_empty());
+    }
+
+    #[test]
     fn a_peer_that_is_not_usable_is_not_named() {
         let now = Instant::now();
         let mut table = OwnerTable::new(now);
