@@ -41,6 +41,8 @@ pub mod node;
 #[cfg(feature = "node")]
 mod resolve;
 #[cfg(feature = "node")]
+pub mod sample;
+#[cfg(feature = "node")]
 mod serve;
 #[cfg(feature = "node")]
 pub mod shard;

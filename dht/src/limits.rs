@@ -65,6 +65,8 @@ pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub const OWNERS: usize = 2;
 /// Members of a site that one peer knows.
 pub const MEMBERS: usize = 16_384;
+/// Members of a site up to which every name is in its index; a larger site samples them.
+pub const UNSAMPLED_MEMBERS: usize = 256;
 /// Peers whose misbehaviour is remembered.
 pub const SUSPECTS: usize = 4096;
 /// How long a peer that did not answer is skipped at first; doubled with each further time.

@@ -6,7 +6,8 @@ use std::{
 };
 
 use crate::{
-    limits::{AVOID_LIAR, MEMBERS, SKIP_FIRST, SKIP_LONGEST, SUSPECTS},
+    limits::{AVOID_LIAR, MEMBERS, SKIP_FIRST, SKIP_LONGEST, SUSPECTS, UNSAMPLED_MEMBERS},
+    sample::Sampling,
     shard::{MemberId, ShardId, ShardMap},
 };
 
@@ -105,6 +106,18 @@ impl Membership {
     fn changed(&mut self) {
         self.shards = ShardMap::new(&self.members);
         self.version += 1;
+    }
+
+    /// How many members the site has: those known, this peer included.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Which names this peer announces and looks up, by its view of the site's size.
+    #[must_use]
+    pub fn sampling(&self) -> Sampling {
+        Sampling::of_site(self.size(), UNSAMPLED_MEMBERS)
     }
 
     /// Counts the changes of membership.

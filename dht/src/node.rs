@@ -201,7 +201,9 @@ impl Peer {
     fn keep_indexed(self: &Arc<Self>, content: &Arc<Content>) {
         let (noting, scanned) = (Arc::clone(self), Arc::clone(self));
         let note = move |ids: &[ShortId]| {
-            noting.announcer().note(ids);
+            let sampling = noting.site().sampling();
+            let sampled: Vec<ShortId> = ids.iter().copied().filter(|id| sampling.keeps(*id)).collect();
+            noting.announcer().note(&sampled);
             noting.news.notify_one();
         };
         let done = move || scanned.news.notify_one();

@@ -108,7 +108,9 @@ fn renew(peer: &Peer, now: Instant) {
         return;
     }
     let mut held: BTreeMap<ShardId, Vec<ShortId>> = due.iter().map(|shard| (*shard, Vec::new())).collect();
-    for id in peer.contents.index().ids() {
+    // The site may have another size than when the log was last made.
+    let sampling = peer.site().sampling();
+    for id in peer.contents.index().ids().filter(|id| sampling.keeps(*id)) {
         if let Some(ids) = held.get_mut(&ShardId::of(id)) {
             ids.push(id);
         }
