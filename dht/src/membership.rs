@@ -90,7 +90,8 @@ impl Membership {
             record.as_owner = Patience::default();
             record.as_holder = Patience::default();
         }
-        self.changed();
+        self.shards.joined(member);
+        self.version += 1;
         true
     }
 
@@ -98,14 +99,10 @@ impl Membership {
     pub fn left(&mut self, member: MemberId) -> bool {
         let was = member != self.me && self.members.remove(&member);
         if was {
-            self.changed();
+            self.shards.left(member, &self.members);
+            self.version += 1;
         }
         was
-    }
-
-    fn changed(&mut self) {
-        self.shards = ShardMap::new(&self.members);
-        self.version += 1;
     }
 
     /// How many members the site has: those known, this peer included.

@@ -6,7 +6,7 @@
 //! Every peer computes that from the members it knows; while two peers know different members, one of them may ask a
 //! peer that has not been told, which is a miss and nothing worse.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::LazyLock};
 
 use page::ShortId;
 use sha2::{Digest, Sha256};
@@ -41,8 +41,14 @@ impl ShardId {
         self.0.into()
     }
 
-    fn key(self) -> [u8; 32] {
-        Sha256::new().chain_update(b"tern shard 1").chain_update([self.0]).finalize().into()
+    fn key(self) -> &'static [u8; 32] {
+        static KEYS: LazyLock<[[u8; 32]; SHARDS]> = LazyLock::new(|| {
+            std::array::from_fn(|shard| {
+                let shard = u8::try_from(shard).expect("as many shards as a byte has values");
+                Sha256::new().chain_update(b"tern shard 1").chain_update([shard]).finalize().into()
+            })
+        });
+        &KEYS[self.index()]
     }
 }
 
@@ -78,8 +84,30 @@ impl ShardMap {
     /// Assigns the shards.
     #[must_use]
     pub fn new(members: &BTreeSet<MemberId>) -> Self {
-        let owners = ShardId::all().map(|shard| closest(members, &shard.key())).collect();
+        let owners = ShardId::all().map(|shard| closest(members, shard.key())).collect();
         Self { owners }
+    }
+
+    /// Takes in one more member. It costs one comparison a shard, whatever the size of the site.
+    pub fn joined(&mut self, member: MemberId) {
+        for (shard, owners) in ShardId::all().zip(&mut self.owners) {
+            let key = shard.key();
+            let distance = member.distance(key);
+            let at = owners.partition_point(|owner| owner.distance(key) < distance);
+            if at < OWNERS && owners.get(at) != Some(&member) {
+                owners.insert(at, member);
+                owners.truncate(OWNERS);
+            }
+        }
+    }
+
+    /// Takes out a member; `rest` are those that stay. Only the shards that it owned are assigned anew.
+    pub fn left(&mut self, member: MemberId, rest: &BTreeSet<MemberId>) {
+        for (shard, owners) in ShardId::all().zip(&mut self.owners) {
+            if owners.contains(&member) {
+                *owners = closest(rest, shard.key());
+            }
+        }
     }
 
     /// The owners of a shard, the closest first; fewer than [`OWNERS`] if there are fewer members.
@@ -125,9 +153,27 @@ mod tests {
             let map = ShardMap::new(&members);
             for shard in ShardId::all() {
                 let mut sorted: Vec<_> = members.iter().copied().collect();
-                sorted.sort_by_key(|member| member.distance(&shard.key()));
+                sorted.sort_by_key(|member| member.distance(shard.key()));
                 sorted.truncate(OWNERS);
                 prop_assert_eq!(map.owners(shard), &sorted[..]);
+            }
+        }
+
+        #[test]
+        fn a_map_that_follows_the_members_is_the_one_made_of_them(
+            steps in prop::collection::vec((any::<bool>(), 0u32..12), 0..60),
+        ) {
+            let (mut present, mut map) = (BTreeSet::new(), ShardMap::new(&BTreeSet::new()));
+            for (joins, n) in steps {
+                let member = MemberId::of_peer(&n.to_be_bytes());
+                if joins {
+                    present.insert(member);
+                    map.joined(member);
+                } else {
+                    present.remove(&member);
+                    map.left(member, &present);
+                }
+                prop_assert_eq!(&map, &ShardMap::new(&present));
             }
         }
 
