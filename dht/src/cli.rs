@@ -13,7 +13,7 @@ use page::{Domain, ShortId};
 
 use crate::{
     SiteClient, SiteStatus,
-    config::{Fault, NodeConfig, parse_address, parse_fault},
+    config::{Budgets, Fault, NodeConfig, parse_address, parse_bytes, parse_fault, parse_percent},
     identity::{SiteKey, peer_identity},
     node,
 };
@@ -92,6 +92,13 @@ struct Serve {
     /// This peer's own key, created if absent; without it the peer has a new identity at each start.
     #[arg(long)]
     identity: Option<PathBuf>,
+    /// CPU time that reading and hashing this host's content may take, in percent of one core. Without it the first look at a content takes what
+    /// is idle, and later looks share a tenth of a core.
+    #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
+    cpu_budget: Option<u32>,
+    /// Bytes a second that announcing this host's content to other peers may take (12M is 12 MiB). Without it there is no bound.
+    #[arg(long, value_name = "BYTES/s", value_parser = parse_bytes)]
+    lan_budget: Option<u64>,
     /// Misbehave towards other peers that ask for pages, to test a site's tolerance: wrong-bytes, silent or slow=MILLISECONDS.
     #[arg(long, hide = true, value_parser = parse_fault)]
     fault: Option<Fault>,
@@ -180,6 +187,7 @@ async fn serve_peer(serve: Serve) -> anyhow::Result<()> {
         listen: serve.listen,
         join: serve.join,
         local: serve.local,
+        budgets: Budgets { cpu_percent: serve.cpu_budget, lan_bytes_per_second: serve.lan_budget },
         fault: serve.fault,
     };
     let started =

@@ -9,7 +9,7 @@ use std::{
 use libp2p::{Multiaddr, identity::Keypair, multiaddr::Protocol};
 use page::Domain;
 
-use crate::{error::NodeError, identity::SiteKey};
+use crate::{error::NodeError, identity::SiteKey, limits::CPU_PERCENT};
 
 /// The configuration of a peer.
 #[derive(Debug)]
@@ -26,8 +26,49 @@ pub struct NodeConfig {
     pub join: Vec<Multiaddr>,
     /// The local socket.
     pub local: PathBuf,
+    /// What the peer may use for itself.
+    pub budgets: Budgets,
     /// A misbehaviour, for testing a site's tolerance.
     pub fault: Option<Fault>,
+}
+
+/// What a peer may use for keeping its content and the site's index current; answers to others are not part of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Budgets {
+    /// CPU time of all scans, in percent of one core. Without it first scans take what is idle, and later ones a tenth of a core.
+    pub cpu_percent: Option<u32>,
+    /// Bytes a second that announcements to other peers may take. Without it there is no bound.
+    pub lan_bytes_per_second: Option<u64>,
+}
+
+/// Reads a CPU budget: a percentage of one core, with or without `%`.
+///
+/// # Errors
+/// A text that says what is allowed.
+pub fn parse_percent(text: &str) -> Result<u32, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).parse();
+    let allowed = number.ok().filter(|percent| (1..=CPU_PERCENT).contains(percent));
+    allowed.ok_or_else(|| format!("give a percentage of one core from 1 to {CPU_PERCENT}; 200 are two cores"))
+}
+
+/// Reads a number of bytes, more than zero: digits, or digits and `K`, `M`, `G` or `T` (powers of 1024).
+///
+/// # Errors
+/// A text that says what is allowed.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" => Some(0),
+        "K" => Some(10),
+        "M" => Some(20),
+        "G" => Some(30),
+        "T" => Some(40),
+        _ => None,
+    };
+    let bytes = shift.and_then(|shift| digits.parse::<u64>().ok()?.checked_mul(1 << shift));
+    bytes.filter(|bytes| *bytes > 0).ok_or_else(|| {
+        "give a number of bytes more than zero, like 500000, 12M or 100G (K, M, G and T are powers of 1024)".to_owned()
+    })
 }
 
 /// How a peer misbehaves towards others that ask it for pages; its own host is served rightly.
@@ -93,6 +134,21 @@ mod tests {
         assert_eq!(parse_address(full).unwrap().to_string(), full);
         for text in ["", "4160", "host:1", "/ip4/1.2.3.4", "/ip4/1.2.3.4/udp/1", "/ip4/1.2.3.4/tcp/1/ws"] {
             assert!(matches!(parse_address(text), Err(NodeError::Address { .. })), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn budgets_are_read() {
+        assert_eq!((parse_percent("10"), parse_percent("250%")), (Ok(10), Ok(250)));
+        for text in ["", "0", "-1", "1.5", "100001", "%", "10 %"] {
+            assert!(parse_percent(text).unwrap_err().contains("percentage of one core"), "{text:?}");
+        }
+        assert_eq!(
+            (parse_bytes("500000"), parse_bytes("12M"), parse_bytes("3t")),
+            (Ok(500_000), Ok(12 << 20), Ok(3 << 40))
+        );
+        for text in ["", "0", "0G", "M", "-5", "12MB", "1.5G", "99999999T", "5é"] {
+            assert!(parse_bytes(text).unwrap_err().contains("12M"), "{text:?}");
         }
     }
 

@@ -75,6 +75,9 @@ pub enum NodeError {
         /// The socket.
         path: PathBuf,
     },
+    /// The scanning threads cannot be had.
+    #[error("cannot start the threads that read this host's content")]
+    Threads(#[source] io::Error),
     /// Signals cannot be watched.
     #[error("cannot watch for SIGTERM")]
     Signals(#[source] io::Error),

@@ -12,6 +12,8 @@ pub mod announce;
 #[cfg(feature = "node")]
 mod behaviour;
 #[cfg(feature = "node")]
+pub mod budget;
+#[cfg(feature = "node")]
 pub mod cli;
 mod codec;
 #[cfg(feature = "node")]
@@ -38,6 +40,8 @@ pub mod membership;
 mod network;
 #[cfg(feature = "node")]
 pub mod node;
+#[cfg(feature = "node")]
+mod pace;
 #[cfg(feature = "node")]
 mod resolve;
 #[cfg(feature = "node")]

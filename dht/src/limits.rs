@@ -47,8 +47,20 @@ pub const SCAN_CHUNK_PAGES: u32 = 512;
 pub const SCAN_THREADS: usize = 16;
 /// How long after a scan of a VM's memory the next one starts, and how often a file is looked at for changes.
 pub const RESCAN_EVERY: Duration = Duration::from_secs(30);
-/// A rescan rests this many times as long as it works: a tenth of a core.
-pub const RESCAN_REST_FACTOR: u32 = 9;
+/// Percent of one core that all rescans of a host share, unless the operator says otherwise.
+pub const RESCAN_PERCENT: u32 = 10;
+/// The largest CPU budget, in percent of one core: a thousand cores.
+pub const CPU_PERCENT: u32 = 100_000;
+/// Of a second's worth of CPU time, the part that scans may use at once: a twentieth.
+pub const CPU_BURST_DIVISOR: u64 = 20;
+/// What a chunk's scan is expected to cost before one was measured.
+pub const SCAN_COST_FIRST: Duration = Duration::from_millis(5);
+/// The priority of scanning threads: Linux's lowest.
+pub const NICEST: i32 = 19;
+/// What a request to another peer and its short answer take on the LAN beside their ids: stream negotiation, framing, packets.
+pub const MESSAGE_OVERHEAD_BYTES: u64 = 512;
+/// Of a second's worth of announcements, the part that may be sent at once: a quarter.
+pub const LAN_BURST_DIVISOR: u64 = 4;
 
 /// Connections that the local socket serves at once.
 pub const LOCAL_CONNECTIONS: usize = 256;

@@ -19,17 +19,18 @@ use crate::{
     announce::Announcer,
     behaviour,
     config::{Fault, NodeConfig},
-    content::{Content, Contents, scan},
+    content::{Content, Contents, scan, workers::Workers},
     counters::Counters,
     error::{ContentError, NodeError},
     lease::OwnerTable,
-    limits::{COMMANDS, LISTEN_ADDRESSES, RECENT_SOURCES, SEARCHES, SERVING, WAITING},
+    limits::{COMMANDS, LAN_BURST_DIVISOR, LISTEN_ADDRESSES, RECENT_SOURCES, SEARCHES, SERVING, WAITING},
     local::{
         protocol::{FoundOn, Holder, MemoryExtent},
         server::LocalSocket,
     },
     membership::{Membership, Role},
     network::{Driver, Network},
+    pace::Budget,
     shard::MemberId,
     status::{IndexStatus, PeerStatus, SiteStatus},
     upkeep,
@@ -41,6 +42,9 @@ pub(crate) struct Peer {
     peer_text: String,
     pub(crate) fault: Option<Fault>,
     pub(crate) contents: Arc<Contents>,
+    workers: Arc<Workers>,
+    /// What announcing may take of the LAN, in bytes.
+    pub(crate) lan: Budget,
     pub(crate) network: Network,
     pub(crate) counters: Counters,
     /// Bounds the requests of other peers that wait or are worked on.
@@ -96,13 +100,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Peer {
-    fn new(config: &NodeConfig, network: Network) -> Self {
+    fn new(config: &NodeConfig, network: Network) -> Result<Self, NodeError> {
+        let budgets = config.budgets;
+        let workers = Workers::start(budgets.cpu_percent).map_err(NodeError::Threads)?;
+        let lan = budgets.lan_bytes_per_second.map(|rate| Budget::new(rate, rate / LAN_BURST_DIVISOR));
         let peer_id = PeerId::from(config.identity.public());
         let now = Instant::now();
-        Self {
+        Ok(Self {
             peer_text: peer_id.to_string(),
             fault: config.fault,
             contents: Arc::new(Contents::new(config.domain.clone())),
+            workers: Arc::new(workers),
+            lan: lan.unwrap_or_default(),
             network,
             counters: Counters::default(),
             waiting: Arc::new(Semaphore::new(WAITING)),
@@ -115,7 +124,7 @@ impl Peer {
             announcer: Mutex::new(Announcer::new(now)),
             directory: Mutex::default(),
             sources: Mutex::default(),
-        }
+        })
     }
 
     pub(crate) fn domain(&self) -> &Domain {
@@ -207,7 +216,8 @@ impl Peer {
             noting.news.notify_one();
         };
         let done = move || scanned.news.notify_one();
-        tokio::spawn(scan::keep_indexed(Arc::clone(&self.contents), Arc::clone(content), note, done));
+        let (contents, content) = (Arc::clone(&self.contents), Arc::clone(content));
+        tokio::spawn(scan::keep_indexed(contents, content, Arc::clone(&self.workers), note, done));
     }
 
     /// Remembers where pages came from.
@@ -308,7 +318,7 @@ where
     let local = LocalSocket::bind(&config.local)?;
     let (commands, receiver) = mpsc::channel(COMMANDS);
     let (swarm, protocols) = behaviour::swarm(&config)?;
-    let peer = Arc::new(Peer::new(&config, Network { commands }));
+    let peer = Arc::new(Peer::new(&config, Network { commands })?);
     let mut driver = Driver::new(swarm, protocols, Arc::clone(&peer), &config.join);
     let address = driver.listen(config.listen.clone()).await?;
     tracing::info!(peer_id = peer.peer_id(), %address, local = %config.local.display(), "serving");

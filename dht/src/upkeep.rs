@@ -7,7 +7,7 @@ use page::ShortId;
 
 use crate::{
     announce::Announcement,
-    limits::{LEASE, LOOKUP_TIMEOUT, UPKEEP_EVERY},
+    limits::{LEASE, LOOKUP_TIMEOUT, MESSAGE_OVERHEAD_BYTES, UPKEEP_EVERY},
     membership::Role,
     node::{Peer, blocking},
     shard::{SHARDS, ShardId},
@@ -46,9 +46,10 @@ fn next(peer: &Peer) -> Option<Announcement> {
     peer.announcer().next(now, |member| site.answering(member, Role::Owner, now))
 }
 
-/// Tells an owner; `true` if it has taken it.
+/// Tells an owner, when the budget allows it; `true` if it has taken it.
 async fn send(peer: &Arc<Peer>, announcement: Announcement) -> (Announcement, bool) {
     let owner = announcement.owner;
+    peer.lan.take(announcement_bytes(announcement.ids.len())).await;
     let Some(to) = peer.directory().get(&owner).map(|known| known.peer_id) else {
         return (announcement, false);
     };
@@ -76,6 +77,12 @@ async fn send(peer: &Arc<Peer>, announcement: Announcement) -> (Announcement, bo
         }
     };
     (announcement, taken)
+}
+
+/// What an announcement of so many names takes on the LAN: the message, and about as much as streams, encryption and packets add to it.
+fn announcement_bytes(ids: usize) -> u64 {
+    let message = ids as u64 * 8 + MESSAGE_OVERHEAD_BYTES;
+    message + message / 16
 }
 
 /// Once a tick: renewals that are due, one shard swept, and a look at what can be tried again.

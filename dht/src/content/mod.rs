@@ -3,6 +3,7 @@
 pub(crate) mod file;
 pub(crate) mod memory;
 pub(crate) mod scan;
+pub(crate) mod workers;
 
 use std::{
     collections::BTreeMap,

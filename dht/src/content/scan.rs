@@ -1,8 +1,7 @@
 //! Reads contents through and keeps the index current.
 //!
-//! The first scan of a content uses all cores. Later ones use a tenth of one: a VM's memory is read again from time to time
-//! because the VM writes, a file when a read finds that it changed. What the index says is a hint in any case: each page is hashed
-//! when it is served.
+//! A VM's memory is read again from time to time because the VM writes, a file when it is found changed. What the index says is a hint in
+//! any case: each page is hashed when it is served. How much of the machine all this takes is the workers' to say.
 
 use std::{
     io,
@@ -13,24 +12,28 @@ use std::{
 use futures::{StreamExt, stream};
 use page::{PAGE_SIZE, ShortId, is_zero, page_chunks};
 
-use super::{Content, Contents, Source, memory::ReadPages};
-use crate::limits::{RESCAN_EVERY, RESCAN_REST_FACTOR, SCAN_CHUNK_PAGES, SCAN_THREADS};
+use super::{
+    Content, Contents, Source,
+    memory::ReadPages,
+    workers::{Urgency, Workers},
+};
+use crate::limits::{RESCAN_EVERY, SCAN_CHUNK_PAGES};
 
 /// Scans `content` now and again until it is removed. `noted` takes each batch of names that the host did not have
 /// before; `scanned` hears of each completed scan.
 pub(crate) async fn keep_indexed(
     contents: Arc<Contents>,
     content: Arc<Content>,
+    workers: Arc<Workers>,
     noted: impl Fn(&[ShortId]),
     scanned: impl Fn(),
 ) {
     let removed = content.removed.clone();
     let work = async {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(SCAN_THREADS);
-        let mut pace = Pace::Full { threads };
+        let mut urgency = Urgency::First;
         loop {
             let started = Instant::now();
-            match scan(&contents, &content, pace, &noted).await {
+            match scan(&contents, &content, &workers, urgency, &noted).await {
                 Ok(()) => {
                     let elapsed_ms = started.elapsed().as_millis();
                     if content.scanned.swap(true, Ordering::AcqRel) {
@@ -45,7 +48,7 @@ pub(crate) async fn keep_indexed(
                 }
             }
             wait_for_change(&content).await;
-            pace = Pace::Background;
+            urgency = Urgency::Again;
         }
     };
     removed.run_until_cancelled(work).await;
@@ -68,41 +71,26 @@ async fn wait_for_change(content: &Content) {
     }
 }
 
-/// How much of the machine a scan may take.
-#[derive(Clone, Copy, Debug)]
-enum Pace {
-    Full { threads: usize },
-    Background,
-}
-
 async fn scan(
     contents: &Arc<Contents>,
     content: &Arc<Content>,
-    pace: Pace,
+    workers: &Workers,
+    urgency: Urgency,
     noted: &impl Fn(&[ShortId]),
 ) -> io::Result<()> {
-    let pages = content.source.pages();
-    let chunks = (0..pages).step_by(SCAN_CHUNK_PAGES as usize);
+    let chunks = (0..content.source.pages()).step_by(SCAN_CHUNK_PAGES as usize);
     let scan_chunk = |first: u32| {
         let (contents, content) = (Arc::clone(contents), Arc::clone(content));
-        let work = tokio::task::spawn_blocking(move || index_chunk(&contents, &content, first));
-        async move { work.await.map_err(io::Error::other)? }
+        workers.run(urgency, move || index_chunk(&contents, &content, first))
     };
-    match pace {
-        Pace::Full { threads } => {
-            let mut results = stream::iter(chunks).map(scan_chunk).buffer_unordered(threads);
-            while let Some(added) = results.next().await {
-                noted(&added?);
-            }
-        }
-        Pace::Background => {
-            for first in chunks {
-                let started = Instant::now();
-                noted(&scan_chunk(first).await?);
-                // The rest between two chunks is what keeps the scan to its share of a core.
-                tokio::time::sleep(started.elapsed() * RESCAN_REST_FACTOR).await;
-            }
-        }
+    let at_once = match urgency {
+        Urgency::First => workers.threads(),
+        // Threads are for contents that are of no use yet.
+        Urgency::Again => 1,
+    };
+    let mut results = stream::iter(chunks).map(scan_chunk).buffer_unordered(at_once);
+    while let Some(added) = results.next().await {
+        noted(&added?);
     }
     Ok(())
 }

@@ -82,6 +82,11 @@ impl Peer {
         SiteClient::connect(&self.socket).await.unwrap()
     }
 
+    /// Its process id, as in /proc.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a failure outside of #[test] functions is a failed test too")]
 
+mod budget;
 mod common;
 mod host;
 mod site;
