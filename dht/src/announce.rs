@@ -50,10 +50,14 @@ struct Position {
 }
 
 impl Position {
+    /// How many of the log's names the owner has acknowledged.
+    fn told(self, log: &Log) -> usize {
+        if self.generation == log.generation { self.offset.min(log.ids.len()) } else { 0 }
+    }
+
     /// Whether the owner knows all names of the log; a renewal under way does not take back what was said before.
     fn knows_all(self, log: &Log) -> bool {
-        let told = self.generation == log.generation && self.offset >= log.ids.len();
-        told || (!self.behind && log.ids.len() == log.renewed_ids)
+        self.told(log) >= log.ids.len() || (!self.behind && log.ids.len() == log.renewed_ids)
     }
 }
 
@@ -125,8 +129,8 @@ impl Announcer {
             let (mut ids, mut reached) = (Vec::new(), Vec::new());
             for (shard, position) in &owner.positions {
                 let log = &self.logs[shard.index()];
-                let from = if position.generation == log.generation { position.offset } else { 0 };
-                let due = &log.ids[from.min(log.ids.len())..];
+                let from = position.told(log);
+                let due = &log.ids[from..];
                 let taken = due.len().min(INDEX_BATCH - ids.len());
                 if taken == 0 {
                     continue;
@@ -188,10 +192,39 @@ impl Announcer {
     /// Whether every owner has acknowledged everything.
     #[must_use]
     pub fn complete(&self) -> bool {
-        let knows_all =
-            |(shard, position): (&ShardId, &Position)| position.knows_all(&self.logs[shard.index()]);
-        self.owners.values().all(|owner| owner.positions.iter().all(knows_all))
+        self.backlog() == Backlog::default()
     }
+
+    /// What is still to be acknowledged.
+    #[must_use]
+    pub fn backlog(&self) -> Backlog {
+        let mut backlog = Backlog::default();
+        for owner in self.owners.values() {
+            let mut waits = false;
+            for (shard, position) in &owner.positions {
+                let log = &self.logs[shard.index()];
+                if position.knows_all(log) {
+                    continue;
+                }
+                waits = true;
+                backlog.names += log.ids.len() - position.told(log);
+                backlog.shards_behind += usize::from(position.behind);
+            }
+            backlog.owners += usize::from(waits);
+        }
+        backlog
+    }
+}
+
+/// What owners have not acknowledged yet.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Backlog {
+    /// Owners that wait to be told something.
+    pub owners: usize,
+    /// Names that they wait for, counted once an owner.
+    pub names: usize,
+    /// Shards of theirs of which they have not been told everything once.
+    pub shards_behind: usize,
 }
 
 #[cfg(test)]
@@ -265,7 +298,9 @@ mod tests {
         assert_eq!(announcer.next(now, |_| true), None, "one in flight");
         announcer.failed(&first, now);
         assert_eq!(announcer.next(now, |_| true), None);
-        assert!(!announcer.complete());
+        let backlog = announcer.backlog();
+        assert_eq!((backlog.owners, backlog.names), (1, 10));
+        assert!(backlog.shards_behind > 0 && !announcer.complete());
         assert_eq!(announcer.next(now + ANNOUNCE_RETRY, |_| true).unwrap().ids, first.ids);
     }
 

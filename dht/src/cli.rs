@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Write},
+    net::SocketAddr,
     path::PathBuf,
     process::ExitCode,
 };
@@ -12,10 +13,10 @@ use libp2p::Multiaddr;
 use page::{Domain, ShortId};
 
 use crate::{
-    SiteClient, SiteStatus,
+    SiteClient,
     config::{Budgets, Fault, NodeConfig, parse_address, parse_bytes, parse_fault, parse_percent},
     identity::{SiteKey, peer_identity},
-    node,
+    metrics, node, status_text,
 };
 
 /// A site's peer: knows which host of the site holds which page, and serves and fetches pages.
@@ -49,8 +50,11 @@ enum Command {
         #[command(flatten)]
         peer: PeerSocket,
         /// As one JSON object.
-        #[arg(long)]
+        #[arg(long, conflicts_with = "metrics")]
         json: bool,
+        /// As Prometheus' text, the same that `dht serve --metrics` serves.
+        #[arg(long)]
+        metrics: bool,
     },
     /// Shows who holds a page.
     Locate {
@@ -99,6 +103,9 @@ struct Serve {
     /// Bytes a second that announcing this host's content to other peers may take (12M is 12 MiB). Without it there is no bound.
     #[arg(long, value_name = "BYTES/s", value_parser = parse_bytes)]
     lan_budget: Option<u64>,
+    /// Where to serve metrics for Prometheus over plain HTTP (GET /metrics): IP:PORT. Whoever reaches it may read them.
+    #[arg(long, value_name = "IP:PORT")]
+    metrics: Option<SocketAddr>,
     /// Misbehave towards other peers that ask for pages, to test a site's tolerance: wrong-bytes, silent or slow=MILLISECONDS.
     #[arg(long, hide = true, value_parser = parse_fault)]
     fault: Option<Fault>,
@@ -154,10 +161,13 @@ async fn execute(command: Command) -> anyhow::Result<()> {
             }
             Ok(())
         }
-        Command::Status { peer, json } => {
+        Command::Status { peer, json, metrics } => {
             let status = connect(&peer).await?.status().await?;
-            let text = if json { serde_json::to_string_pretty(&status)? + "\n" } else { describe(&status) };
-            print(&text)
+            print(&match (json, metrics) {
+                (true, _) => serde_json::to_string_pretty(&status)? + "\n",
+                (false, true) => metrics::text(&status),
+                (false, false) => status_text::describe(&status),
+            })
         }
         Command::Locate { name, peer, json } => {
             let holders = connect(&peer).await?.locate(name).await?;
@@ -188,6 +198,7 @@ async fn serve_peer(serve: Serve) -> anyhow::Result<()> {
         join: serve.join,
         local: serve.local,
         budgets: Budgets { cpu_percent: serve.cpu_budget, lan_bytes_per_second: serve.lan_budget },
+        metrics: serve.metrics,
         fault: serve.fault,
     };
     let started =
@@ -224,54 +235,4 @@ fn holders_text(holders: &[crate::Holder]) -> String {
         crate::FoundOn::Site => format!("site {}\n", holder.peer_id),
     };
     holders.iter().map(line).collect()
-}
-
-fn describe(status: &SiteStatus) -> String {
-    use std::fmt::Write as _;
-    let mut text = String::new();
-    let mut line = |args: std::fmt::Arguments<'_>| writeln!(text, "{args}").expect("a String takes all");
-    line(format_args!("peer      {}", status.peer_id));
-    status.listen.iter().for_each(|address| line(format_args!("listening {address}")));
-    let state = if status.ready { "all indexed and announced" } else { "indexing or announcing" };
-    line(format_args!("content   {state}"));
-    for content in &status.contents {
-        line(format_args!(
-            "  {} {}: {} pages, {} indexed{}",
-            content.kind,
-            content.name,
-            content.pages,
-            content.indexed_pages,
-            if content.scanned { "" } else { ", first scan under way" }
-        ));
-    }
-    line(format_args!("peers     {}", status.peers.len()));
-    for peer in &status.peers {
-        let (silent, liar) = (!peer.answering, peer.avoided);
-        let note = match (silent, liar) {
-            (false, false) => "",
-            (true, false) => ", skipped: it did not answer",
-            (_, true) => ", avoided: it served wrong pages",
-        };
-        line(format_args!("  {} {}{note}", peer.peer_id, peer.address));
-    }
-    let index = &status.index;
-    line(format_args!("index     {} names of this host", index.host_names));
-    line(format_args!(
-        "          {} shards owned, {} entries in {} bytes",
-        index.shards_owned, index.owner_entries, index.owner_bytes
-    ));
-    let count = &status.counters;
-    line(format_args!(
-        "asked     {} names, {} found here, {} on the site",
-        count.resolve_ids, count.host_hits, count.site_hits
-    ));
-    line(format_args!(
-        "pages     {} bytes fetched, {} bytes served",
-        count.bytes_fetched, count.bytes_served
-    ));
-    line(format_args!(
-        "trouble   {} stale, {} wrong pages, {} failed requests, {} refused connections",
-        count.stale_misses, count.wrong_pages, count.failed_requests, count.refused_connections
-    ));
-    text
 }

@@ -28,6 +28,8 @@ pub struct NodeConfig {
     pub local: PathBuf,
     /// What the peer may use for itself.
     pub budgets: Budgets,
+    /// Where to serve metrics, if at all.
+    pub metrics: Option<SocketAddr>,
     /// A misbehaviour, for testing a site's tolerance.
     pub fault: Option<Fault>,
 }

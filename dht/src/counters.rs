@@ -12,17 +12,24 @@ pub(crate) struct Counters {
     resolve_ids: AtomicU64,
     host_hits: AtomicU64,
     site_hits: AtomicU64,
+    missing: AtomicU64,
     lookups_sent: AtomicU64,
     lookup_ids_sent: AtomicU64,
+    lookup_ids_found: AtomicU64,
     lookups_answered: AtomicU64,
     lookup_ids_answered: AtomicU64,
+    lookup_ids_answered_found: AtomicU64,
     announced_ids: AtomicU64,
+    announced_ids_taken: AtomicU64,
     fetches_sent: AtomicU64,
     bytes_fetched: AtomicU64,
     bytes_served: AtomicU64,
     wrong_pages: AtomicU64,
     failed_requests: AtomicU64,
+    refused_requests: AtomicU64,
+    malformed_requests: AtomicU64,
     refused_connections: AtomicU64,
+    connections_over_limit: AtomicU64,
 }
 
 fn add(counter: &AtomicU64, count: usize) {
@@ -43,18 +50,31 @@ impl Counters {
         add(&self.bytes_fetched, pages * PAGE_SIZE);
     }
 
+    pub(crate) fn missed(&self, ids: usize) {
+        add(&self.missing, ids);
+    }
+
     pub(crate) fn lookup_sent(&self, ids: usize) {
         add(&self.lookups_sent, 1);
         add(&self.lookup_ids_sent, ids);
     }
 
-    pub(crate) fn lookup_answered(&self, ids: usize) {
+    pub(crate) fn lookup_found(&self, ids: usize) {
+        add(&self.lookup_ids_found, ids);
+    }
+
+    pub(crate) fn lookup_answered(&self, ids: usize, found: usize) {
         add(&self.lookups_answered, 1);
         add(&self.lookup_ids_answered, ids);
+        add(&self.lookup_ids_answered_found, found);
     }
 
     pub(crate) fn announced(&self, ids: usize) {
         add(&self.announced_ids, ids);
+    }
+
+    pub(crate) fn announcement_taken(&self, ids: usize) {
+        add(&self.announced_ids_taken, ids);
     }
 
     pub(crate) fn fetch_sent(&self) {
@@ -73,8 +93,20 @@ impl Counters {
         add(&self.failed_requests, 1);
     }
 
-    pub(crate) fn refused_connections(&self) {
+    pub(crate) fn refused_request(&self) {
+        add(&self.refused_requests, 1);
+    }
+
+    pub(crate) fn malformed_request(&self) {
+        add(&self.malformed_requests, 1);
+    }
+
+    pub(crate) fn refused_connection(&self) {
         add(&self.refused_connections, 1);
+    }
+
+    pub(crate) fn connection_over_limit(&self) {
+        add(&self.connections_over_limit, 1);
     }
 
     /// All counts; `stale_misses` is counted with the contents.
@@ -83,18 +115,25 @@ impl Counters {
             resolve_ids: self.resolve_ids.load(Relaxed),
             host_hits: self.host_hits.load(Relaxed),
             site_hits: self.site_hits.load(Relaxed),
+            missing: self.missing.load(Relaxed),
             lookups_sent: self.lookups_sent.load(Relaxed),
             lookup_ids_sent: self.lookup_ids_sent.load(Relaxed),
+            lookup_ids_found: self.lookup_ids_found.load(Relaxed),
             lookups_answered: self.lookups_answered.load(Relaxed),
             lookup_ids_answered: self.lookup_ids_answered.load(Relaxed),
+            lookup_ids_answered_found: self.lookup_ids_answered_found.load(Relaxed),
             announced_ids: self.announced_ids.load(Relaxed),
+            announced_ids_taken: self.announced_ids_taken.load(Relaxed),
             fetches_sent: self.fetches_sent.load(Relaxed),
             bytes_fetched: self.bytes_fetched.load(Relaxed),
             bytes_served: self.bytes_served.load(Relaxed),
             stale_misses,
             wrong_pages: self.wrong_pages.load(Relaxed),
             failed_requests: self.failed_requests.load(Relaxed),
+            refused_requests: self.refused_requests.load(Relaxed),
+            malformed_requests: self.malformed_requests.load(Relaxed),
             refused_connections: self.refused_connections.load(Relaxed),
+            connections_over_limit: self.connections_over_limit.load(Relaxed),
         }
     }
 }

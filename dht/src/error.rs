@@ -1,6 +1,6 @@
 //! Why a peer cannot start, or cannot take content.
 
-use std::{io, path::PathBuf};
+use std::{io, net::SocketAddr, path::PathBuf};
 
 use libp2p::{Multiaddr, TransportError};
 use thiserror::Error;
@@ -52,6 +52,12 @@ pub enum NodeError {
         /// Why.
         source: TransportError<io::Error>,
     },
+    /// Another process listens there.
+    #[error("another process listens on {address} already; stop it, or listen elsewhere")]
+    ListenInUse {
+        /// Where.
+        address: Multiaddr,
+    },
     /// The listener ended.
     #[error("the listener on the site's network ended")]
     ListenerEnded {
@@ -78,6 +84,14 @@ pub enum NodeError {
     /// The scanning threads cannot be had.
     #[error("cannot start the threads that read this host's content")]
     Threads(#[source] io::Error),
+    /// Metrics cannot be served.
+    #[error("cannot serve metrics on {address}")]
+    Metrics {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
     /// Signals cannot be watched.
     #[error("cannot watch for SIGTERM")]
     Signals(#[source] io::Error),

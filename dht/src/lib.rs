@@ -37,11 +37,17 @@ pub mod lookup;
 #[cfg(feature = "node")]
 pub mod membership;
 #[cfg(feature = "node")]
+pub mod metrics;
+#[cfg(feature = "node")]
+mod metrics_server;
+#[cfg(feature = "node")]
 mod network;
 #[cfg(feature = "node")]
 pub mod node;
 #[cfg(feature = "node")]
 mod pace;
+#[cfg(feature = "node")]
+mod report;
 #[cfg(feature = "node")]
 mod resolve;
 #[cfg(feature = "node")]
@@ -51,6 +57,8 @@ mod serve;
 #[cfg(feature = "node")]
 pub mod shard;
 pub mod status;
+#[cfg(feature = "node")]
+mod status_text;
 #[cfg(feature = "node")]
 mod upkeep;
 #[cfg(feature = "node")]

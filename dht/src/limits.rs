@@ -160,3 +160,8 @@ pub const UPKEEP_EVERY: Duration = Duration::from_secs(1);
 pub const LISTEN_ADDRESSES: usize = 16;
 /// Pages whose source is remembered, in case one is reported as wrong.
 pub const RECENT_SOURCES: usize = 65_536;
+
+/// Connections to the metrics address at once; further ones wait.
+pub const METRICS_CONNECTIONS: usize = 16;
+/// How long such a connection may last, its one request and answer included.
+pub const METRICS_TIMEOUT: Duration = Duration::from_secs(10);

@@ -330,6 +330,12 @@ impl Search {
         let open = |want: &Want| !want.found && (want.looking > 0 || want.fetching > 0);
         !self.wants.iter().any(open)
     }
+
+    /// Pages that are not found so far.
+    #[must_use]
+    pub fn missing(&self) -> usize {
+        self.wants.iter().filter(|want| !want.found).count()
+    }
 }
 
 #[cfg(test)]

@@ -148,6 +148,19 @@ impl Membership {
         self.records.get(&member).and_then(|record| record.avoid_until).is_some_and(|until| now < until)
     }
 
+    /// Until when a peer is skipped in this role, if it is.
+    #[must_use]
+    pub fn skipped_until(&self, member: MemberId, role: Role) -> Option<Instant> {
+        let mut record = self.records.get(&member).copied()?;
+        record.patience(role).skip_until
+    }
+
+    /// Until when a peer is avoided because it served wrong bytes, if it is.
+    #[must_use]
+    pub fn avoided_until(&self, member: MemberId) -> Option<Instant> {
+        self.records.get(&member)?.avoid_until
+    }
+
     /// Whether pages may be asked of a peer.
     #[must_use]
     pub fn usable_holder(&self, member: MemberId, now: Instant) -> bool {

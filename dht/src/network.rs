@@ -4,6 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     error::Error,
     io,
+    net::IpAddr,
     sync::Arc,
     time::Instant,
 };
@@ -15,8 +16,8 @@ use libp2p::{
     identify, kad,
     multiaddr::Protocol,
     ping,
-    request_response::{self, Message, OutboundRequestId, ResponseChannel},
-    swarm::{DialError, SwarmEvent, dial_opts::DialOpts},
+    request_response::{self, InboundFailure, Message, OutboundRequestId, ResponseChannel},
+    swarm::{DialError, ListenError, SwarmEvent, dial_opts::DialOpts},
 };
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
@@ -131,6 +132,7 @@ impl Driver {
 
     /// Listens; returns the first address, with this peer's identity, as `--join` takes it.
     pub(crate) async fn listen(&mut self, address: Multiaddr) -> Result<Multiaddr, NodeError> {
+        not_in_use(&address)?;
         let listener = self
             .swarm
             .listen_on(address.clone())
@@ -231,6 +233,10 @@ impl Driver {
                 tracing::info!(%peer_id, ?cause, "a peer is gone");
                 self.peer.disconnected(peer_id);
             }
+            SwarmEvent::IncomingConnectionError { error: ListenError::Denied { cause }, .. } => {
+                self.peer.counters.connection_over_limit();
+                tracing::debug!(%cause, "a connection was refused");
+            }
             SwarmEvent::IncomingConnectionError { send_back_addr, error, .. } => {
                 self.refused("incoming", &send_back_addr.to_string(), &error);
             }
@@ -289,7 +295,7 @@ impl Driver {
 
     /// A connection failed before both ends were authenticated.
     fn refused(&mut self, direction: &str, address: &str, error: &(dyn Error + 'static)) {
-        self.peer.counters.refused_connections();
+        self.peer.counters.refused_connection();
         let now = Instant::now();
         let quiet = |at: Instant| now.saturating_duration_since(at) < HANDSHAKE_LOG_EVERY;
         if self.last_refusal_logged.is_some_and(quiet) {
@@ -355,11 +361,16 @@ impl Driver {
             Event::OutboundFailure { request_id, error, .. } => {
                 reply(&mut self.index_replies, request_id, Err(error.into()));
             }
-            Event::InboundFailure { peer, error, .. } => {
-                tracing::debug!(%peer, %error, "an index request failed")
-            }
+            Event::InboundFailure { peer, error, .. } => self.inbound_failed(peer, &error),
             Event::ResponseSent { .. } => {}
         }
+    }
+
+    fn inbound_failed(&self, peer: PeerId, error: &InboundFailure) {
+        if matches!(error, InboundFailure::Io(error) if error.kind() == io::ErrorKind::InvalidData) {
+            self.peer.counters.malformed_request();
+        }
+        tracing::debug!(%peer, %error, "a request of another peer failed");
     }
 
     fn on_pages(&mut self, event: request_response::Event<PagesRequest, PagesResponse>) {
@@ -374,11 +385,29 @@ impl Driver {
             Event::OutboundFailure { request_id, error, .. } => {
                 reply(&mut self.pages_replies, request_id, Err(error.into()));
             }
-            Event::InboundFailure { peer, error, .. } => {
-                tracing::debug!(%peer, %error, "a pages request failed")
-            }
+            Event::InboundFailure { peer, error, .. } => self.inbound_failed(peer, &error),
             Event::ResponseSent { .. } => {}
         }
+    }
+}
+
+/// libp2p's listeners share their port (SO_REUSEPORT), so a second peer at one address would take half of the first one's connections.
+/// A listener that does not share finds out.
+fn not_in_use(address: &Multiaddr) -> Result<(), NodeError> {
+    let mut parts = address.iter();
+    let ip: IpAddr = match parts.next() {
+        Some(Protocol::Ip4(ip)) => ip.into(),
+        Some(Protocol::Ip6(ip)) => ip.into(),
+        // Not an address over TCP: libp2p says so.
+        Some(_) | None => return Ok(()),
+    };
+    let Some(Protocol::Tcp(port)) = parts.next() else { return Ok(()) };
+    match std::net::TcpListener::bind((ip, port)) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            Err(NodeError::ListenInUse { address: address.clone() })
+        }
+        // Any other error libp2p will have as well, and say.
+        Ok(_) | Err(_) => Ok(()),
     }
 }
 

@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     os::fd::OwnedFd,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, atomic::Ordering},
+    sync::{Arc, Mutex, MutexGuard},
     time::Instant,
 };
 
@@ -28,11 +28,11 @@ use crate::{
         protocol::{FoundOn, Holder, MemoryExtent},
         server::LocalSocket,
     },
-    membership::{Membership, Role},
+    membership::Membership,
+    metrics_server::MetricsServer,
     network::{Driver, Network},
     pace::Budget,
     shard::MemberId,
-    status::{IndexStatus, PeerStatus, SiteStatus},
     upkeep,
 };
 
@@ -68,7 +68,7 @@ pub(crate) struct Peer {
 #[derive(Clone, Debug)]
 pub(crate) struct Known {
     pub(crate) peer_id: PeerId,
-    address: String,
+    pub(crate) address: String,
 }
 
 /// A registered memory; dropping it takes the memory out.
@@ -149,6 +149,11 @@ impl Peer {
 
     pub(crate) fn directory(&self) -> MutexGuard<'_, BTreeMap<MemberId, Known>> {
         lock(&self.directory)
+    }
+
+    /// The addresses that it listens on.
+    pub(crate) fn listen_addresses(&self) -> Vec<String> {
+        lock(&self.listening).clone()
     }
 
     pub(crate) fn listening(&self, address: String) {
@@ -264,42 +269,6 @@ impl Peer {
         }));
         holders
     }
-
-    pub(crate) fn status(&self) -> SiteStatus {
-        let now = Instant::now();
-        let announced = self.announcer().complete();
-        let contents = self.contents.status(announced);
-        let directory = self.directory().clone();
-        let (peers, shards_owned) = {
-            let site = self.site();
-            let peer = |(member, known): (&MemberId, &Known)| PeerStatus {
-                peer_id: known.peer_id.to_string(),
-                address: known.address.clone(),
-                answering: site.answering(*member, Role::Owner, now)
-                    && site.answering(*member, Role::Holder, now),
-                avoided: site.avoided(*member, now),
-                wrong_pages: site.wrong_pages(*member),
-            };
-            let members = directory.iter().filter(|(member, _)| site.contains(**member));
-            (members.map(peer).collect(), site.shards().owned_by(site.me()))
-        };
-        let owned = self.owned();
-        SiteStatus {
-            peer_id: self.peer_text.clone(),
-            listen: lock(&self.listening).clone(),
-            domain: hex::encode(self.domain().id().0),
-            ready: announced && contents.iter().all(|content| content.scanned),
-            peers,
-            contents,
-            index: IndexStatus {
-                host_names: self.contents.index().len() as u64,
-                shards_owned: shards_owned as u64,
-                owner_entries: owned.len() as u64,
-                owner_bytes: owned.bytes() as u64,
-            },
-            counters: self.counters.show(self.contents.stale_misses.load(Ordering::Relaxed)),
-        }
-    }
 }
 
 /// Runs a peer until SIGTERM or SIGINT. `started` hears of its identity and address once both sockets serve.
@@ -316,6 +285,10 @@ where
     let mut terminate = signal(SignalKind::terminate()).map_err(NodeError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(NodeError::Signals)?;
     let local = LocalSocket::bind(&config.local)?;
+    let metrics = match config.metrics {
+        Some(address) => Some(MetricsServer::bind(address).await?),
+        None => None,
+    };
     let (commands, receiver) = mpsc::channel(COMMANDS);
     let (swarm, protocols) = behaviour::swarm(&config)?;
     let peer = Arc::new(Peer::new(&config, Network { commands })?);
@@ -327,8 +300,16 @@ where
         result = driver.run(receiver) => result?,
         () = local.serve(Arc::clone(&peer)) => {}
         () = upkeep::run(&peer) => {}
+        () = serve_metrics(metrics.as_ref(), &peer) => {}
         _ = terminate.recv() => tracing::info!("SIGTERM: leaving the site"),
         _ = interrupt.recv() => tracing::info!("SIGINT: leaving the site"),
     }
     Ok(())
+}
+
+async fn serve_metrics(server: Option<&MetricsServer>, peer: &Arc<Peer>) {
+    match server {
+        Some(server) => server.serve(Arc::clone(peer)).await,
+        None => std::future::pending().await,
+    }
 }

@@ -13,6 +13,7 @@ use crate::{
     lookup::{Request, Search, Ticket},
     membership::Role,
     node::{Peer, blocking},
+    serve::distinct,
     shard::{MemberId, SHARDS, ShardId},
     wire::{IndexRequest, IndexResponse, PagesRequest},
 };
@@ -124,6 +125,7 @@ impl Peer {
                 () = tokio::time::sleep_until(deadline.into()) => {}
             }
         }
+        self.counters.missed(search.missing());
     }
 
     /// Starts a request.
@@ -196,6 +198,7 @@ impl Peer {
         self.counters.lookup_sent(ids.len());
         match self.network.index(to, IndexRequest::Lookup { ids: ids.to_vec() }).await {
             Ok(IndexResponse::Holders { peers, claims }) => {
+                self.counters.lookup_found(distinct(claims.iter().map(|(at, _)| *at)));
                 let now = Instant::now();
                 let site = self.site();
                 let members: Vec<_> = peers.iter().map(|peer| MemberId::of_peer(&peer.to_bytes())).collect();

@@ -1,6 +1,10 @@
 //! Answers to other peers: as an owner about the index, as a holder with pages.
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Instant,
+};
 
 use libp2p::{PeerId, request_response::ResponseChannel};
 use page::ShortId;
@@ -38,6 +42,7 @@ impl Peer {
     fn queue(&self, from: PeerId) -> Option<OwnedSemaphorePermit> {
         let place = Arc::clone(&self.waiting).try_acquire_owned().ok();
         if place.is_none() {
+            self.counters.refused_request();
             tracing::debug!(%from, "too many requests wait; one is refused");
         }
         place
@@ -47,11 +52,11 @@ impl Peer {
         let (now, asker) = (Instant::now(), MemberId::of_peer(&from.to_bytes()));
         match request {
             IndexRequest::Announce { ids } => {
+                self.counters.announcement_taken(ids.len());
                 self.owned().announce(asker, ids, now);
                 IndexResponse::Announced
             }
             IndexRequest::Lookup { ids } => {
-                self.counters.lookup_answered(ids.len());
                 let claims = self.claims(ids, asker, now);
                 let directory = self.directory();
                 let (mut peers, mut numbers, mut answer) = (Vec::new(), HashMap::new(), Vec::new());
@@ -64,6 +69,7 @@ impl Peer {
                     let Ok(number) = u16::try_from(number) else { continue };
                     answer.push((at, number));
                 }
+                self.counters.lookup_answered(ids.len(), distinct(answer.iter().map(|(at, _)| *at)));
                 IndexResponse::Holders { peers, claims: answer }
             }
         }
@@ -116,4 +122,9 @@ impl Peer {
             drop((turn, place));
         });
     }
+}
+
+/// How many of a lookup's ids an answer names a holder of.
+pub(crate) fn distinct(places: impl Iterator<Item = u32>) -> usize {
+    places.collect::<HashSet<_>>().len()
 }

@@ -14,6 +14,8 @@ pub struct SiteStatus {
     /// Whether all content of this peer is indexed and every owner of its names, as far as this peer knows the
     /// site now, has acknowledged it.
     pub ready: bool,
+    /// What is still to be done before it is.
+    pub waiting: Waiting,
     /// Other peers of the site.
     pub peers: Vec<PeerStatus>,
     /// Memories and files that this peer serves.
@@ -22,6 +24,19 @@ pub struct SiteStatus {
     pub index: IndexStatus,
     /// What has happened since the start.
     pub counters: Counters,
+}
+
+/// Why a peer is not ready; all zero if it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Waiting {
+    /// Memories and files whose first scan is under way.
+    pub scans: u64,
+    /// Owners that have not acknowledged all of this host's names in their shards.
+    pub owners: u64,
+    /// Those names, counted once for each such owner.
+    pub names: u64,
+    /// Shards that have moved to an owner that is still being told all of this host's names in them.
+    pub shards_rehoming: u64,
 }
 
 /// Another peer, as seen from this one.
@@ -33,8 +48,14 @@ pub struct PeerStatus {
     pub address: String,
     /// Whether it takes part in the index now (connected and not skipped after a timeout).
     pub answering: bool,
+    /// For how many more milliseconds it is not asked as an owner, since it did not answer as one.
+    pub skipped_as_owner_ms: u64,
+    /// For how many more milliseconds it is not asked for pages, since it did not answer such a request.
+    pub skipped_as_holder_ms: u64,
     /// Whether it is avoided as a holder because it served wrong bytes.
     pub avoided: bool,
+    /// For how many more milliseconds.
+    pub avoided_ms: u64,
     /// Wrong pages that came from it.
     pub wrong_pages: u64,
 }
@@ -78,16 +99,24 @@ pub struct Counters {
     pub host_hits: u64,
     /// Of those, fetched from other hosts.
     pub site_hits: u64,
+    /// Of those, neither; a search that was cancelled leaves its rest uncounted.
+    pub missing: u64,
     /// Lookup requests sent to owners.
     pub lookups_sent: u64,
     /// Names in them.
     pub lookup_ids_sent: u64,
+    /// Of those, named with a holder in the answer.
+    pub lookup_ids_found: u64,
     /// Lookup requests answered as an owner.
     pub lookups_answered: u64,
     /// Names in them.
     pub lookup_ids_answered: u64,
-    /// Names announced to owners.
+    /// Of those, answered with a holder.
+    pub lookup_ids_answered_found: u64,
+    /// Names announced to owners, and acknowledged.
     pub announced_ids: u64,
+    /// Names that others announced to this peer as an owner.
+    pub announced_ids_taken: u64,
     /// Page requests sent to holders.
     pub fetches_sent: u64,
     /// Bytes of pages fetched from other hosts and verified.
@@ -100,6 +129,12 @@ pub struct Counters {
     pub wrong_pages: u64,
     /// Requests to other peers that ended in a timeout or an error.
     pub failed_requests: u64,
+    /// Requests of other peers that were refused because too many waited.
+    pub refused_requests: u64,
+    /// Requests of other peers that were cut off because they were malformed.
+    pub malformed_requests: u64,
     /// Connections that failed before a peer was authenticated (a wrong site key, for one).
     pub refused_connections: u64,
+    /// Connections that were refused because there were too many.
+    pub connections_over_limit: u64,
 }

@@ -5,4 +5,5 @@
 mod budget;
 mod common;
 mod host;
+mod metrics;
 mod site;

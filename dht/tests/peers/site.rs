@@ -1,6 +1,6 @@
 //! A site of several real peers on loopback.
 
-use crate::common::{Site, ids, memory, pages, read, ready, resolve, until, whole};
+use crate::common::{Site, dht, ids, memory, pages, read, ready, resolve, until, whole};
 use dht::FoundOn;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -159,4 +159,21 @@ async fn a_peer_that_joins_later_is_told_what_the_others_hold() {
     let status = ready(&at_c, 1).await;
     assert_eq!(status.index.shards_owned, 256);
     assert_eq!(resolve(&at_c, ids(at_c.domain(), &held)).await.len(), 800);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_peer_at_one_address_is_refused_and_the_first_goes_on() {
+    let site = Site::new();
+    let a = site.peer("a", &[], &[]);
+    let port = a.address.split('/').nth(4).unwrap();
+    for ip in ["127.0.0.1", "0.0.0.0"] {
+        let mut second = dht();
+        second.arg("serve").arg("--site-key").arg(&site.key).arg("--listen").arg(format!("{ip}:{port}"));
+        let refused = second.arg("--local").arg(site.path("second.sock")).output().unwrap();
+        assert!(!refused.status.success());
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(said.contains("another process listens on") && said.contains(port), "{said}");
+    }
+    let b = site.peer("b", &[&a], &[]);
+    ready(&b.client().await, 1).await;
 }

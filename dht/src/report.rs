@@ -1,0 +1,72 @@
+//! What the peer says of itself, gathered from its parts.
+
+use std::{sync::atomic::Ordering, time::Instant};
+
+use crate::{
+    membership::{Membership, Role},
+    node::{Known, Peer},
+    shard::MemberId,
+    status::{IndexStatus, PeerStatus, SiteStatus, Waiting},
+};
+
+impl Peer {
+    /// The peer's state now.
+    pub(crate) fn status(&self) -> SiteStatus {
+        let backlog = self.announcer().backlog();
+        let contents = self.contents.status(backlog.owners == 0);
+        let waiting = Waiting {
+            scans: contents.iter().filter(|content| !content.scanned).count() as u64,
+            owners: backlog.owners as u64,
+            names: backlog.names as u64,
+            shards_rehoming: backlog.shards_behind as u64,
+        };
+        let host_names = self.contents.index().len() as u64;
+        let (peers, shards_owned) = self.peers();
+        let owned = self.owned();
+        let index = IndexStatus {
+            host_names,
+            shards_owned: shards_owned as u64,
+            owner_entries: owned.len() as u64,
+            owner_bytes: owned.bytes() as u64,
+        };
+        drop(owned);
+        SiteStatus {
+            peer_id: self.peer_id().to_owned(),
+            listen: self.listen_addresses(),
+            domain: hex::encode(self.domain().id().0),
+            ready: waiting == Waiting::default(),
+            waiting,
+            peers,
+            contents,
+            index,
+            counters: self.counters.show(self.contents.stale_misses.load(Ordering::Relaxed)),
+        }
+    }
+
+    /// The other members, and how many shards this one owns.
+    fn peers(&self) -> (Vec<PeerStatus>, usize) {
+        let now = Instant::now();
+        let directory = self.directory().clone();
+        let site = self.site();
+        let members = directory.iter().filter(|(member, _)| site.contains(**member));
+        let peers = members.map(|(member, known)| peer(&site, *member, known, now)).collect();
+        (peers, site.shards().owned_by(site.me()))
+    }
+}
+
+fn peer(site: &Membership, member: MemberId, known: &Known, now: Instant) -> PeerStatus {
+    let left_ms = |until: Option<Instant>| {
+        let left = until.map_or(0, |until| until.saturating_duration_since(now).as_millis());
+        u64::try_from(left).unwrap_or(u64::MAX)
+    };
+    PeerStatus {
+        peer_id: known.peer_id.to_string(),
+        address: known.address.clone(),
+        answering: site.answering(member, Role::Owner, now) && site.answering(member, Role::Holder, now),
+        skipped_as_owner_ms: left_ms(site.skipped_until(member, Role::Owner)),
+        skipped_as_holder_ms: left_ms(site.skipped_until(member, Role::Holder)),
+        avoided: site.avoided(member, now),
+        avoided_ms: left_ms(site.avoided_until(member)),
+        wrong_pages: site.wrong_pages(member),
+    }
+}
