@@ -62,7 +62,7 @@ impl Protocols {
         };
         Self {
             kad: name("kad/1".to_owned()),
-            index: name(format!("{domain}/index/1")),
+            index: name(format!("{domain}/index/2")),
             pages: name(format!("{domain}/pages/1")),
         }
     }

@@ -41,6 +41,8 @@ pub mod metrics;
 #[cfg(feature = "node")]
 mod metrics_server;
 #[cfg(feature = "node")]
+mod near;
+#[cfg(feature = "node")]
 mod network;
 #[cfg(feature = "node")]
 pub mod node;

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use page::PAGE_SIZE;
 
-/// Ids in one resolve request on the local socket; the client splits longer lists.
-pub const LOCAL_RESOLVE_IDS: usize = 65_536;
+/// Ids in one resolve request on the local socket, the pages of 1 GiB; the client splits longer lists.
+pub const LOCAL_RESOLVE_IDS: usize = 262_144;
 /// Pages in one answer frame on the local socket (256 KiB and their ids).
 pub const LOCAL_PAGES_PER_FRAME: usize = 64;
 /// Bytes of one frame on the local socket, its kind included, its length field not.
-pub const LOCAL_FRAME_BYTES: usize = 1 << 20;
+pub const LOCAL_FRAME_BYTES: usize = LOCAL_RESOLVE_IDS * 8 + 4096;
 /// Bytes of a registered memory's name.
 pub const MEMORY_NAME_BYTES: usize = 255;
 /// Extents of one registered memory.
@@ -95,14 +95,25 @@ pub const RENEW_AFTER: Duration = Duration::from_secs(240);
 pub const HOLDERS_PER_NAME: usize = 4;
 /// Entries that an owner keeps (at most half a GiB).
 pub const OWNER_ENTRIES: usize = 32 << 20;
-/// Names in one announcement or lookup.
+/// Names in one announcement.
 pub const INDEX_BATCH: usize = 4096;
+/// Names in one lookup (512 KiB; an answer with all the holders it may name takes 2.5 MiB). A search has a few times as many names, and each
+/// is out at one owner at a time, so that what it has in flight stays below 10 MiB.
+pub const LOOKUP_BATCH: usize = 65_536;
+/// Names of a lookup that are looked up without letting others at the table.
+pub const LOOKUP_TURN: usize = 4096;
+/// Ids of a request within which a page whose name is not sampled is asked of the holders of sampled ones.
+pub const NEAR_WINDOW: u32 = 512;
+/// Holders that such a page is asked of, one after the other.
+pub const NEAR_HOLDERS: usize = 2;
 /// How long an owner that refused or lost an announcement is left alone.
 pub const ANNOUNCE_RETRY: Duration = Duration::from_secs(2);
 /// Lookups in flight for one resolve.
 pub const LOOKUPS_IN_FLIGHT: usize = 8;
-/// How long a lookup may take.
+/// How long a lookup may take, besides its names.
 pub const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
+/// How much longer a lookup may take for each of its names: a fifth of the rate that one core of an owner reaches.
+pub const LOOKUP_TIMEOUT_PER_ID: Duration = Duration::from_micros(10);
 /// Pages in one request to a holder (256 KiB).
 pub const FETCH_BATCH: usize = 64;
 /// Page requests in flight for one resolve (2 MiB of pages).
@@ -118,6 +129,11 @@ const _: () = {
     assert!(RENEW_AFTER.as_secs() * 2 < LEASE.as_secs());
     assert!(LEASE.as_secs() < (1 << 15));
     assert!(FETCH_HEDGE.as_millis() < FETCH_TIMEOUT.as_millis());
+    assert!(NEAR_HOLDERS <= HOLDERS_PER_NAME);
+    // A search of the largest request asks each owner once, and four times more.
+    assert!(LOCAL_RESOLVE_IDS / LOOKUP_BATCH <= 8);
+    let longest = LOOKUP_TIMEOUT.as_micros() + LOOKUP_TIMEOUT_PER_ID.as_micros() * LOOKUP_BATCH as u128;
+    assert!(longest < REQUEST_TIMEOUT.as_micros());
 };
 
 /// How long a connection may take to prove the site's key and both identities.
@@ -148,6 +164,8 @@ pub const KAD_RECORDS: usize = 1024;
 pub const SERVING: usize = 64;
 /// Requests from other peers that wait or are worked on; further ones are refused.
 pub const WAITING: usize = 1024;
+/// Names in those requests (64 MiB); further ones are refused.
+pub const WAITING_IDS: usize = 8 << 20;
 /// Searches of the site for this host's processes at once (64 MiB of pages in flight).
 pub const SEARCHES: usize = 32;
 /// Commands that wait for the network task.

@@ -1,19 +1,25 @@
 //! One search of the site for pages, as a state machine.
 //!
 //! ```text
-//!            owners asked             a holder is known          asked of a holder
+//!           an owner asked             a holder is known          asked of a holder
 //! wanted ──────────────────► looking ───────────────────► queued ─────────────────► fetching ──► found
-//!                               │ all owners answered,       ▲ next holder: it had not the page, served wrong   │
-//!                               ▼ none named a holder        │ bytes, failed, or was slow (then both are asked) │
-//!                            missing ◄───────────────────────┴─────────── no holder left ◄───────────────────────┘
+//!                            │   │ ▲ the next owner: the one  ▲ next holder: it had not the page, served wrong   │
+//!                            │   └─┘ asked failed             │ bytes, failed, or was slow (then both are asked) │
+//!                            ▼ answered, no holder named      │                                                  │
+//!                          missing ◄──────────────────────────┴──────── no holder left ◄─────────────────────────┘
 //! ```
+//!
+//! Of a shard's owners each id is asked of one, chosen by the id, and of the next only if that one failed: so a search of any size asks
+//! each owner once, and once more for each [`LOOKUP_BATCH`] ids. In a large site only sampled names are looked up
+//! ([`crate::sample`]). A page whose name is not sampled waits until those near it in the request are looked up, and is then
+//! asked of the holders that the nearest of them have.
 //!
 //! It takes `now` and answers, and gives out requests to make. The driver's contract: hand in whatever came, then take requests
 //! with [`Search::next`] until there is none, then wait for an answer or for [`Search::deadline`]. Every request has a deadline;
 //! a late answer is still taken until its request has timed out. What comes back as found has been hashed by the driver.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     time::Instant,
 };
 
@@ -22,10 +28,12 @@ use page::ShortId;
 use crate::{
     limits::{
         FETCH_BATCH, FETCH_HEDGE, FETCH_TIMEOUT, FETCHES_IN_FLIGHT, FETCHES_PER_HOLDER, HOLDERS_PER_NAME,
-        INDEX_BATCH, LOOKUP_TIMEOUT, LOOKUPS_IN_FLIGHT,
+        LOOKUP_BATCH, LOOKUP_TIMEOUT, LOOKUP_TIMEOUT_PER_ID, LOOKUPS_IN_FLIGHT, NEAR_HOLDERS,
     },
     membership::Role,
-    shard::MemberId,
+    near::{Windows, nearest},
+    sample::Sampling,
+    shard::{MemberId, ShardId},
 };
 
 /// Names one request of a search.
@@ -62,28 +70,79 @@ pub enum Request {
     },
 }
 
-#[derive(Debug, Default)]
+/// A place in a search's ids.
+type At = u32;
+/// A peer's number in a search.
+type PeerNo = u16;
+
+/// How far the question who holds a page has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    /// An owner's answer is out, or the question is queued.
+    Owner,
+    /// Its name is not sampled: it waits for the answers about those near it.
+    Near,
+    /// There is nobody left to ask.
+    Over,
+}
+
+/// One page. There may be a quarter of a million of them, so it is small.
+#[derive(Debug)]
 struct Want {
-    /// Holders not asked yet, the best last.
-    holders: Vec<MemberId>,
-    /// Holders asked, so that none is asked twice.
-    asked: Vec<MemberId>,
-    /// Lookups whose answer is still out.
-    looking: u8,
+    /// The holders known, `known` of them.
+    holders: [PeerNo; HOLDERS_PER_NAME],
+    known: u8,
+    /// Which of `holders` were asked: none is asked twice.
+    asked: u8,
     /// Requests to holders that are out or queued.
     fetching: u8,
+    owners_asked: u8,
+    stage: Stage,
     found: bool,
+}
+
+const _: () = assert!(HOLDERS_PER_NAME <= u8::BITS as usize);
+
+impl Want {
+    fn new(stage: Stage) -> Self {
+        Self {
+            holders: [0; HOLDERS_PER_NAME],
+            known: 0,
+            asked: 0,
+            fetching: 0,
+            owners_asked: 0,
+            stage,
+            found: false,
+        }
+    }
+
+    /// Whether something is out or queued that could still bring it.
+    fn open(&self) -> bool {
+        !self.found && (self.stage != Stage::Over || self.fetching > 0)
+    }
+
+    fn holders(&self) -> &[PeerNo] {
+        &self.holders[..usize::from(self.known)]
+    }
+
+    fn add(&mut self, holder: PeerNo) {
+        let known = usize::from(self.known);
+        if !self.found && known < HOLDERS_PER_NAME && !self.holders().contains(&holder) {
+            self.holders[known] = holder;
+            self.known += 1;
+        }
+    }
 }
 
 #[derive(Debug)]
 struct Flight {
-    peer: MemberId,
-    wants: Vec<usize>,
+    peer: PeerNo,
+    wants: Vec<At>,
     deadline: Instant,
     kind: FlightKind,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 enum FlightKind {
     Lookup,
     /// When another holder is asked as well, unless that has happened.
@@ -92,109 +151,229 @@ enum FlightKind {
     },
 }
 
+/// The peers that a search has to do with, by number.
+#[derive(Debug, Default)]
+struct Peers {
+    members: Vec<MemberId>,
+    numbers: HashMap<MemberId, PeerNo>,
+    /// Owners that failed in this search, and holders that are asked last.
+    bad_owner: Vec<bool>,
+    doubted: Vec<bool>,
+}
+
+impl Peers {
+    /// `None` beyond 2^16 peers, which no site has.
+    fn number(&mut self, member: MemberId) -> Option<PeerNo> {
+        if let Some(number) = self.numbers.get(&member) {
+            return Some(*number);
+        }
+        let number = PeerNo::try_from(self.members.len()).ok()?;
+        self.members.push(member);
+        self.bad_owner.push(false);
+        self.doubted.push(false);
+        self.numbers.insert(member, number);
+        Some(number)
+    }
+}
+
 /// A search for pages.
 #[derive(Debug)]
 pub struct Search {
+    /// Each once, in the order in which they were asked for: pages near each other are likely to be held by the same peer.
     ids: Vec<ShortId>,
+    /// The places in `ids`, by id.
+    sorted: Vec<At>,
     wants: Vec<Want>,
-    lookups: VecDeque<(MemberId, Vec<usize>)>,
-    queues: BTreeMap<MemberId, VecDeque<usize>>,
+    /// How many wants are open.
+    open: usize,
+    windows: Windows,
+    peers: Peers,
+    /// The owners of each shard.
+    owners: Vec<Vec<PeerNo>>,
+    /// What is to be asked of owners; one after the other has its turn.
+    lookups: BTreeMap<PeerNo, VecDeque<At>>,
+    last_asked: Option<PeerNo>,
+    queues: BTreeMap<PeerNo, VecDeque<At>>,
     flights: BTreeMap<Ticket, Flight>,
     timed_out: VecDeque<(MemberId, Role)>,
     next_ticket: u64,
 }
 
+/// Orders ids by value, and drops repetitions: the ids left, in their order, and their places sorted by id.
+fn distinct(ids: Vec<ShortId>) -> (Vec<ShortId>, Vec<At>) {
+    let sort = |ids: &[ShortId]| {
+        let mut sorted: Vec<At> = (0..).zip(ids).map(|(at, _)| at).collect();
+        // Stable, so that of equal ids the first stays.
+        sorted.sort_by_key(|at| ids[*at as usize]);
+        sorted.dedup_by_key(|at| ids[*at as usize]);
+        sorted
+    };
+    let mut sorted = sort(&ids);
+    if sorted.len() == ids.len() {
+        return (ids, sorted);
+    }
+    sorted.sort_unstable();
+    let once: Vec<ShortId> = sorted.iter().map(|at| ids[*at as usize]).collect();
+    let sorted = sort(&once);
+    (once, sorted)
+}
+
 impl Search {
-    /// A search for `ids`; `owners` gives the owners to ask for an id.
+    /// A search for `ids`, in the order in which they stand in what they are wanted for; `owners` gives the owners of a shard
+    /// that can be asked.
     #[must_use]
     pub fn new<O: IntoIterator<Item = MemberId>>(
-        mut ids: Vec<ShortId>,
-        mut owners: impl FnMut(ShortId) -> O,
+        ids: Vec<ShortId>,
+        sampling: Sampling,
+        mut owners: impl FnMut(ShardId) -> O,
     ) -> Self {
-        ids.sort_unstable();
-        ids.dedup();
-        let mut wants: Vec<Want> = ids.iter().map(|_| Want::default()).collect();
-        let mut by_owner: BTreeMap<MemberId, Vec<usize>> = BTreeMap::new();
-        for (at, (id, want)) in ids.iter().zip(&mut wants).enumerate() {
-            for owner in owners(*id) {
-                want.looking = want.looking.saturating_add(1);
-                by_owner.entry(owner).or_default().push(at);
-            }
-        }
-        // Round-robin over the owners, so that all of them work at once.
-        let mut lookups = VecDeque::new();
-        let longest = by_owner.values().map(Vec::len).max().unwrap_or(0);
-        for from in (0..longest).step_by(INDEX_BATCH) {
-            for (owner, wants) in &by_owner {
-                if let Some(batch) = wants.get(from..).filter(|rest| !rest.is_empty()) {
-                    lookups.push_back((*owner, batch[..batch.len().min(INDEX_BATCH)].to_vec()));
-                }
-            }
-        }
-        Self {
+        let (ids, sorted) = distinct(ids);
+        let mut peers = Peers::default();
+        let mut numbers = |shard| owners(shard).into_iter().filter_map(|m| peers.number(m)).collect();
+        let owners = ShardId::all().map(&mut numbers).collect();
+        let stage = |id: &ShortId| if sampling.keeps(*id) { Stage::Owner } else { Stage::Near };
+        let wants: Vec<Want> = ids.iter().map(|id| Want::new(stage(id))).collect();
+        let mut search = Self {
+            windows: Windows::new(ids.iter().map(|id| sampling.keeps(*id))),
+            open: ids.len(),
             ids,
+            sorted,
             wants,
-            lookups,
+            peers,
+            owners,
+            lookups: BTreeMap::new(),
+            last_asked: None,
             queues: BTreeMap::new(),
             flights: BTreeMap::new(),
             timed_out: VecDeque::new(),
             next_ticket: 0,
+        };
+        let sampled = (0..).zip(&search.wants).filter(|(_, want)| want.stage == Stage::Owner);
+        for at in sampled.map(|(at, _)| at).collect::<Vec<At>>() {
+            search.ask_next_owner(at);
+        }
+        search.settle();
+        search
+    }
+
+    fn at(&self, id: ShortId) -> Option<At> {
+        let place = self.sorted.binary_search_by_key(&id, |at| self.ids[*at as usize]).ok()?;
+        Some(self.sorted[place])
+    }
+
+    /// Changes a want, and keeps count of the open ones.
+    fn change<T>(&mut self, at: At, change: impl FnOnce(&mut Want) -> T) -> T {
+        let want = &mut self.wants[at as usize];
+        let before = usize::from(want.open());
+        let result = change(want);
+        self.open = self.open + usize::from(want.open()) - before;
+        result
+    }
+
+    /// Queues a page at the first of its owners that was not asked and has not failed; if there is none, that question is over.
+    fn ask_next_owner(&mut self, at: At) {
+        let id = self.ids[at as usize];
+        let owners = &self.owners[ShardId::of(id).index()];
+        let want = &mut self.wants[at as usize];
+        while usize::from(want.owners_asked) < owners.len() {
+            // Bits that neither name the shard nor are zero in sampled names.
+            let first = id.0.to_be_bytes()[2];
+            let owner = owners[(usize::from(first) + usize::from(want.owners_asked)) % owners.len()];
+            want.owners_asked += 1;
+            if !self.peers.bad_owner[usize::from(owner)] {
+                self.lookups.entry(owner).or_default().push_back(at);
+                return;
+            }
+        }
+        self.end_lookup(at);
+    }
+
+    /// No owner is left to ask about a page, or one has answered.
+    fn end_lookup(&mut self, at: At) {
+        if self.wants[at as usize].stage == Stage::Owner {
+            self.change(at, |want| want.stage = Stage::Over);
+            self.windows.looked_up(at);
         }
     }
 
-    fn at(&self, id: ShortId) -> Option<usize> {
-        self.ids.binary_search(&id).ok()
-    }
-
-    /// Notes holders that are known without a request.
-    pub fn known(&mut self, holders: impl IntoIterator<Item = (ShortId, MemberId)>) {
-        let named = holders.into_iter().filter_map(|(id, holder)| Some((self.at(id)?, holder)));
-        let named: Vec<(usize, MemberId)> = named.collect();
-        for (at, holder) in &named {
-            self.add_holder(*at, *holder);
-        }
-        // Only when all holders of a page are known is the one with the least to do chosen.
-        for (at, _) in named {
-            if self.wants[at].fetching == 0 {
-                self.queue_next(at);
+    /// Has those pages asked for whose holders are to be guessed from the pages near them, as soon as these are looked up.
+    fn settle(&mut self) {
+        while let Some(window) = self.windows.next_settled() {
+            let hits: Vec<At> = window.clone().filter(|at| self.wants[*at as usize].known > 0).collect();
+            for at in window {
+                if self.wants[at as usize].stage == Stage::Near {
+                    self.ask_near(&hits, at);
+                }
             }
         }
     }
 
-    fn add_holder(&mut self, at: usize, holder: MemberId) {
-        let want = &mut self.wants[at];
-        let seen = want.asked.contains(&holder) || want.holders.contains(&holder);
-        if !want.found && !seen && want.asked.len() + want.holders.len() < HOLDERS_PER_NAME {
-            want.holders.push(holder);
+    fn ask_near(&mut self, hits: &[At], at: At) {
+        for near in nearest(hits, at) {
+            let Want { holders, known, .. } = self.wants[near as usize];
+            for holder in &holders[..usize::from(known)] {
+                if self.wants[at as usize].holders().len() < NEAR_HOLDERS {
+                    self.wants[at as usize].add(*holder);
+                }
+            }
+        }
+        self.change(at, |want| want.stage = Stage::Over);
+        self.queue_if_idle(at);
+    }
+
+    /// Notes holders that are known without a request; such a page is not looked up.
+    pub fn known(&mut self, holders: impl IntoIterator<Item = (ShortId, MemberId)>) {
+        let mut named = Vec::new();
+        for (id, holder) in holders {
+            let (Some(at), Some(holder)) = (self.at(id), self.peers.number(holder)) else { continue };
+            self.wants[at as usize].add(holder);
+            named.push(at);
+        }
+        // Only when all holders of a page are known is the one with the least to do chosen.
+        for at in named {
+            self.queue_if_idle(at);
         }
     }
 
-    /// Queues a page at the holder with the shortest queue among those left; `false` if none is left.
-    fn queue_next(&mut self, at: usize) -> bool {
-        let want = &mut self.wants[at];
-        let queued = |holder: &MemberId| self.queues.get(holder).map_or(0, VecDeque::len);
-        let best = (0..want.holders.len()).min_by_key(|n| queued(&want.holders[*n]));
-        let Some(best) = best.filter(|_| !want.found) else { return false };
-        let holder = want.holders.swap_remove(best);
-        want.asked.push(holder);
-        want.fetching += 1;
+    /// A holder did not keep what it promised before: in this search it is asked after all others.
+    pub fn doubt(&mut self, holder: MemberId) {
+        if let Some(holder) = self.peers.number(holder) {
+            self.peers.doubted[usize::from(holder)] = true;
+        }
+    }
+
+    fn queue_if_idle(&mut self, at: At) {
+        if self.wants[at as usize].fetching == 0 {
+            self.queue_next(at);
+        }
+    }
+
+    /// Queues a page at the holder with the shortest queue among those left, if one is left.
+    fn queue_next(&mut self, at: At) {
+        let want = &self.wants[at as usize];
+        let left = |n: &usize| want.asked & 1 << n == 0;
+        let cost = |n: &usize| {
+            let holder = want.holders[*n];
+            (self.peers.doubted[usize::from(holder)], self.queues.get(&holder).map_or(0, VecDeque::len))
+        };
+        let best = (0..want.holders().len()).filter(left).min_by_key(cost);
+        let Some(best) = best.filter(|_| !want.found) else { return };
+        let holder = want.holders[best];
+        self.change(at, |want| {
+            want.asked |= 1 << best;
+            want.fetching += 1;
+        });
         self.queues.entry(holder).or_default().push_back(at);
-        true
     }
 
     /// An owner named holders; those not worth asking are left out by the driver.
     pub fn on_holders(&mut self, ticket: Ticket, holders: &[(ShortId, MemberId)]) {
-        if self.end_lookup(ticket) {
-            self.known(holders.iter().copied());
-        }
-    }
-
-    fn end_lookup(&mut self, ticket: Ticket) -> bool {
-        let Some(flight) = self.flights.remove(&ticket) else { return false };
+        let Some(flight) = self.flights.remove(&ticket) else { return };
+        self.known(holders.iter().copied());
         for at in flight.wants {
-            self.wants[at].looking = self.wants[at].looking.saturating_sub(1);
+            self.end_lookup(at);
         }
-        true
+        self.settle();
     }
 
     /// A holder answered with pages that hash to these ids; the other pages of the request it did not have. Returns which
@@ -205,20 +384,17 @@ impl Search {
             .iter()
             .map(|id| {
                 let Some(at) = self.at(*id) else { return false };
-                !std::mem::replace(&mut self.wants[at].found, true)
+                !self.change(at, |want| std::mem::replace(&mut want.found, true))
             })
             .collect();
         self.end_fetch(&flight.wants);
         news
     }
 
-    fn end_fetch(&mut self, wants: &[usize]) {
+    fn end_fetch(&mut self, wants: &[At]) {
         for at in wants {
-            let want = &mut self.wants[*at];
-            want.fetching -= 1;
-            if !want.found && want.fetching == 0 {
-                self.queue_next(*at);
-            }
+            self.change(*at, |want| want.fetching -= 1);
+            self.queue_if_idle(*at);
         }
     }
 
@@ -226,13 +402,22 @@ impl Search {
     pub fn on_failed(&mut self, ticket: Ticket) {
         let Some(flight) = self.flights.get(&ticket) else { return };
         match flight.kind {
-            FlightKind::Lookup => {
-                self.end_lookup(ticket);
-            }
+            FlightKind::Lookup => self.lookup_failed(ticket),
             FlightKind::Fetch { .. } => {
                 self.on_pages(ticket, &[]);
             }
         }
+    }
+
+    /// An owner that failed once is not asked again in this search: what it was asked, or was to be asked, the next owner is.
+    fn lookup_failed(&mut self, ticket: Ticket) {
+        let Some(flight) = self.flights.remove(&ticket) else { return };
+        self.peers.bad_owner[usize::from(flight.peer)] = true;
+        let queued = self.lookups.remove(&flight.peer).unwrap_or_default();
+        for at in flight.wants.into_iter().chain(queued) {
+            self.ask_next_owner(at);
+        }
+        self.settle();
     }
 
     /// The next request to make.
@@ -247,12 +432,15 @@ impl Search {
     fn run_out(&mut self, now: Instant) {
         let over: Vec<Ticket> = self.flights.iter().filter(|f| f.1.deadline <= now).map(|f| *f.0).collect();
         for ticket in over {
-            let flight = &self.flights[&ticket];
-            let role = match flight.kind {
-                FlightKind::Lookup => Role::Owner,
-                FlightKind::Fetch { .. } => Role::Holder,
+            let Flight { peer, kind, .. } = &self.flights[&ticket];
+            let peer = usize::from(*peer);
+            let (role, news) = match kind {
+                FlightKind::Lookup => (Role::Owner, !self.peers.bad_owner[peer]),
+                FlightKind::Fetch { .. } => (Role::Holder, true),
             };
-            self.timed_out.push_back((flight.peer, role));
+            if news {
+                self.timed_out.push_back((self.peers.members[peer], role));
+            }
             self.on_failed(ticket);
         }
         let mut hedged = Vec::new();
@@ -270,12 +458,13 @@ impl Search {
         }
     }
 
-    fn fly(&mut self, flight: Flight) -> (Ticket, Vec<ShortId>) {
+    fn fly(&mut self, flight: Flight) -> (Ticket, MemberId, Vec<ShortId>) {
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
-        let ids = flight.wants.iter().map(|at| self.ids[*at]).collect();
+        let ids = flight.wants.iter().map(|at| self.ids[*at as usize]).collect();
+        let peer = self.peers.members[usize::from(flight.peer)];
         self.flights.insert(ticket, flight);
-        (ticket, ids)
+        (ticket, peer, ids)
     }
 
     fn next_lookup(&mut self, now: Instant) -> Option<Request> {
@@ -283,10 +472,43 @@ impl Search {
         if flying >= LOOKUPS_IN_FLIGHT {
             return None;
         }
-        let (owner, wants) = self.lookups.pop_front()?;
-        let deadline = now + LOOKUP_TIMEOUT;
-        let (ticket, ids) = self.fly(Flight { peer: owner, wants, deadline, kind: FlightKind::Lookup });
+        let (owner, wants) = loop {
+            let (owner, wants) = self.next_batch()?;
+            if !wants.is_empty() {
+                break (owner, wants);
+            }
+        };
+        let many = u32::try_from(wants.len()).expect("a batch is bounded");
+        let deadline = now + LOOKUP_TIMEOUT + LOOKUP_TIMEOUT_PER_ID * many;
+        let (ticket, owner, ids) =
+            self.fly(Flight { peer: owner, wants, deadline, kind: FlightKind::Lookup });
         Some(Request::Lookup { ticket, owner, ids })
+    }
+
+    /// What the next owner is to be asked; empty if all of it is known by now.
+    fn next_batch(&mut self) -> Option<(PeerNo, Vec<At>)> {
+        // In turn over the owners, so that all of them work at once.
+        let behind = self.last_asked.map_or(0, |last| last.saturating_add(1));
+        let turn = self.lookups.range(behind..).next().or_else(|| self.lookups.iter().next());
+        let owner = *turn?.0;
+        self.last_asked = Some(owner);
+        let mut queue = self.lookups.remove(&owner).expect("chosen from the queues");
+        let mut wants: Vec<At> = Vec::new();
+        while wants.len() < LOOKUP_BATCH
+            && let Some(at) = queue.pop_front()
+        {
+            // A holder may be known without asking.
+            if self.wants[at as usize].known == 0 {
+                wants.push(at);
+            } else {
+                self.end_lookup(at);
+            }
+        }
+        if !queue.is_empty() {
+            self.lookups.insert(owner, queue);
+        }
+        self.settle();
+        Some((owner, wants))
     }
 
     fn next_fetch(&mut self, now: Instant) -> Option<Request> {
@@ -294,23 +516,31 @@ impl Search {
         if fetches().count() >= FETCHES_IN_FLIGHT {
             return None;
         }
-        let room = |holder: &MemberId| fetches().filter(|f| f.peer == *holder).count() < FETCHES_PER_HOLDER;
-        let longest = self.queues.iter().filter(|(holder, queue)| !queue.is_empty() && room(holder));
-        let holder = *longest.max_by_key(|(_, queue)| queue.len())?.0;
-        let queue = self.queues.get_mut(&holder).expect("chosen from the queues");
-        let mut wants: Vec<usize> = queue.drain(..queue.len().min(FETCH_BATCH)).collect();
-        // Found through another holder meanwhile.
-        wants.retain(|at| {
-            let want = &mut self.wants[*at];
-            want.fetching -= u8::from(want.found);
-            !want.found
-        });
-        if wants.is_empty() {
-            return self.next_fetch(now);
-        }
+        let full: Vec<PeerNo> = {
+            let busy: Vec<PeerNo> = fetches().map(|flight| flight.peer).collect();
+            let asked = |holder: &PeerNo| busy.iter().filter(|other| *other == holder).count();
+            busy.iter().copied().filter(|holder| asked(holder) >= FETCHES_PER_HOLDER).collect()
+        };
+        let (holder, wants) = loop {
+            let room = self.queues.iter_mut().filter(|(holder, _)| !full.contains(holder));
+            let (holder, queue) = room.max_by_key(|(_, queue)| queue.len())?;
+            if queue.is_empty() {
+                return None;
+            }
+            let mut wants: Vec<At> = queue.drain(..queue.len().min(FETCH_BATCH)).collect();
+            wants.retain(|at| {
+                let want = &mut self.wants[*at as usize];
+                // Found through another holder meanwhile, and so not open any more.
+                want.fetching -= u8::from(want.found);
+                !want.found
+            });
+            if !wants.is_empty() {
+                break (*holder, wants);
+            }
+        };
         let kind = FlightKind::Fetch { hedge: Some(now + FETCH_HEDGE) };
         let flight = Flight { peer: holder, wants, deadline: now + FETCH_TIMEOUT, kind };
-        let (ticket, ids) = self.fly(flight);
+        let (ticket, holder, ids) = self.fly(flight);
         Some(Request::Fetch { ticket, holder, ids })
     }
 
@@ -327,8 +557,7 @@ impl Search {
     /// Whether every page is found, or missing for good: nothing is out or queued that could still bring one.
     #[must_use]
     pub fn done(&self) -> bool {
-        let open = |want: &Want| !want.found && (want.looking > 0 || want.fetching > 0);
-        !self.wants.iter().any(open)
+        self.open == 0
     }
 
     /// Pages that are not found so far.

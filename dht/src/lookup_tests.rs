@@ -5,6 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::limits::{LOCAL_RESOLVE_IDS, NEAR_WINDOW};
 
 fn member(n: usize) -> MemberId {
     MemberId::of_peer(&n.to_be_bytes())
@@ -27,22 +28,33 @@ fn behaviour() -> impl Strategy<Value = Behaviour> {
     ]
 }
 
-/// Runs a search to its end in model time. Returns the ids found, in order, and how long it took.
+/// How a search went: the ids found, in order, how long it took, and what was asked.
+#[derive(Default)]
+struct Went {
+    found: Vec<ShortId>,
+    took: Duration,
+    lookups: Vec<(usize, Vec<ShortId>)>,
+    fetches: usize,
+}
+
+/// Runs a search to its end in model time.
 fn run(
     search: &mut Search,
     owners: &[Behaviour],
     holders: &[Behaviour],
     held: impl Fn(ShortId, usize) -> bool,
-) -> (Vec<ShortId>, Duration) {
+) -> Went {
     let start = Instant::now();
-    let (mut now, mut found, mut out) = (start, Vec::new(), 0);
+    let (mut now, mut went, mut out) = (start, Went::default(), 0);
     while !search.done() {
         let mut progress = false;
         while let Some(request) = search.next(now) {
             progress = true;
             match request {
                 Request::Lookup { ticket, owner, ids } => {
+                    assert!(ids.len() <= LOOKUP_BATCH);
                     let n = (0..owners.len()).find(|n| member(*n) == owner).unwrap();
+                    went.lookups.push((n, ids.clone()));
                     let names = ids.iter().flat_map(|id| {
                         let held = &held;
                         (0..holders.len()).filter(move |h| held(*id, *h)).map(|h| (*id, member(100 + h)))
@@ -56,11 +68,13 @@ fn run(
                 }
                 Request::Fetch { ticket, holder, ids } => {
                     assert!(ids.len() <= FETCH_BATCH);
+                    went.fetches += 1;
                     let n = (0..holders.len()).find(|n| member(100 + *n) == holder).unwrap();
                     match holders[n] {
                         Behaviour::Good => {
                             let news = search.on_pages(ticket, &ids);
-                            found.extend(ids.iter().zip(news).filter(|(_, new)| *new).map(|(id, _)| *id));
+                            went.found
+                                .extend(ids.iter().zip(news).filter(|(_, new)| *new).map(|(id, _)| *id));
                         }
                         Behaviour::Silent => out += 1,
                         Behaviour::Failing => search.on_failed(ticket),
@@ -77,11 +91,23 @@ fn run(
         }
     }
     assert!(out >= 0);
-    (found, now - start)
+    went.took = now - start;
+    went
+}
+
+/// The owner that an id is asked of first, of two in a row.
+fn shard_owners(shard: ShardId, owners: usize) -> [MemberId; 2] {
+    [member(shard.index() % owners), member((shard.index() + 1) % owners)]
+}
+
+/// Distinct names, spread over the shards.
+fn name(n: u64, seed: u64) -> ShortId {
+    ShortId((n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ seed)
 }
 
 proptest! {
-    /// A page is found exactly if an owner that answers is asked and a holder has it and gives it, and each page once.
+    /// A page is found exactly if an owner that answers is asked and a holder has it and gives it, and each page once. An owner
+    /// that answers with nothing is believed: no id is asked of a second owner unless the first failed.
     #[test]
     fn finds_what_can_be_found_and_ends(
         count in 1u64..400,
@@ -91,21 +117,120 @@ proptest! {
     ) {
         let ids: Vec<_> = (0..count).map(|n| ShortId(n << 40)).collect();
         let held = |id: ShortId, holder: usize| (id.0 >> 40 ^ salt) >> holder & 1 == 1;
-        let mut search = Search::new(ids.clone(), |_| [member(0), member(1)]);
-        let (mut found, took) = run(&mut search, &owners, &holders, held);
+        let mut search = Search::new(ids.clone(), Sampling::ALL, |_| [member(0), member(1)]);
+        let Went { mut found, took, lookups, .. } = run(&mut search, &owners, &holders, held);
         let good = |id: &ShortId| (0..holders.len()).any(|h| holders[h] == Behaviour::Good && held(*id, h));
-        let answered = owners.contains(&Behaviour::Good);
-        let expected: Vec<_> = ids.into_iter().filter(|id| answered && good(id)).collect();
+        let answered_by = |id: &ShortId| {
+            let asked = lookups.iter().filter(|(_, ids)| ids.contains(id)).map(|(n, _)| owners[*n]);
+            asked.filter(|owner| matches!(owner, Behaviour::Good | Behaviour::Empty)).collect::<Vec<_>>()
+        };
+        for id in &ids {
+            let answers = answered_by(id);
+            prop_assert!(answers.len() <= 1, "one answer is enough");
+            let somebody_answers = owners.iter().any(|o| matches!(o, Behaviour::Good | Behaviour::Empty));
+            prop_assert_eq!(answers.len() == 1, somebody_answers, "whoever fails is replaced");
+        }
+        let expected: Vec<_> =
+            ids.into_iter().filter(|id| answered_by(id) == [Behaviour::Good] && good(id)).collect();
         found.sort();
         prop_assert_eq!(found, expected);
-        prop_assert!(took <= LOOKUP_TIMEOUT + FETCH_TIMEOUT * 12, "{took:?}");
+        prop_assert!(took <= (LOOKUP_TIMEOUT + FETCH_TIMEOUT * 6) * 2, "{took:?}");
     }
+
+}
+
+proptest! {
+    // A quarter of a million names each.
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    /// The promise of the index: with nothing failing, a search asks each owner once, and a few times more for its size.
+    #[test]
+    fn the_largest_search_asks_few_more_times_than_there_are_owners(owners in 1usize..300, seed in any::<u64>()) {
+        let ids: Vec<_> = (0..LOCAL_RESOLVE_IDS as u64).map(|n| name(n, seed)).collect();
+        let mut search = Search::new(ids, Sampling::ALL, |shard| shard_owners(shard, owners));
+        let went = run(&mut search, &vec![Behaviour::Good; owners], &[], |_, _| false);
+        let mut asked: Vec<usize> = went.lookups.iter().map(|(owner, _)| *owner).collect();
+        asked.sort_unstable();
+        asked.dedup();
+        prop_assert!(went.lookups.len() <= asked.len() + 8, "{} lookups at {}", went.lookups.len(), asked.len());
+        let names: usize = went.lookups.iter().map(|(_, ids)| ids.len()).sum();
+        prop_assert_eq!(names, LOCAL_RESOLVE_IDS, "each id is asked once");
+        let mut names = vec![0; owners];
+        went.lookups.iter().for_each(|(owner, ids)| names[*owner] += ids.len());
+        // With two owners each, both get half of a shard.
+        prop_assert!(owners != 2 || names.iter().all(|names| names.abs_diff(LOCAL_RESOLVE_IDS / 2) < 20_000));
+    }
+
+}
+
+proptest! {
+    /// In a large site: what a holder has in runs is found by the sampled names among them, and only these are looked up.
+    #[test]
+    fn pages_beside_sampled_ones_are_found(bits in 1u32..6, seed in any::<u64>(), holders in 1usize..5) {
+        let ids: Vec<_> = (0..8192).map(|n| name(n, seed)).collect();
+        let sampling = Sampling::of_site(1 << bits, 1);
+        // Each holder has every so many-th run of 2048 pages; the last run nobody has.
+        let places: BTreeMap<ShortId, usize> = ids.iter().copied().zip(0..).collect();
+        let held = |id: ShortId, holder: usize| {
+            let run = places[&id] / 2048;
+            run < 3 && run % holders == holder
+        };
+        let mut search = Search::new(ids.clone(), sampling, |shard| shard_owners(shard, 4));
+        let went = run(&mut search, &[Behaviour::Good; 4], &vec![Behaviour::Good; holders], held);
+        prop_assert!(went.lookups.iter().flat_map(|(_, ids)| ids).all(|id| sampling.keeps(*id)));
+        let looked_up: usize = went.lookups.iter().map(|(_, ids)| ids.len()).sum();
+        prop_assert_eq!(looked_up, ids.iter().filter(|id| sampling.keeps(**id)).count());
+        // A window without a sampled page is missed; with five bits or fewer there is none but by bad luck.
+        prop_assert!(went.found.len() >= 5 * NEAR_WINDOW as usize, "{}", went.found.len());
+        prop_assert!(went.fetches <= 8192 / FETCH_BATCH + 3 * went.lookups.len() + 60, "{}", went.fetches);
+    }
+}
+
+#[test]
+fn what_is_known_is_not_looked_up_and_the_order_is_kept() {
+    let start = Instant::now();
+    let ids: Vec<_> = [9, 3, 9, 7, 1, 3].map(ShortId).to_vec();
+    let mut search = Search::new(ids, Sampling::ALL, |_| [member(0)]);
+    search.known([(ShortId(7), member(1)), (ShortId(77), member(1))]);
+    let Some(Request::Lookup { ids, .. }) = search.next(start) else { panic!("a lookup") };
+    assert_eq!(ids, [9, 3, 1].map(ShortId));
+    let Some(Request::Fetch { ids, .. }) = search.next(start) else { panic!("a fetch") };
+    assert_eq!(ids, [ShortId(7)]);
+}
+
+#[test]
+fn a_doubted_holder_is_asked_last() {
+    let start = Instant::now();
+    let mut search = Search::new(vec![ShortId(1)], Sampling::ALL, |_| []);
+    search.doubt(member(1));
+    search.known([(ShortId(1), member(1)), (ShortId(1), member(2))]);
+    let Some(Request::Fetch { ticket, holder, .. }) = search.next(start) else { panic!("a fetch") };
+    assert_eq!(holder, member(2));
+    search.on_pages(ticket, &[]);
+    let Some(Request::Fetch { ticket, holder, .. }) = search.next(start) else { panic!("another") };
+    assert_eq!(holder, member(1));
+    assert_eq!(search.on_pages(ticket, &[ShortId(1)]), [true]);
+    assert!(search.done());
+}
+
+#[test]
+fn owners_that_time_out_are_told_of_once_and_not_asked_again() {
+    let start = Instant::now();
+    let ids: Vec<_> = (0..3 * LOOKUP_BATCH as u64).map(|n| name(n, 0)).collect();
+    let mut search = Search::new(ids, Sampling::ALL, |_| [member(0), member(1)]);
+    let asked = std::iter::from_fn(|| search.next(start)).count();
+    assert_eq!(asked, 4, "each of the two has more than one batch");
+    let late = start + LOOKUP_TIMEOUT * 2;
+    let told: Vec<_> = std::iter::from_fn(|| search.next(late)).collect();
+    let gone = |n| Request::TimedOut { peer: member(n), role: Role::Owner };
+    assert!(told.len() == 2 && told.contains(&gone(0)) && told.contains(&gone(1)), "{told:?}");
+    assert!(search.done());
 }
 
 #[test]
 fn a_slow_holder_costs_a_hedge_and_not_its_timeout() {
     let start = Instant::now();
-    let mut search = Search::new(vec![ShortId(1)], |_| []);
+    let mut search = Search::new(vec![ShortId(1)], Sampling::ALL, |_| []);
     search.known([(ShortId(1), member(1)), (ShortId(1), member(2))]);
     let Some(Request::Fetch { holder: first, .. }) = search.next(start) else { panic!("a fetch") };
     assert_eq!(search.next(start), None);
@@ -121,7 +246,7 @@ fn a_slow_holder_costs_a_hedge_and_not_its_timeout() {
 #[test]
 fn a_late_answer_is_taken_once() {
     let start = Instant::now();
-    let mut search = Search::new(vec![ShortId(1)], |_| []);
+    let mut search = Search::new(vec![ShortId(1)], Sampling::ALL, |_| []);
     search.known([(ShortId(1), member(1)), (ShortId(1), member(2))]);
     let Some(Request::Fetch { ticket: slow, .. }) = search.next(start) else { panic!("a fetch") };
     let Some(Request::Fetch { ticket: quick, .. }) = search.next(start + FETCH_HEDGE) else {
@@ -133,7 +258,7 @@ fn a_late_answer_is_taken_once() {
 
 #[test]
 fn nobody_to_ask_is_the_end() {
-    let search = Search::new(vec![ShortId(1), ShortId(1)], |_| []);
+    let search = Search::new(vec![ShortId(1), ShortId(1)], Sampling::ALL, |_| []);
     assert!(search.done());
     assert_eq!(search.deadline(), None);
 }
@@ -142,7 +267,7 @@ fn nobody_to_ask_is_the_end() {
 fn pages_that_several_hold_are_asked_of_all_of_them() {
     let start = Instant::now();
     let ids: Vec<_> = (0..100).map(ShortId).collect();
-    let mut search = Search::new(ids.clone(), |_| []);
+    let mut search = Search::new(ids.clone(), Sampling::ALL, |_| []);
     search.known(ids.iter().flat_map(|id| [(*id, member(1)), (*id, member(2))]));
     for _ in 0..2 {
         let Some(Request::Fetch { ids, .. }) = search.next(start) else { panic!("a fetch") };

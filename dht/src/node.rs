@@ -23,7 +23,10 @@ use crate::{
     counters::Counters,
     error::{ContentError, NodeError},
     lease::OwnerTable,
-    limits::{COMMANDS, LAN_BURST_DIVISOR, LISTEN_ADDRESSES, RECENT_SOURCES, SEARCHES, SERVING, WAITING},
+    limits::{
+        COMMANDS, LAN_BURST_DIVISOR, LISTEN_ADDRESSES, RECENT_SOURCES, SEARCHES, SERVING, WAITING,
+        WAITING_IDS,
+    },
     local::{
         protocol::{FoundOn, Holder, MemoryExtent},
         server::LocalSocket,
@@ -39,6 +42,7 @@ use crate::{
 /// A peer's state, shared by its tasks. Where several locks are held at once, they are taken in the order of the fields.
 #[derive(Debug)]
 pub(crate) struct Peer {
+    pub(crate) me: PeerId,
     peer_text: String,
     pub(crate) fault: Option<Fault>,
     pub(crate) contents: Arc<Contents>,
@@ -49,6 +53,8 @@ pub(crate) struct Peer {
     pub(crate) counters: Counters,
     /// Bounds the requests of other peers that wait or are worked on.
     pub(crate) waiting: Arc<Semaphore>,
+    /// Bounds the names in them.
+    pub(crate) waiting_ids: Arc<Semaphore>,
     /// Bounds those that are worked on.
     pub(crate) serving: Arc<Semaphore>,
     /// Bounds the searches of this host that are under way.
@@ -107,6 +113,7 @@ impl Peer {
         let peer_id = PeerId::from(config.identity.public());
         let now = Instant::now();
         Ok(Self {
+            me: peer_id,
             peer_text: peer_id.to_string(),
             fault: config.fault,
             contents: Arc::new(Contents::new(config.domain.clone())),
@@ -115,6 +122,7 @@ impl Peer {
             network,
             counters: Counters::default(),
             waiting: Arc::new(Semaphore::new(WAITING)),
+            waiting_ids: Arc::new(Semaphore::new(WAITING_IDS)),
             serving: Arc::new(Semaphore::new(SERVING)),
             searching: Semaphore::new(SEARCHES),
             news: Notify::new(),

@@ -1,6 +1,6 @@
 //! Answering a VM: the pages of this host, then those of the site.
 
-use std::{sync::Arc, time::Instant};
+use std::{collections::HashSet, sync::Arc, time::Instant};
 
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream, stream::FuturesUnordered};
 use page::{Page, ShortId};
@@ -8,13 +8,13 @@ use tokio::sync::mpsc;
 
 use crate::{
     content::FoundPages,
-    limits::{FETCH_TIMEOUT, INDEX_BATCH, LOCAL_PAGES_PER_FRAME, LOCAL_READERS, LOOKUP_TIMEOUT},
+    limits::{FETCH_TIMEOUT, LOCAL_PAGES_PER_FRAME, LOCAL_READERS, LOOKUP_TIMEOUT},
     local::protocol::FoundOn,
     lookup::{Request, Search, Ticket},
     membership::Role,
     node::{Peer, blocking},
     serve::distinct,
-    shard::{MemberId, SHARDS, ShardId},
+    shard::{MemberId, ShardId},
     wire::{IndexRequest, IndexResponse, PagesRequest},
 };
 
@@ -32,8 +32,10 @@ impl Peer {
     /// Sends the pages of `ids` to `found`, first what this host has, with the site asked for the rest meanwhile. Ends when all is
     /// said, or when the receiver is gone; dropping the future cancels.
     pub(crate) async fn resolve(self: &Arc<Self>, mut ids: Vec<ShortId>, found: mpsc::Sender<FoundBatch>) {
-        ids.sort_unstable();
-        ids.dedup();
+        // The order stays: it says which pages stand beside each other.
+        let mut seen = HashSet::with_capacity(ids.len());
+        ids.retain(|id| seen.insert(*id));
+        drop(seen);
         self.counters.asked(ids.len());
         let (here, elsewhere): (Vec<_>, Vec<_>) = {
             let index = self.contents.index();
@@ -73,13 +75,13 @@ impl Peer {
 
     fn search(&self, ids: Vec<ShortId>) -> Search {
         let now = Instant::now();
-        let owners: Vec<Vec<MemberId>> = {
+        let (sampling, owners): (_, Vec<Vec<MemberId>>) = {
             let site = self.site();
-            ShardId::all().map(|shard| site.owners_to_ask(shard, now).collect()).collect()
+            (site.sampling(), ShardId::all().map(|shard| site.owners_to_ask(shard, now).collect()).collect())
         };
-        debug_assert_eq!(owners.len(), SHARDS);
-        let known = self.known_holders(&ids, now);
-        let mut search = Search::new(ids, |id| owners[ShardId::of(id).index()].iter().copied());
+        let sampled: Vec<ShortId> = ids.iter().copied().filter(|id| sampling.keeps(*id)).collect();
+        let known = self.known_holders(&sampled, now);
+        let mut search = Search::new(ids, sampling, |shard| owners[shard.index()].iter().copied());
         search.known(known);
         search
     }
@@ -87,14 +89,8 @@ impl Peer {
     /// Holders that this peer knows as an owner.
     fn known_holders(&self, ids: &[ShortId], now: Instant) -> Vec<(ShortId, MemberId)> {
         let me = self.site().me();
-        let mut known = Vec::new();
-        for ids in ids.chunks(INDEX_BATCH) {
-            let claims = self.claims(ids, me, now);
-            known.extend(
-                claims.into_iter().filter(|claim| claim.1 != me).map(|(at, m)| (ids[at as usize], m)),
-            );
-        }
-        known
+        let claims = self.claims(ids, me, now).into_iter();
+        claims.filter(|claim| claim.1 != me).map(|(at, m)| (ids[at as usize], m)).collect()
     }
 
     /// Sends pages of other hosts.

@@ -12,7 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{
     config::Fault,
-    limits::REQUEST_TIMEOUT,
+    limits::{HOLDERS_PER_NAME, LOOKUP_TURN, REQUEST_TIMEOUT},
     network::Command,
     node::{Peer, blocking},
     shard::MemberId,
@@ -27,14 +27,17 @@ impl Peer {
         request: IndexRequest,
         channel: ResponseChannel<IndexResponse>,
     ) {
-        let Some(place) = self.queue(from) else { return };
+        let ids = match &request {
+            IndexRequest::Announce { ids } | IndexRequest::Lookup { ids } => ids.len(),
+        };
+        let (Some(place), Some(room)) = (self.queue(from), self.queue_ids(from, ids)) else { return };
         let peer = Arc::clone(self);
         tokio::spawn(async move {
             let turn = peer.serving.acquire().await.expect("the semaphore is never closed");
             let answerer = Arc::clone(&peer);
             let response = blocking(move || answerer.answer_index(from, &request)).await;
             peer.network.respond(Command::RespondIndex { channel, response }).await;
-            drop((turn, place));
+            drop((turn, place, room));
         });
     }
 
@@ -48,6 +51,16 @@ impl Peer {
         place
     }
 
+    /// Room for the names of a request that waits.
+    fn queue_ids(&self, from: PeerId, ids: usize) -> Option<OwnedSemaphorePermit> {
+        let ids = u32::try_from(ids).ok()?;
+        let room = Arc::clone(&self.waiting_ids).try_acquire_many_owned(ids).ok();
+        if room.is_none() {
+            tracing::debug!(%from, ids, "too many names wait in requests; one request is refused");
+        }
+        room
+    }
+
     fn answer_index(&self, from: PeerId, request: &IndexRequest) -> IndexResponse {
         let (now, asker) = (Instant::now(), MemberId::of_peer(&from.to_bytes()));
         match request {
@@ -58,10 +71,12 @@ impl Peer {
             }
             IndexRequest::Lookup { ids } => {
                 let claims = self.claims(ids, asker, now);
+                let me = MemberId::of_peer(&self.me.to_bytes());
                 let directory = self.directory();
                 let (mut peers, mut numbers, mut answer) = (Vec::new(), HashMap::new(), Vec::new());
                 for (at, member) in claims {
-                    let Some(peer) = directory.get(&member).map(|known| known.peer_id) else { continue };
+                    let known = directory.get(&member).map(|known| known.peer_id);
+                    let Some(peer) = known.or((member == me).then_some(self.me)) else { continue };
                     let number = *numbers.entry(member).or_insert_with(|| {
                         peers.push(peer);
                         peers.len() - 1
@@ -75,22 +90,31 @@ impl Peer {
         }
     }
 
-    /// Who holds `ids` as far as this peer knows: what was announced to it, and its own contents.
+    /// Who holds `ids` as far as this peer knows: what was announced to it, and its own contents; at most [`HOLDERS_PER_NAME`] for each.
     pub(crate) fn claims(&self, ids: &[ShortId], asker: MemberId, now: Instant) -> Vec<(u32, MemberId)> {
         let me = {
             let site = self.site();
             site.me()
         };
         let mut claims: Vec<(u32, MemberId)> = Vec::new();
-        {
-            let index = self.contents.index();
-            claims.extend(
-                (0u32..).zip(ids).filter(|(_, id)| index.place(**id).is_some()).map(|(at, _)| (at, me)),
-            );
+        // In turns, so that a long lookup does not keep others from the tables.
+        for (ids, first) in ids.chunks(LOOKUP_TURN).zip((0u32..).step_by(LOOKUP_TURN)) {
+            let mut named: Vec<usize> = {
+                let index = self.contents.index();
+                ids.iter().map(|id| usize::from(index.place(*id).is_some())).collect()
+            };
+            claims.extend((first..).zip(&named).filter(|(_, here)| **here > 0).map(|(at, _)| (at, me)));
+            let announced = {
+                let site = self.site();
+                let usable = |member| member != asker && site.usable_holder(member, now);
+                self.owned().lookup(ids, now, usable)
+            };
+            claims.extend(announced.into_iter().filter_map(|(at, member)| {
+                let named = &mut named[at as usize];
+                *named += 1;
+                (*named <= HOLDERS_PER_NAME).then_some((first + at, member))
+            }));
         }
-        let site = self.site();
-        let owned = self.owned();
-        claims.extend(owned.lookup(ids, now, |member| member != asker && site.usable_holder(member, now)));
         claims
     }
 

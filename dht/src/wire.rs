@@ -4,7 +4,7 @@
 //! protocol's name, next to public fingerprints of the site and of the dedup domain, so that peers of another domain find no common protocol.
 //!
 //! ```text
-//! /tern/SITE/DOMAIN/index/1   request   0x01 Announce ids:[u64]      response  0x01 Announced
+//! /tern/SITE/DOMAIN/index/2   request   0x01 Announce ids:[u64]      response  0x01 Announced
 //!                                       0x02 Lookup   ids:[u64]                0x02 Holders  peers:[[u8]] claims:[at:u32 peer:u16]
 //! /tern/SITE/DOMAIN/pages/1   request   ids:[u64]                    response  ids:[u64] pages:4096 each
 //! ```
@@ -20,13 +20,13 @@ use page::{PAGE_SIZE, Page, ShortId};
 pub use crate::codec::CodecError;
 use crate::{
     codec::{Reader, put_count, put_sized},
-    limits::{FETCH_BATCH, HOLDERS_PER_NAME, INDEX_BATCH},
+    limits::{FETCH_BATCH, HOLDERS_PER_NAME, INDEX_BATCH, LOOKUP_BATCH, MEMBERS},
 };
 
 /// Bytes of a peer id on the wire at most (an inlined Ed25519 key takes 38).
 const PEER_ID_BYTES: usize = 64;
-/// Claims in one answer: a holder of the owner's own host comes on top of the announced ones.
-const CLAIMS: usize = INDEX_BATCH * (HOLDERS_PER_NAME + 1);
+/// Claims in one answer.
+const CLAIMS: usize = LOOKUP_BATCH * HOLDERS_PER_NAME;
 
 const ANNOUNCE: u8 = 1;
 const LOOKUP: u8 = 2;
@@ -105,7 +105,7 @@ fn ids(body: &mut Reader<'_>, bound: usize) -> Result<Vec<ShortId>, CodecError> 
 }
 
 impl Message for IndexRequest {
-    const BOUND: usize = 1 + 4 + INDEX_BATCH * 8;
+    const BOUND: usize = 1 + 4 + LOOKUP_BATCH * 8;
 
     fn encode(&self, out: &mut Vec<u8>) {
         let (kind, ids) = match self {
@@ -118,19 +118,18 @@ impl Message for IndexRequest {
 
     fn decode(body: &[u8]) -> Result<Self, CodecError> {
         let mut body = Reader::new(body);
-        let kind = body.u8("kind")?;
-        let ids = ids(&mut body, INDEX_BATCH)?;
+        let request = match body.u8("kind")? {
+            ANNOUNCE => Self::Announce { ids: ids(&mut body, INDEX_BATCH)? },
+            LOOKUP => Self::Lookup { ids: ids(&mut body, LOOKUP_BATCH)? },
+            other => return Err(CodecError::Unknown { field: "index request", value: other.into() }),
+        };
         body.end()?;
-        match kind {
-            ANNOUNCE => Ok(Self::Announce { ids }),
-            LOOKUP => Ok(Self::Lookup { ids }),
-            other => Err(CodecError::Unknown { field: "index request", value: other.into() }),
-        }
+        Ok(request)
     }
 }
 
 impl Message for IndexResponse {
-    const BOUND: usize = 1 + 4 + CLAIMS * (4 + PEER_ID_BYTES) + 4 + CLAIMS * 6;
+    const BOUND: usize = 1 + 4 + MEMBERS * (4 + PEER_ID_BYTES) + 4 + CLAIMS * 6;
 
     fn encode(&self, out: &mut Vec<u8>) {
         match self {
@@ -153,7 +152,7 @@ impl Message for IndexResponse {
         let response = match body.u8("kind")? {
             ANNOUNCE => Self::Announced,
             LOOKUP => {
-                let count = body.count(CLAIMS, 4, "peers")?;
+                let count = body.count(MEMBERS, 4, "peers")?;
                 let peers = (0..count).map(|_| peer_id(&mut body)).collect::<Result<_, _>>()?;
                 let count = body.count(CLAIMS, 6, "claims")?;
                 let claims = (0..count)
@@ -329,8 +328,10 @@ mod tests {
 
     #[test]
     fn the_bounds_hold_the_largest_messages() {
-        let ids: Vec<_> = (0..INDEX_BATCH as u64).map(ShortId).collect();
+        let ids: Vec<_> = (0..LOOKUP_BATCH as u64).map(ShortId).collect();
         round_trip(&IndexRequest::Lookup { ids });
+        let (peers, claims) = (vec![PeerId::random(); MEMBERS], vec![(u32::MAX, u16::MAX); CLAIMS]);
+        round_trip(&IndexResponse::Holders { peers, claims });
         let pages = (0..FETCH_BATCH as u64).map(|id| (ShortId(id), Box::new([1; PAGE_SIZE]))).collect();
         round_trip(&PagesResponse { pages });
     }

@@ -1,0 +1,112 @@
+//! Where to ask for a page whose name is not sampled: at the holders of the sampled pages nearest to it in the request's order.
+//!
+//! The order is that of the memory or file which the pages belong to, and whoever holds one page of a run is likely to hold
+//! those beside it. The request is cut into windows of [`NEAR_WINDOW`] ids; once all sampled names of a window are looked up it is
+//! settled, and each other page in it is asked of the holders found nearest before it and behind it, and of nobody else.
+
+use std::ops::Range;
+
+use crate::limits::NEAR_WINDOW;
+
+/// The windows of one search.
+#[derive(Debug)]
+pub(crate) struct Windows {
+    ids: u32,
+    /// How many sampled ids of each window are not looked up yet; empty if all ids are sampled and no page waits for others.
+    waiting: Vec<u32>,
+    settled: Vec<u32>,
+}
+
+impl Windows {
+    /// Cuts a request into windows, the last one up to twice as long as the others; `sampled` says which of its ids are.
+    pub(crate) fn new(sampled: impl ExactSizeIterator<Item = bool> + Clone) -> Self {
+        let ids = u32::try_from(sampled.len()).expect("a search's ids are bounded far below 2^32");
+        let mut windows = Self { ids, waiting: Vec::new(), settled: Vec::new() };
+        if sampled.clone().all(|sampled| sampled) {
+            return windows;
+        }
+        windows.waiting = (0..(ids / NEAR_WINDOW).max(1)).map(|_| 0).collect();
+        for (at, _) in (0..).zip(sampled).filter(|(_, sampled)| *sampled) {
+            let window = windows.of(at);
+            windows.waiting[window as usize] += 1;
+        }
+        let empty = (0..).zip(&windows.waiting).filter(|(_, waiting)| **waiting == 0);
+        windows.settled = empty.map(|(window, _)| window).collect();
+        windows
+    }
+
+    fn count(&self) -> u32 {
+        (self.ids / NEAR_WINDOW).max(1)
+    }
+
+    fn of(&self, at: u32) -> u32 {
+        (at / NEAR_WINDOW).min(self.count() - 1)
+    }
+
+    /// A sampled id has been looked up.
+    pub(crate) fn looked_up(&mut self, at: u32) {
+        let window = self.of(at);
+        let Some(waiting) = self.waiting.get_mut(window as usize) else { return };
+        *waiting -= 1;
+        if *waiting == 0 {
+            self.settled.push(window);
+        }
+    }
+
+    /// A window that has been settled since this was last asked: its places in the request.
+    pub(crate) fn next_settled(&mut self) -> Option<Range<u32>> {
+        let window = self.settled.pop()?;
+        let last = window + 1 == self.count();
+        let end = if last { self.ids } else { (window + 1) * NEAR_WINDOW };
+        Some(window * NEAR_WINDOW..end)
+    }
+}
+
+/// The places among sorted `hits` next to `at` on either side, the nearer one first.
+pub(crate) fn nearest(hits: &[u32], at: u32) -> impl Iterator<Item = u32> + use<> {
+    let behind = hits.partition_point(|hit| *hit < at);
+    let before = behind.checked_sub(1).map(|before| hits[before]);
+    let behind = hits.get(behind).copied();
+    let behind_is_nearer = match (before, behind) {
+        (Some(before), Some(behind)) => behind - at < at - before,
+        (None, _) | (_, None) => false,
+    };
+    let order = if behind_is_nearer { [behind, before] } else { [before, behind] };
+    order.into_iter().flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn each_window_settles_once_its_sampled_ids_are_looked_up(
+            sampled in prop::collection::vec(prop::bool::weighted(0.01), 0..3000),
+        ) {
+            let mut windows = Windows::new(sampled.iter().copied());
+            let mut settled: Vec<_> = std::iter::from_fn(|| windows.next_settled()).collect();
+            for (at, _) in (0u32..).zip(&sampled).filter(|(_, sampled)| **sampled) {
+                prop_assert!(settled.iter().all(|window| !window.contains(&at)), "{at} is not looked up yet");
+                windows.looked_up(at);
+                settled.extend(std::iter::from_fn(|| windows.next_settled()));
+            }
+            settled.sort_by_key(|window| window.start);
+            let places: Vec<u32> = settled.into_iter().flatten().collect();
+            let whole = (0..).take(sampled.len()).collect::<Vec<u32>>();
+            prop_assert!(places == whole || sampled.iter().all(|sampled| *sampled));
+        }
+
+        #[test]
+        fn the_nearest_hits_are_those_on_either_side(hits in prop::collection::btree_set(0u32..100, 0..9), at in 0u32..100) {
+            let hits: Vec<u32> = hits.into_iter().filter(|hit| *hit != at).collect();
+            let found: Vec<u32> = nearest(&hits, at).collect();
+            let mut expected: Vec<u32> = hits.iter().copied().filter(|hit| *hit < at).max().into_iter().collect();
+            expected.extend(hits.iter().copied().filter(|hit| *hit > at).min());
+            expected.sort_by_key(|hit| hit.abs_diff(at));
+            prop_assert_eq!(found, expected);
+        }
+    }
+}
