@@ -100,7 +100,8 @@ impl Peer {
         }
         // Bounds the pages in flight; whoever waits here has asked nobody yet.
         let _turn = self.searching.acquire().await.expect("the semaphore is never closed");
-        let mut search = self.search(ids);
+        let peer = Arc::clone(self);
+        let mut search = blocking(move || peer.search(ids)).await;
         let mut flying: FuturesUnordered<BoxFuture<'static, Outcome>> = FuturesUnordered::new();
         while !search.done() {
             while let Some(request) = search.next(Instant::now()) {

@@ -56,6 +56,7 @@ impl Peer {
         let ids = u32::try_from(ids).ok()?;
         let room = Arc::clone(&self.waiting_ids).try_acquire_many_owned(ids).ok();
         if room.is_none() {
+            self.counters.refused_request();
             tracing::debug!(%from, ids, "too many names wait in requests; one request is refused");
         }
         room
