@@ -1,20 +1,27 @@
 //! What to tell which owner, and when.
 //!
-//! Each shard has a log of this host's names in it: first those of its last full announcement, then what was added since.
-//! An owner's position in the log says what it has acknowledged; whatever stands behind the position is due. A new
-//! owner starts at the front. From time to time a shard's log is made anew from what the host holds now, and every
-//! owner starts again at the front: that renews the leases, and names that the host lost run out. Pure: time comes in as `now`.
+//! Each shard has a log of this host's names in it: first those of its last renewal, then the fresh ones, which were added since. Of each log
+//! an owner knows some ranges; what is outside of them is due. From time to time a shard's log is made anew from those of its names that the host
+//! still holds, and every owner is due all of it: that renews the leases, and names that the host lost run out.
+//!
+//! Fresh names go first, the newest of them before the others, then renewals. A renewal that has waited for long goes before fresh names, so that
+//! leases do not run out while names can be told in time at all. Where the budget is too small for the content, a log is made anew before all of it was
+//! told, and as the newest names go first in renewals too, those stay announced that are newest, as many as the budget carries within
+//! [`RENEW_LATEST`]; the oldest lapse. Pure: time comes in as `now`.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
+    ops::{Bound, Range},
     time::Instant,
 };
 
 use page::ShortId;
 
 use crate::{
-    limits::{ANNOUNCE_RETRY, INDEX_BATCH, RENEW_AFTER},
+    limits::{ANNOUNCE_RETRY, INDEX_BATCH, RENEW_AFTER, RENEW_LATEST, RENEW_URGENT},
+    sample::Sampling,
     shard::{MemberId, ShardId, ShardMap},
+    told::Told,
 };
 
 /// The announcements that are due.
@@ -22,15 +29,38 @@ use crate::{
 pub struct Announcer {
     logs: Vec<Log>,
     owners: BTreeMap<MemberId, Owner>,
+    /// Who was told last: the next one has its turn.
+    last: Option<MemberId>,
 }
 
 #[derive(Debug)]
 struct Log {
     generation: u32,
     ids: Vec<ShortId>,
-    /// How many of `ids` were announced in the generation before as well.
+    /// How many of `ids` were announced in the generation before as well; the rest are fresh.
     renewed_ids: usize,
     renewed: Instant,
+    /// The coarsest sampling that its names went through.
+    sampling: Sampling,
+}
+
+impl Log {
+    fn all(&self) -> Range<usize> {
+        0..self.ids.len()
+    }
+
+    fn renewal(&self) -> Range<usize> {
+        0..self.renewed_ids
+    }
+
+    fn fresh(&self) -> Range<usize> {
+        self.renewed_ids..self.ids.len()
+    }
+
+    /// Whether its renewal goes before fresh names by now.
+    fn urgent(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.renewed) >= RENEW_URGENT
+    }
 }
 
 #[derive(Debug, Default)]
@@ -41,23 +71,22 @@ struct Owner {
 }
 
 /// How much of a shard's log an owner has acknowledged.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 struct Position {
     generation: u32,
-    offset: usize,
-    /// It has not yet been told everything once.
+    told: Told,
+    /// It did not know all names of the generation before.
     behind: bool,
 }
 
 impl Position {
-    /// How many of the log's names the owner has acknowledged.
-    fn told(self, log: &Log) -> usize {
-        if self.generation == log.generation { self.offset.min(log.ids.len()) } else { 0 }
+    fn new(generation: u32, behind: bool) -> Self {
+        Self { generation, told: Told::default(), behind }
     }
 
-    /// Whether the owner knows all names of the log; a renewal under way does not take back what was said before.
-    fn knows_all(self, log: &Log) -> bool {
-        self.told(log) >= log.ids.len() || (!self.behind && log.ids.len() == log.renewed_ids)
+    /// How many of the log's names the owner does not know; a renewal under way does not take back what was said before.
+    fn unknown(&self, log: &Log) -> usize {
+        self.told.untold(&if self.behind { log.all() } else { log.fresh() })
     }
 }
 
@@ -71,12 +100,25 @@ pub struct Announcement {
     reached: Vec<Reached>,
 }
 
-/// How far an announcement goes in a shard's log.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// A part of a shard's log.
+#[derive(Clone, PartialEq, Eq, Debug)]
 struct Reached {
     shard: ShardId,
     generation: u32,
-    offset: usize,
+    range: Range<usize>,
+}
+
+/// What a shard's next log is made of.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Renewal {
+    /// The shard.
+    pub shard: ShardId,
+    /// The names that were announced, from the oldest on. Keep those that the host still holds.
+    pub ids: Vec<ShortId>,
+    /// The coarsest sampling that they went through: a finer one has names that are not among them.
+    pub sampling: Sampling,
+    /// How much of the log was looked at.
+    seen: usize,
 }
 
 impl Announcer {
@@ -89,14 +131,19 @@ impl Announcer {
             ids: Vec::new(),
             renewed_ids: 0,
             renewed: now + RENEW_AFTER * u32::from(shard.0) / 256,
+            sampling: Sampling::ALL,
         };
-        Self { logs: ShardId::all().map(log).collect(), owners: BTreeMap::new() }
+        Self { logs: ShardId::all().map(log).collect(), owners: BTreeMap::new(), last: None }
     }
 
-    /// Notes names that this host did not hold before.
-    pub fn note(&mut self, ids: &[ShortId]) {
+    /// Notes names that this host did not hold before; those that `sampling` leaves out are not announced.
+    pub fn note(&mut self, ids: &[ShortId], sampling: Sampling) {
         for id in ids {
-            self.logs[ShardId::of(*id).index()].ids.push(*id);
+            let log = &mut self.logs[ShardId::of(*id).index()];
+            log.sampling = log.sampling.max(sampling);
+            if sampling.keeps(*id) {
+                log.ids.push(*id);
+            }
         }
     }
 
@@ -114,49 +161,55 @@ impl Announcer {
             owner.positions.retain(|shard, _| shards.contains(shard));
             for shard in shards {
                 let generation = self.logs[shard.index()].generation;
-                let start = Position { generation, offset: 0, behind: true };
-                owner.positions.entry(shard).or_insert(start);
+                owner.positions.entry(shard).or_insert(Position::new(generation, true));
             }
         }
     }
 
-    /// The next announcement that is due to an owner that is `answering` and has none in flight.
+    /// The next announcement that is due to an owner that is `answering` and has none in flight. Owners take turns.
     pub fn next(&mut self, now: Instant, answering: impl Fn(MemberId) -> bool) -> Option<Announcement> {
-        for (member, owner) in &mut self.owners {
-            if owner.in_flight || owner.not_before.is_some_and(|at| now < at) || !answering(*member) {
-                continue;
+        let ready = |(member, owner): (&MemberId, &Owner)| {
+            let resting = owner.in_flight || owner.not_before.is_some_and(|at| now < at);
+            if resting || !answering(*member) { None } else { self.due(*member, owner, now) }
+        };
+        let announcement = match self.last {
+            None => self.owners.iter().find_map(ready),
+            Some(last) => {
+                let behind = self.owners.range((Bound::Excluded(last), Bound::Unbounded));
+                behind.chain(self.owners.range(..=last)).find_map(ready)
             }
-            let (mut ids, mut reached) = (Vec::new(), Vec::new());
-            for (shard, position) in &owner.positions {
-                let log = &self.logs[shard.index()];
-                let from = position.told(log);
-                let due = &log.ids[from..];
-                let taken = due.len().min(INDEX_BATCH - ids.len());
-                if taken == 0 {
-                    continue;
-                }
-                ids.extend_from_slice(&due[..taken]);
-                reached.push(Reached { shard: *shard, generation: log.generation, offset: from + taken });
-            }
-            if !ids.is_empty() {
-                owner.in_flight = true;
-                owner.not_before = None;
-                return Some(Announcement { owner: *member, ids, reached });
-            }
+        }?;
+        self.last = Some(announcement.owner);
+        if let Some(owner) = self.owners.get_mut(&announcement.owner) {
+            (owner.in_flight, owner.not_before) = (true, None);
         }
-        None
+        Some(announcement)
+    }
+
+    /// What an owner is due, up to one message.
+    fn due(&self, member: MemberId, owner: &Owner, now: Instant) -> Option<Announcement> {
+        let mut batch = Batch::default();
+        let logs =
+            || owner.positions.iter().map(|(shard, position)| (*shard, position, &self.logs[shard.index()]));
+        let renewals = |urgent| {
+            let of_kind = logs().filter(move |(_, _, log)| log.urgent(now) == urgent);
+            of_kind.map(|(shard, position, log)| (shard, position, log, log.renewal()))
+        };
+        batch.take(renewals(true));
+        batch.take(logs().map(|(shard, position, log)| (shard, position, log, log.fresh())));
+        batch.take(renewals(false));
+        let Batch { ids, reached } = batch;
+        (!ids.is_empty()).then_some(Announcement { owner: member, ids, reached })
     }
 
     /// The owner has it.
     pub fn acknowledged(&mut self, announcement: &Announcement) {
         let Some(owner) = self.owners.get_mut(&announcement.owner) else { return };
         owner.in_flight = false;
-        for Reached { shard, generation, offset } in announcement.reached.iter().copied() {
-            let log = &self.logs[shard.index()];
+        for Reached { shard, generation, range } in &announcement.reached {
             // The shard may have been taken from the owner meanwhile, or its log made anew.
-            if let Some(position) = owner.positions.get_mut(&shard).filter(|_| log.generation == generation) {
-                let behind = position.behind && offset < log.ids.len();
-                *position = Position { generation, offset, behind };
+            if let Some(position) = owner.positions.get_mut(shard).filter(|p| p.generation == *generation) {
+                position.told.add(range.clone());
             }
         }
     }
@@ -169,24 +222,41 @@ impl Announcer {
         }
     }
 
-    /// The shards whose leases should be renewed now.
+    /// The shards whose leases should be renewed now. While owners have not been told all of a log, its renewal waits, but not for ever.
     #[must_use]
-    pub fn renewals(&self, now: Instant) -> Vec<ShardId> {
+    pub fn renewals(&self, now: Instant) -> Vec<Renewal> {
         let due = |shard: &ShardId| {
             let log = &self.logs[shard.index()];
-            now.saturating_duration_since(log.renewed) >= RENEW_AFTER && !log.ids.is_empty()
+            let age = now.saturating_duration_since(log.renewed);
+            !log.ids.is_empty() && (age >= RENEW_LATEST || (age >= RENEW_AFTER && self.told(*shard, log)))
         };
-        ShardId::all().filter(due).collect()
+        let renewal = |shard: ShardId| {
+            let log = &self.logs[shard.index()];
+            let mut seen = HashSet::with_capacity(log.ids.len());
+            // A name that was lost and found again counts as new.
+            let mut ids: Vec<_> = log.ids.iter().rev().copied().filter(|id| seen.insert(*id)).collect();
+            ids.reverse();
+            Renewal { shard, ids, sampling: log.sampling, seen: log.ids.len() }
+        };
+        ShardId::all().filter(due).map(renewal).collect()
     }
 
-    /// Makes a shard's log anew from what the host holds in it now.
-    pub fn renew(&mut self, shard: ShardId, ids: Vec<ShortId>, now: Instant) {
+    fn told(&self, shard: ShardId, log: &Log) -> bool {
+        let mut positions = self.owners.values().filter_map(|owner| owner.positions.get(&shard));
+        positions.all(|position| position.told.untold(&log.all()) == 0)
+    }
+
+    /// Makes a shard's log anew from what the host still holds of the renewal's names, and what was noted meanwhile.
+    pub fn renew(&mut self, renewal: Renewal, sampling: Sampling, now: Instant) {
+        let Renewal { shard, mut ids, seen, .. } = renewal;
         let log = &mut self.logs[shard.index()];
+        let generation = log.generation.wrapping_add(1);
         for position in self.owners.values_mut().filter_map(|owner| owner.positions.get_mut(&shard)) {
-            position.behind = !position.knows_all(log);
+            *position = Position::new(generation, position.unknown(log) > 0);
         }
-        let (generation, renewed_ids) = (log.generation.wrapping_add(1), ids.len());
-        *log = Log { generation, ids, renewed_ids, renewed: now };
+        let renewed_ids = ids.len();
+        ids.extend_from_slice(log.ids.get(seen..).unwrap_or_default());
+        *log = Log { generation, ids, renewed_ids, renewed: now, sampling };
     }
 
     /// Whether every owner has acknowledged everything.
@@ -202,13 +272,10 @@ impl Announcer {
         for owner in self.owners.values() {
             let mut waits = false;
             for (shard, position) in &owner.positions {
-                let log = &self.logs[shard.index()];
-                if position.knows_all(log) {
-                    continue;
-                }
-                waits = true;
-                backlog.names += log.ids.len() - position.told(log);
-                backlog.shards_behind += usize::from(position.behind);
+                let names = position.unknown(&self.logs[shard.index()]);
+                waits |= names > 0;
+                backlog.names += names;
+                backlog.shards_behind += usize::from(position.behind && names > 0);
             }
             backlog.owners += usize::from(waits);
         }
@@ -227,11 +294,39 @@ pub struct Backlog {
     pub shards_behind: usize,
 }
 
+#[derive(Default)]
+struct Batch {
+    ids: Vec<ShortId>,
+    reached: Vec<Reached>,
+}
+
+impl Batch {
+    /// Takes what is due of the ranges of logs, their ends first. Each has its part of what room there is, so that the newest names of all go before
+    /// older ones of any.
+    fn take<'a>(&mut self, from: impl Iterator<Item = (ShardId, &'a Position, &'a Log, Range<usize>)>) {
+        let due: Vec<_> = from
+            .filter(|(_, position, _, within)| position.told.last_gap(within.clone()).is_some())
+            .collect();
+        let part = (INDEX_BATCH - self.ids.len()).div_ceil(due.len().max(1));
+        for (shard, position, log, mut within) in due {
+            let mut room = part.min(INDEX_BATCH - self.ids.len());
+            while let Some(gap) = (room > 0).then(|| position.told.last_gap(within.clone())).flatten() {
+                let range = gap.end - gap.len().min(room)..gap.end;
+                within.end = range.start;
+                room -= range.len();
+                self.ids.extend_from_slice(&log.ids[range.clone()]);
+                self.reached.push(Reached { shard, generation: log.generation, range });
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::limits::LEASE;
 
     fn member(n: u8) -> MemberId {
         MemberId::of_peer(&[n])
@@ -267,7 +362,7 @@ mod tests {
             let mut shards = map(&[0]);
             for (salt, (count, members)) in rounds.into_iter().enumerate() {
                 let more = ids(count, salt as u64);
-                announcer.note(&more);
+                announcer.note(&more, Sampling::ALL);
                 all.extend(more);
                 let members: Vec<u8> = std::iter::once(0).chain(members).collect();
                 shards = map(&members);
@@ -293,7 +388,7 @@ mod tests {
         let now = Instant::now();
         let mut announcer = Announcer::new(now);
         announcer.set_owners(&map(&[0, 1]), member(0));
-        announcer.note(&ids(10, 0));
+        announcer.note(&ids(10, 0), Sampling::ALL);
         let first = announcer.next(now, |_| true).unwrap();
         assert_eq!(announcer.next(now, |_| true), None, "one in flight");
         announcer.failed(&first, now);
@@ -304,30 +399,126 @@ mod tests {
         assert_eq!(announcer.next(now + ANNOUNCE_RETRY, |_| true).unwrap().ids, first.ids);
     }
 
+    /// Renews what is due, from what the host `holds`; returns how many shards that were.
+    fn renew(announcer: &mut Announcer, holds: impl Fn(ShortId) -> bool, now: Instant) -> usize {
+        let due = announcer.renewals(now);
+        let count = due.len();
+        for mut renewal in due {
+            renewal.ids.retain(|id| holds(*id));
+            announcer.renew(renewal, Sampling::ALL, now);
+        }
+        count
+    }
+
     #[test]
     fn a_renewal_tells_everything_again_and_a_late_acknowledgement_does_not_hide_it() {
         let now = Instant::now();
         let mut announcer = Announcer::new(now);
         announcer.set_owners(&map(&[0, 1]), member(0));
         let held = ids(50, 0);
-        announcer.note(&held);
+        announcer.note(&held, Sampling::ALL);
         drain(&mut announcer, now);
         let later = now + RENEW_AFTER * 3;
-        let due = announcer.renewals(later);
-        assert!(!due.is_empty());
-        for shard in due {
-            let ids = held.iter().copied().filter(|id| ShardId::of(*id) == shard).collect();
-            announcer.renew(shard, ids, later);
-        }
+        assert!(renew(&mut announcer, |_| true, later) > 0);
         let again = announcer.next(later, |_| true).unwrap();
         assert_eq!(again.ids.len(), held.len());
         assert!(announcer.complete(), "a renewal takes nothing back");
-        announcer.note(&ids(1, 77));
-        assert!(!announcer.complete(), "a new name is not announced yet");
-        for shard in ShardId::all() {
-            announcer.renew(shard, Vec::new(), later);
-        }
+        announcer.note(&ids(1, 77), Sampling::ALL);
+        assert_eq!(announcer.backlog().names, 1, "a new name is not announced yet");
+        let last = later + RENEW_AFTER * 3;
+        renew(&mut announcer, |_| false, last);
         announcer.acknowledged(&again);
-        assert!(announcer.next(later, |_| true).is_none(), "the host holds nothing any more");
+        assert!(announcer.next(last, |_| true).is_none(), "the host holds nothing any more");
+    }
+
+    #[test]
+    fn what_is_noted_while_a_renewal_is_made_is_in_it() {
+        let now = Instant::now();
+        let mut announcer = Announcer::new(now);
+        announcer.set_owners(&map(&[0, 1]), member(0));
+        announcer.note(&ids(50, 0), Sampling::ALL);
+        let later = now + RENEW_AFTER * 3;
+        let due = announcer.renewals(later);
+        announcer.note(&ids(50, 1), Sampling::ALL);
+        due.into_iter().for_each(|renewal| announcer.renew(renewal, Sampling::ALL, later));
+        assert_eq!(drain(&mut announcer, later)[&member(1)].len(), 100);
+    }
+
+    #[test]
+    fn the_newest_names_go_first_then_renewals_which_go_before_them_when_late() {
+        let now = Instant::now();
+        let mut announcer = Announcer::new(now);
+        announcer.set_owners(&map(&[0, 1]), member(0));
+        let old = ids(3 * INDEX_BATCH as u64, 0);
+        announcer.note(&old, Sampling::ALL);
+        drain(&mut announcer, now);
+        let later = now + RENEW_AFTER * 3;
+        renew(&mut announcer, |_| true, later);
+        let (older, newer) = (ids(1000, 5), ids(1000, 6));
+        announcer.note(&older, Sampling::ALL);
+        announcer.note(&newer, Sampling::ALL);
+        let is_in = |ids: &[ShortId], of: &[ShortId]| ids.iter().filter(|id| of.contains(id)).count();
+        let first = announcer.next(later, |_| true).unwrap();
+        assert_eq!(is_in(&first.ids, &older) + is_in(&first.ids, &newer), 2000, "fresh names first");
+        assert_eq!(first.ids.len(), INDEX_BATCH, "and renewals in what room there is");
+        announcer.failed(&first, later);
+        let urgent = later + RENEW_URGENT;
+        let first = announcer.next(urgent, |_| true).unwrap();
+        assert_eq!(is_in(&first.ids, &old), INDEX_BATCH);
+        assert_eq!(drain(&mut announcer, urgent).len(), 0, "one message at a time");
+        announcer.acknowledged(&first);
+        let rest = &drain(&mut announcer, urgent)[&member(1)];
+        assert_eq!(rest.len(), 2 * INDEX_BATCH + 2000);
+        // Of more fresh names than a message holds, the newest of every shard.
+        let (older, newer) = (ids(INDEX_BATCH as u64, 7), ids(INDEX_BATCH as u64, 8));
+        announcer.note(&older, Sampling::ALL);
+        announcer.note(&newer, Sampling::ALL);
+        let first = announcer.next(urgent, |_| true).unwrap();
+        assert!(is_in(&first.ids, &newer) > INDEX_BATCH * 8 / 10);
+    }
+
+    /// A minute's budget of one message, and twelve messages' worth of names: the story of a host with too small a budget.
+    #[test]
+    fn with_too_small_a_budget_the_newest_names_stay_announced_and_the_oldest_lapse() {
+        let start = Instant::now();
+        let mut announcer = Announcer::new(start);
+        announcer.set_owners(&map(&[0, 1]), member(0));
+        let held = ids(12 * INDEX_BATCH as u64, 0);
+        let mut until: BTreeMap<ShortId, Instant> = BTreeMap::new();
+        held.chunks(INDEX_BATCH).for_each(|ids| announcer.note(ids, Sampling::ALL));
+        let minute = std::time::Duration::from_secs(60);
+        for n in 0..60 {
+            let now = start + minute * n;
+            renew(&mut announcer, |_| true, now);
+            if let Some(announcement) = announcer.next(now, |_| true) {
+                until.extend(announcement.ids.iter().map(|id| (*id, now + LEASE)));
+                announcer.acknowledged(&announcement);
+            }
+        }
+        let now = start + minute * 60;
+        let announced =
+            |ids: &[ShortId]| ids.iter().filter(|id| until.get(id).is_some_and(|at| *at > now)).count();
+        let (oldest, newest) = (&held[..2 * INDEX_BATCH], &held[10 * INDEX_BATCH..]);
+        assert!(announced(newest) > 2 * INDEX_BATCH * 8 / 10, "{} of the newest", announced(newest));
+        assert!(announced(oldest) < 2 * INDEX_BATCH / 10, "{} of the oldest", announced(oldest));
+        assert!(announced(&held) > 5 * INDEX_BATCH, "{} in all", announced(&held));
+        assert!(announcer.backlog().names > 0, "and it says that announcing lags");
+    }
+
+    #[test]
+    fn owners_take_turns() {
+        let now = Instant::now();
+        let mut announcer = Announcer::new(now);
+        announcer.set_owners(&map(&[0, 1, 2, 3]), member(0));
+        announcer.note(&ids(20 * INDEX_BATCH as u64, 0), Sampling::ALL);
+        let told: Vec<MemberId> = (0..6)
+            .map(|_| {
+                let announcement = announcer.next(now, |_| true).unwrap();
+                announcer.acknowledged(&announcement);
+                announcement.owner
+            })
+            .collect();
+        assert_eq!(told[..3], told[3..]);
+        assert_eq!(told[..3].iter().collect::<BTreeSet<_>>().len(), 3);
     }
 }

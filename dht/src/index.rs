@@ -6,9 +6,10 @@
 use std::{
     collections::{BTreeMap, HashMap},
     hash::{BuildHasherDefault, Hasher},
+    num::NonZeroU64,
 };
 
-use page::ShortId;
+use page::{Gfn, PageSet, ShortId};
 
 /// One of this host's memories or files.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -52,16 +53,34 @@ pub struct HostIndex {
 
 #[derive(Debug)]
 struct Indexed {
-    names: Vec<Option<std::num::NonZeroU64>>,
+    names: Vec<Option<NonZeroU64>>,
     /// Files keep their pages, memories do not: a file's place wins over a memory's.
     lasting: bool,
+    /// Pages of a memory that had another name when they were looked at before: they may change again at once.
+    unsettled: PageSet,
+}
+
+impl Indexed {
+    fn settled(&self, page: u32) -> bool {
+        !self.unsettled.contains(Gfn(page.into()))
+    }
+}
+
+/// Whether a content's pages were looked at before.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Look {
+    /// Their first scan: nothing is known of how long they stay.
+    First,
+    /// A later one.
+    Again,
 }
 
 impl HostIndex {
     /// Makes room for a content of `pages` pages; `lasting` says that its pages are not expected to change.
     pub fn add_content(&mut self, content: ContentId, pages: u32, lasting: bool) {
         let names = vec![None; pages as usize];
-        self.contents.insert(content, Indexed { names, lasting });
+        let unsettled = PageSet::empty(if lasting { 0 } else { pages.into() });
+        self.contents.insert(content, Indexed { names, lasting, unsettled });
     }
 
     /// Takes a content out; pages that others hold too stay findable there.
@@ -85,44 +104,73 @@ impl HostIndex {
         }
     }
 
-    /// Notes the ids of the pages from `first` on, as just read; `None` is a page that is not indexed (a zero page).
-    /// Ids that the host did not have before are appended to `added`. Unknown contents (just removed) are ignored.
+    /// Notes the ids of the pages from `first` on, as just read; `None` is a page that is not indexed (a zero page). Returns how many of them
+    /// changed. Names that became worth announcing are appended to `added`: those that the host did not have before, but of a memory's page
+    /// that changed only once two looks in a row have seen the same. Unknown contents (just removed) are ignored.
     pub fn update(
         &mut self,
         content: ContentId,
         first: u32,
         ids: &[Option<ShortId>],
+        look: Look,
         added: &mut Vec<ShortId>,
-    ) {
-        let Some(indexed) = self.contents.get_mut(&content) else { return };
-        let lasting = indexed.lasting;
-        let mut displaced = Vec::new();
+    ) -> u32 {
+        let Some(indexed) = self.contents.get_mut(&content) else { return 0 };
+        let (lasting, mut changed, mut elsewhere) = (indexed.lasting, 0, Vec::new());
         let from = first as usize;
         for ((name, id), page) in indexed.names.iter_mut().skip(from).zip(ids).zip(first..) {
             let place = Place { content, page };
-            let now = id.and_then(|id| std::num::NonZeroU64::new(id.0));
-            if let Some(before) = name.filter(|before| Some(*before) != now) {
-                let before = ShortId(before.get());
-                if self.places.get(&before) == Some(&place) {
-                    self.places.remove(&before);
-                }
+            let now = id.and_then(|id| NonZeroU64::new(id.0));
+            let same = *name == now;
+            changed += u32::from(!same);
+            if let Some(before) = name.filter(|_| !same).map(|name| ShortId(name.get()))
+                && self.places.get(&before) == Some(&place)
+            {
+                self.places.remove(&before);
             }
             *name = now;
+            let settles = indexed.unsettled.remove(Gfn(page.into()));
+            let unsettled = look == Look::Again && !lasting && !same && now.is_some();
+            if unsettled {
+                indexed.unsettled.insert(Gfn(page.into()));
+            }
             let Some(now) = now.map(|id| ShortId(id.get())) else { continue };
             match self.places.get(&now).copied() {
                 None => {
                     self.places.insert(now, place);
-                    added.push(now);
+                    added.extend((!unsettled).then_some(now));
                 }
-                Some(other) if lasting && other.content != content => displaced.push((now, place, other)),
+                Some(other) if other == place => added.extend((settles && !unsettled).then_some(now)),
+                Some(other) if !unsettled => elsewhere.push((now, place, other)),
                 Some(_) => {}
             }
         }
-        for (id, place, other) in displaced {
-            if self.contents.get(&other.content).is_none_or(|indexed| !indexed.lasting) {
-                self.places.insert(id, place);
+        for (id, place, other) in elsewhere {
+            let other = self
+                .contents
+                .get(&other.content)
+                .map(|indexed| (indexed.lasting, indexed.settled(other.page)));
+            match other {
+                // A name stands at a page that keeps it, if there is one.
+                Some((true, true)) => {}
+                Some((false, true)) if !lasting => {}
+                Some((false, true)) => drop(self.places.insert(id, place)),
+                Some((_, false)) | None => {
+                    self.places.insert(id, place);
+                    added.push(id);
+                }
             }
         }
+        changed
+    }
+
+    /// Whether a name is one to announce: the host has it, at a page that was not just changed.
+    #[must_use]
+    pub fn settled(&self, id: ShortId) -> bool {
+        let settled = |place: Place| {
+            self.contents.get(&place.content).is_some_and(|indexed| indexed.settled(place.page))
+        };
+        self.place(id).is_some_and(settled)
     }
 
     /// Where the page of `id` was when it was last read.
@@ -140,7 +188,7 @@ impl HostIndex {
             .contents
             .get_mut(&place.content)
             .and_then(|indexed| indexed.names.get_mut(usize::try_from(place.page).ok()?));
-        if let Some(name) = name.filter(|name| name.is_some_and(|n| n.get() == id.0)) {
+        if let Some(name) = name.filter(|name| name.is_some_and(|n: NonZeroU64| n.get() == id.0)) {
             *name = None;
         }
     }
@@ -185,15 +233,52 @@ mod tests {
         let (memory, file) = (ContentId(1), ContentId(2));
         index.add_content(memory, 3, false);
         index.add_content(file, 2, true);
-        index.update(memory, 0, &ids(&[5, 6, 0]), &mut added);
-        index.update(file, 0, &ids(&[6, 7]), &mut added);
+        index.update(memory, 0, &ids(&[5, 6, 0]), Look::First, &mut added);
+        index.update(file, 0, &ids(&[6, 7]), Look::First, &mut added);
         assert_eq!(added, [ShortId(5), ShortId(6), ShortId(7)]);
         assert_eq!(index.place(ShortId(6)), Some(Place { content: file, page: 0 }), "a file's place wins");
-        index.update(memory, 0, &ids(&[8]), &mut added);
+        index.update(memory, 0, &ids(&[8]), Look::Again, &mut added);
         assert_eq!(index.place(ShortId(5)), None);
         index.remove_content(file);
         assert_eq!(index.place(ShortId(6)), Some(Place { content: memory, page: 1 }));
         assert_eq!(index.place(ShortId(7)), None);
+    }
+
+    #[test]
+    fn a_changed_page_is_announced_once_two_looks_saw_the_same() {
+        let mut index = HostIndex::default();
+        let vm = ContentId(1);
+        index.add_content(vm, 3, false);
+        let mut look = |values: &[u64], look| {
+            let mut added = Vec::new();
+            let changed = index.update(vm, 0, &ids(values), look, &mut added);
+            (changed, added.iter().map(|id| id.0).collect::<Vec<_>>())
+        };
+        assert_eq!(look(&[1, 2, 0], Look::First), (2, vec![1, 2]));
+        assert_eq!(look(&[3, 2, 0], Look::Again), (1, vec![]));
+        assert_eq!(look(&[4, 2, 5], Look::Again), (2, vec![]));
+        assert_eq!(look(&[4, 2, 6], Look::Again), (1, vec![4]));
+        // What moves to a page that is settled is announced there.
+        assert_eq!(look(&[4, 2, 6], Look::Again), (0, vec![6]));
+        assert_eq!(look(&[4, 2, 6], Look::Again), (0, vec![]));
+        assert_eq!(look(&[7, 2, 4], Look::Again), (2, vec![]));
+        let index = index;
+        assert!(index.place(ShortId(7)).is_some() && !index.settled(ShortId(7)), "found here, not announced");
+        assert!(index.settled(ShortId(2)));
+    }
+
+    #[test]
+    fn a_name_that_just_appeared_in_one_memory_is_announced_if_another_keeps_it() {
+        let (mut index, mut added) = (HostIndex::default(), Vec::new());
+        let (busy, twin) = (ContentId(1), ContentId(2));
+        index.add_content(busy, 1, false);
+        index.update(busy, 0, &ids(&[1]), Look::First, &mut added);
+        index.update(busy, 0, &ids(&[2]), Look::Again, &mut added);
+        assert_eq!(added, [ShortId(1)]);
+        index.add_content(twin, 1, false);
+        index.update(twin, 0, &ids(&[2]), Look::First, &mut added);
+        assert_eq!(added, [ShortId(1), ShortId(2)]);
+        assert_eq!(index.place(ShortId(2)), Some(Place { content: twin, page: 0 }));
     }
 
     proptest! {
@@ -207,13 +292,13 @@ mod tests {
             contents.iter().for_each(|c| index.add_content(*c, 4, c.0 == 1));
             for round in &rounds {
                 for (at, content) in contents.iter().enumerate() {
-                    index.update(*content, 0, &ids(&round[at * 4..at * 4 + 4]), &mut Vec::new());
+                    index.update(*content, 0, &ids(&round[at * 4..at * 4 + 4]), Look::Again, &mut Vec::new());
                 }
             }
             let last = rounds.last().unwrap();
             // A name that lost its place comes back with the rescan of a content that still has it.
             for (at, content) in contents.iter().enumerate() {
-                index.update(*content, 0, &ids(&last[at * 4..at * 4 + 4]), &mut Vec::new());
+                index.update(*content, 0, &ids(&last[at * 4..at * 4 + 4]), Look::Again, &mut Vec::new());
             }
             for id in 1u64..6 {
                 match index.place(ShortId(id)) {
@@ -221,6 +306,29 @@ mod tests {
                         prop_assert_eq!(last[(place.content.0 * 4 + place.page) as usize], id);
                     }
                     None => prop_assert!(!last.contains(&id)),
+                }
+            }
+        }
+
+        /// What is to be announced, and was not before, is told once it is so: nobody waits for a renewal.
+        #[test]
+        fn whatever_becomes_worth_announcing_is_noted(
+            rounds in prop::collection::vec((0usize..3, prop::collection::vec(0u64..6, 4), any::<bool>()), 1..12),
+        ) {
+            let mut index = HostIndex::default();
+            let mut looked = [Look::First; 3];
+            (0..3).for_each(|c| index.add_content(ContentId(c), 4, c == 1));
+            for (at, values, forget) in rounds {
+                let before: Vec<u64> = (1..6).filter(|id| index.settled(ShortId(*id))).collect();
+                let mut added = Vec::new();
+                let look = std::mem::replace(&mut looked[at], Look::Again);
+                index.update(ContentId(u32::try_from(at).unwrap()), 0, &ids(&values), look, &mut added);
+                for id in (1..6).filter(|id| index.settled(ShortId(*id)) && !before.contains(id)) {
+                    prop_assert!(added.contains(&ShortId(id)), "{id} of {added:?}");
+                }
+                prop_assert!(added.iter().all(|id| index.settled(*id)));
+                if let Some(place) = index.place(ShortId(1)).filter(|_| forget) {
+                    index.forget(ShortId(1), place);
                 }
             }
         }

@@ -62,6 +62,8 @@ pub mod status;
 #[cfg(feature = "node")]
 mod status_text;
 #[cfg(feature = "node")]
+mod told;
+#[cfg(feature = "node")]
 mod upkeep;
 #[cfg(feature = "node")]
 pub mod wire;

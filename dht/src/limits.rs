@@ -47,6 +47,8 @@ pub const SCAN_CHUNK_PAGES: u32 = 512;
 pub const SCAN_THREADS: usize = 16;
 /// How long after a scan of a VM's memory the next one starts, and how often a file is looked at for changes.
 pub const RESCAN_EVERY: Duration = Duration::from_secs(30);
+/// Rescans that pass over a region which was rewritten each time it was looked at.
+pub const REVISIT_LATEST: u8 = 8;
 /// Percent of one core that all rescans of a host share, unless the operator says otherwise.
 pub const RESCAN_PERCENT: u32 = 10;
 /// The largest CPU budget, in percent of one core: a thousand cores.
@@ -91,6 +93,12 @@ pub const AVOID_LIAR: Duration = Duration::from_secs(600);
 pub const LEASE: Duration = Duration::from_secs(600);
 /// How long after its last full announcement a shard is announced again in full.
 pub const RENEW_AFTER: Duration = Duration::from_secs(240);
+/// How long after it began a renewal goes before names that were never announced.
+pub const RENEW_URGENT: Duration = Duration::from_secs(120);
+/// How long after its last renewal a shard is renewed though owners have not been told all of the last one.
+pub const RENEW_LATEST: Duration = Duration::from_secs(360);
+/// Told parts of one shard's log that are remembered of an owner.
+pub const TOLD_RANGES: usize = 16;
 /// Holders that an owner keeps for one name.
 pub const HOLDERS_PER_NAME: usize = 4;
 /// Entries that an owner keeps (at most half a GiB).
@@ -127,6 +135,9 @@ pub const FETCH_TIMEOUT: Duration = Duration::from_secs(3);
 
 const _: () = {
     assert!(RENEW_AFTER.as_secs() * 2 < LEASE.as_secs());
+    // Names that were told at the beginning of one renewal are told in the next before their lease runs out.
+    assert!(RENEW_LATEST.as_secs() + RENEW_URGENT.as_secs() < LEASE.as_secs());
+    assert!(RENEW_AFTER.as_secs() < RENEW_LATEST.as_secs());
     assert!(LEASE.as_secs() < (1 << 15));
     assert!(FETCH_HEDGE.as_millis() < FETCH_TIMEOUT.as_millis());
     assert!(NEAR_HOLDERS <= HOLDERS_PER_NAME);

@@ -224,8 +224,7 @@ impl Peer {
         let (noting, scanned) = (Arc::clone(self), Arc::clone(self));
         let note = move |ids: &[ShortId]| {
             let sampling = noting.site().sampling();
-            let sampled: Vec<ShortId> = ids.iter().copied().filter(|id| sampling.keeps(*id)).collect();
-            noting.announcer().note(&sampled);
+            noting.announcer().note(ids, sampling);
             noting.news.notify_one();
         };
         let done = move || scanned.news.notify_one();

@@ -1,6 +1,6 @@
 //! What a peer does by itself: it announces what is new, renews leases, and drops entries whose lease has run out.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use page::ShortId;
@@ -21,12 +21,11 @@ pub(crate) async fn run(peer: &Arc<Peer>) {
 
 async fn announce(peer: &Arc<Peer>) {
     let mut flying = FuturesUnordered::new();
+    let mut more = true;
     loop {
-        while let Some(due) = next(peer) {
-            flying.push(send(peer, due));
-        }
         tokio::select! {
             Some((announcement, taken)) = flying.next() => {
+                let announcement: Announcement = announcement;
                 let now = Instant::now();
                 if taken {
                     peer.counters.announced(announcement.ids.len());
@@ -34,8 +33,17 @@ async fn announce(peer: &Arc<Peer>) {
                 } else {
                     peer.announcer().failed(&announcement, now);
                 }
+                more = true;
             }
-            () = peer.news.notified() => {}
+            // What to tell is chosen when the budget has something, so that it is the newest.
+            () = peer.lan.take(0), if more => match next(peer) {
+                Some(due) => {
+                    peer.lan.settle(0, announcement_bytes(due.ids.len()));
+                    flying.push(send(peer, due));
+                }
+                None => more = false,
+            },
+            () = peer.news.notified() => more = true,
         }
     }
 }
@@ -46,10 +54,9 @@ fn next(peer: &Peer) -> Option<Announcement> {
     peer.announcer().next(now, |member| site.answering(member, Role::Owner, now))
 }
 
-/// Tells an owner, when the budget allows it; `true` if it has taken it.
+/// Tells an owner; `true` if it has taken it.
 async fn send(peer: &Arc<Peer>, announcement: Announcement) -> (Announcement, bool) {
     let owner = announcement.owner;
-    peer.lan.take(announcement_bytes(announcement.ids.len())).await;
     let Some(to) = peer.directory().get(&owner).map(|known| known.peer_id) else {
         return (announcement, false);
     };
@@ -111,20 +118,18 @@ fn sweep(peer: &Peer, shard: ShardId, now: Instant) {
 
 fn renew(peer: &Peer, now: Instant) {
     let due = peer.announcer().renewals(now);
-    if due.is_empty() {
-        return;
-    }
-    let mut held: BTreeMap<ShardId, Vec<ShortId>> = due.iter().map(|shard| (*shard, Vec::new())).collect();
-    // The site may have another size than when the log was last made.
     let sampling = peer.site().sampling();
-    for id in peer.contents.index().ids().filter(|id| sampling.keeps(*id)) {
-        if let Some(ids) = held.get_mut(&ShardId::of(id)) {
-            ids.push(id);
+    for mut renewal in due {
+        {
+            let index = peer.contents.index();
+            if sampling < renewal.sampling {
+                // The site has become smaller: names are announced that never were.
+                let of_shard = |id: &ShortId| ShardId::of(*id) == renewal.shard && sampling.keeps(*id);
+                renewal.ids = index.ids().filter(of_shard).collect();
+            }
+            renewal.ids.retain(|id| sampling.keeps(*id) && index.settled(*id));
         }
-    }
-    let mut announcer = peer.announcer();
-    for (shard, ids) in held {
-        announcer.renew(shard, ids, now);
+        peer.announcer().renew(renewal, sampling, now);
     }
 }
 

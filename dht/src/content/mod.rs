@@ -2,6 +2,7 @@
 
 pub(crate) mod file;
 pub(crate) mod memory;
+mod revisit;
 pub(crate) mod scan;
 pub(crate) mod workers;
 

@@ -15,9 +15,13 @@ use page::{PAGE_SIZE, ShortId, is_zero, page_chunks};
 use super::{
     Content, Contents, Source,
     memory::ReadPages,
+    revisit::Revisits,
     workers::{Urgency, Workers},
 };
-use crate::limits::{RESCAN_EVERY, SCAN_CHUNK_PAGES};
+use crate::{
+    index::Look,
+    limits::{RESCAN_EVERY, SCAN_CHUNK_PAGES},
+};
 
 /// Scans `content` now and again until it is removed. `noted` takes each batch of names that the host did not have
 /// before; `scanned` hears of each completed scan.
@@ -30,10 +34,10 @@ pub(crate) async fn keep_indexed(
 ) {
     let removed = content.removed.clone();
     let work = async {
-        let mut urgency = Urgency::First;
+        let (mut urgency, mut revisits) = (Urgency::First, Revisits::default());
         loop {
             let started = Instant::now();
-            match scan(&contents, &content, &workers, urgency, &noted).await {
+            match scan(&contents, &content, &workers, urgency, &mut revisits, &noted).await {
                 Ok(()) => {
                     let elapsed_ms = started.elapsed().as_millis();
                     if content.scanned.swap(true, Ordering::AcqRel) {
@@ -76,33 +80,54 @@ async fn scan(
     content: &Arc<Content>,
     workers: &Workers,
     urgency: Urgency,
+    revisits: &mut Revisits,
     noted: &impl Fn(&[ShortId]),
 ) -> io::Result<()> {
-    let chunks = (0..content.source.pages()).step_by(SCAN_CHUNK_PAGES as usize);
-    let scan_chunk = |first: u32| {
+    let look = if content.scanned.load(Ordering::Acquire) { Look::Again } else { Look::First };
+    // A file is read again because it changed, and then all of it is.
+    let choosy = look == Look::Again && matches!(content.source, Source::Memory(_));
+    let due = (0..content.source.pages().div_ceil(SCAN_CHUNK_PAGES))
+        .filter(|chunk| !choosy || revisits.due(*chunk as usize))
+        .collect::<Vec<u32>>();
+    let scan_chunk = |chunk: u32| {
         let (contents, content) = (Arc::clone(contents), Arc::clone(content));
-        workers.run(urgency, move || index_chunk(&contents, &content, first))
+        let work =
+            workers.run(urgency, move || index_chunk(&contents, &content, chunk * SCAN_CHUNK_PAGES, look));
+        async move { (chunk, work.await) }
     };
     let at_once = match urgency {
         Urgency::First => workers.threads(),
         // Threads are for contents that are of no use yet.
         Urgency::Again => 1,
     };
-    let mut results = stream::iter(chunks).map(scan_chunk).buffer_unordered(at_once);
-    while let Some(added) = results.next().await {
-        noted(&added?);
+    let mut results = stream::iter(due).map(scan_chunk).buffer_unordered(at_once);
+    while let Some((chunk, indexed)) = results.next().await {
+        let Indexed { added, changed } = indexed?;
+        if look == Look::Again {
+            revisits.looked(chunk as usize, changed, SCAN_CHUNK_PAGES);
+        }
+        noted(&added);
     }
     Ok(())
 }
 
-/// Hashes one chunk's pages into the index; returns the ids that the host did not have before.
-fn index_chunk(contents: &Contents, content: &Content, first: u32) -> io::Result<Vec<ShortId>> {
+/// What came of a chunk.
+#[derive(Default)]
+struct Indexed {
+    /// Names to announce.
+    added: Vec<ShortId>,
+    /// Pages that were something else before.
+    changed: u32,
+}
+
+/// Hashes one chunk's pages into the index.
+fn index_chunk(contents: &Contents, content: &Content, first: u32, look: Look) -> io::Result<Indexed> {
     let count = SCAN_CHUNK_PAGES.min(content.source.pages() - first);
     let mut ids: Vec<Option<ShortId>> = Vec::with_capacity(count as usize);
     let mut bytes = vec![0; count as usize * PAGE_SIZE];
     while ids.len() < count as usize {
         if content.removed.is_cancelled() {
-            return Ok(Vec::new());
+            return Ok(Indexed::default());
         }
         let at = first + u32::try_from(ids.len()).expect("a chunk is small");
         let left = count as usize - ids.len();
@@ -116,6 +141,6 @@ fn index_chunk(contents: &Contents, content: &Content, first: u32) -> io::Result
         }
     }
     let mut added = Vec::new();
-    contents.index_mut().update(content.id, first, &ids, &mut added);
-    Ok(added)
+    let changed = contents.index_mut().update(content.id, first, &ids, look, &mut added);
+    Ok(Indexed { added, changed })
 }
