@@ -1,21 +1,22 @@
 //! What this peer speaks with the other peers of its site, and the transport below it.
 //!
-//! TCP, then the site's pre-shared key (libp2p pnet: XSalsa20 over everything, so that whoever lacks the key sees and says noise),
-//! then Noise with the peers' own keys, then Yamux.
+//! TCP, then TLS with the peers' own keys, then a proof of the site's key, then Yamux: see [`crate::secure`].
 
-use std::{io, num::NonZeroUsize};
+use std::{io, num::NonZeroUsize, sync::Arc};
 
 use libp2p::{
     PeerId, StreamProtocol, Swarm, Transport,
     connection_limits::{self, ConnectionLimits},
-    core::{muxing::StreamMuxerBox, transport::Boxed, upgrade::Version},
+    core::{
+        muxing::StreamMuxerBox,
+        transport::{Boxed, timeout::TransportTimeout},
+    },
     identify,
     identity::Keypair,
-    kad, noise, ping,
-    pnet::{PnetConfig, PreSharedKey},
+    kad, ping,
     request_response::{self, ProtocolSupport},
     swarm::{self, NetworkBehaviour},
-    tcp, yamux,
+    tcp,
 };
 use page::DomainId;
 
@@ -27,6 +28,8 @@ use crate::{
         BOOTSTRAP_EVERY, CONNECTIONS, CONNECTIONS_PER_PEER, IDLE_CONNECTION, INBOUND_STREAMS, KAD_RECORDS,
         PENDING_CONNECTIONS, PING_EVERY, PING_TIMEOUT, REQUEST_TIMEOUT, UPGRADE_TIMEOUT,
     },
+    proof::End,
+    secure::Secure,
     wire::{IndexRequest, IndexResponse, MessageCodec, PagesRequest, PagesResponse},
 };
 
@@ -85,17 +88,13 @@ pub(crate) fn swarm(config: &NodeConfig) -> Result<(Swarm<Behaviour>, Protocols)
 struct Unreachable(#[source] io::Error);
 
 fn transport(identity: &Keypair, site: &SiteKey) -> Result<Boxed<(PeerId, StreamMuxerBox)>, NodeError> {
-    let key = PreSharedKey::new(site.connection_key());
-    let noise = noise::Config::new(identity)?;
+    let secure = Arc::new(Secure::new(identity, site)?);
     let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true));
-    Ok(tcp
-        .map_err(Unreachable)
-        .and_then(move |socket, _| PnetConfig::new(key).handshake(socket))
-        .upgrade(Version::V1)
-        .authenticate(noise)
-        .multiplex(yamux::Config::default())
-        .timeout(UPGRADE_TIMEOUT)
-        .boxed())
+    let secured = tcp.map_err(Unreachable).and_then(move |socket, point| {
+        let end = if point.is_dialer() { End::Dialer } else { End::Listener };
+        secure.upgrade(socket, end)
+    });
+    Ok(TransportTimeout::new(secured, UPGRADE_TIMEOUT).boxed())
 }
 
 fn behaviour(identity: &Keypair, protocols: &Protocols) -> Behaviour {

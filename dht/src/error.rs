@@ -64,9 +64,12 @@ pub enum NodeError {
         /// Why, if it said so.
         source: Option<io::Error>,
     },
-    /// The encrypted transport cannot be set up.
-    #[error("cannot set up the encrypted transport")]
-    Noise(#[from] libp2p::noise::Error),
+    /// The peer's identity is not an Ed25519 key, which the site's connections are authenticated by.
+    #[error("the peer's identity is not an Ed25519 key")]
+    IdentityKind,
+    /// TLS cannot be set up.
+    #[error("cannot set up TLS for the site's connections")]
+    Tls(#[from] rustls::Error),
     /// The local socket cannot be made.
     #[error("cannot serve the local socket {}", path.display())]
     LocalSocket {

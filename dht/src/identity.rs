@@ -1,7 +1,7 @@
 //! Keys: the site's, the dedup domain's and the peer's own.
 //!
 //! A key file is two lines of text: what it is, and 64 hex digits. The site key is what makes a peer a member: the
-//! pre-shared key of every connection and the names of the site's protocols are derived from it, one way and apart from each other.
+//! key that every connection's ends prove to each other and the names of the site's protocols are derived from it, one way and apart from each other.
 
 use std::{
     fmt,
@@ -64,7 +64,7 @@ impl SiteKey {
         write_new(path, &self.to_text())
     }
 
-    /// The pre-shared key of the site's connections.
+    /// The key of the proofs that the ends of a connection give each other.
     pub(crate) fn connection_key(&self) -> [u8; 32] {
         self.derive(b"tern site connection key 1")
     }

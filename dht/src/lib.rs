@@ -49,11 +49,15 @@ pub mod node;
 #[cfg(feature = "node")]
 mod pace;
 #[cfg(feature = "node")]
+pub mod proof;
+#[cfg(feature = "node")]
 mod report;
 #[cfg(feature = "node")]
 mod resolve;
 #[cfg(feature = "node")]
 pub mod sample;
+#[cfg(feature = "node")]
+mod secure;
 #[cfg(feature = "node")]
 mod serve;
 #[cfg(feature = "node")]

@@ -149,6 +149,12 @@ const _: () = {
 
 /// How long a connection may take to prove the site's key and both identities.
 pub const UPGRADE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Streams that one connection may have open: the requests of both protocols, Kademlia's and ping's.
+pub const STREAMS: usize = 4 * INBOUND_STREAMS;
+/// What is read from a connection's socket at once.
+pub const SOCKET_READ_BYTES: usize = 128 << 10;
+/// What is gathered before it is made into TLS records (16 KiB each) and written.
+pub const TLS_WRITE_BYTES: usize = 64 << 10;
 /// Connections of one peer to others.
 pub const CONNECTIONS: u32 = 512;
 /// Connections to one other peer: two ends may dial each other at once.

@@ -1,6 +1,7 @@
-//! The messages between the peers of a site: each decodes or is refused, and what was decoded survives a round trip.
+//! The messages between the peers of a site, and the key that each shows: each decodes or is refused, and what was decoded survives a round trip.
 #![no_main]
 
+use dht::proof::EndKey;
 use dht::wire::{IndexRequest, IndexResponse, Message, PagesRequest, PagesResponse};
 use libfuzzer_sys::fuzz_target;
 
@@ -17,4 +18,7 @@ fuzz_target!(|body: &[u8]| {
     check::<IndexResponse>(body);
     check::<PagesRequest>(body);
     check::<PagesResponse>(body);
+    if let Ok(key) = EndKey::from_spki(body) {
+        assert_eq!(key.to_spki(), body);
+    }
 });
