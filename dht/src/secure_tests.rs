@@ -61,7 +61,7 @@ async fn says_instead_of_a_proof(bytes: impl FnOnce(&[u8; PROOF_BYTES]) -> Vec<u
         stream.close().await.unwrap();
     };
     let (refused, ()) = tokio::join!(honest.authenticate(at_honest, End::Listener), stranger);
-    refused.err().expect("refused")
+    refused.expect_err("refused")
 }
 
 #[tokio::test]
@@ -103,6 +103,6 @@ async fn an_end_that_does_not_speak_tls_is_refused() {
     let (at_a, mut at_b) = pipe();
     let a = secure(&SiteKey::generate().unwrap());
     at_b.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
-    let error = a.authenticate(at_a, End::Listener).await.err().expect("refused");
+    let error = a.authenticate(at_a, End::Listener).await.expect_err("refused");
     assert!(matches!(error, SecureError::Handshake(_)), "{error:?}");
 }
