@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -64,6 +65,14 @@ impl Process {
         if self.is_alive() {
             self.child.kill().await.expect("a child can be killed");
         }
+    }
+
+    /// Stops it without a word (SIGSTOP): its connections stay open and nobody answers on them.
+    pub fn freeze(&mut self) {
+        self.assert_alive();
+        let pid = self.child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+        kill_process(pid.expect("a child that lives has an id"), Signal::STOP)
+            .expect("a child can be stopped");
     }
 
     /// Waits for its end.
