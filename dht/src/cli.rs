@@ -14,7 +14,7 @@ use page::{Domain, ShortId};
 
 use crate::{
     SiteClient,
-    config::{Budgets, Fault, NodeConfig, parse_address, parse_bytes, parse_fault, parse_percent},
+    config::{Budgets, Fault, NodeConfig, Retention, parse_address, parse_bytes, parse_fault, parse_percent},
     identity::{SiteKey, peer_identity},
     metrics, node, status_text,
 };
@@ -36,7 +36,7 @@ enum Command {
         out: Option<PathBuf>,
     },
     /// Runs this host's peer until SIGTERM or SIGINT.
-    Serve(Serve),
+    Serve(Box<Serve>),
     /// Has the peer index and serve files. Blocks that change in place are noticed; add a file again that grew or was replaced.
     Add {
         /// The files.
@@ -96,6 +96,12 @@ struct Serve {
     /// This peer's own key, created if absent; without it the peer has a new identity at each start.
     #[arg(long)]
     identity: Option<PathBuf>,
+    /// Keep the memories of VMs that have left this host as checkpoints in this directory, so that they find their pages when they come back.
+    #[arg(long, value_name = "DIR", requires = "retain_budget")]
+    retain: Option<PathBuf>,
+    /// Bytes that retained checkpoints may take on disk (100G is 100 GiB); those unused for longest give way.
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, requires = "retain")]
+    retain_budget: Option<u64>,
     /// CPU time that reading and hashing this host's content may take, in percent of one core. Without it the first look at a content takes what
     /// is idle, and later looks share a tenth of a core.
     #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
@@ -152,7 +158,7 @@ fn start_log(default: &str) {
 async fn execute(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Keygen { out } => keygen(out),
-        Command::Serve(serve) => serve_peer(serve).await,
+        Command::Serve(serve) => serve_peer(*serve).await,
         Command::Add { files, peer } => {
             let client = connect(&peer).await?;
             for file in files {
@@ -197,6 +203,10 @@ async fn serve_peer(serve: Serve) -> anyhow::Result<()> {
         listen: serve.listen,
         join: serve.join,
         local: serve.local,
+        retention: serve
+            .retain
+            .zip(serve.retain_budget)
+            .map(|(dir, budget_bytes)| Retention { dir, budget_bytes }),
         budgets: Budgets { cpu_percent: serve.cpu_budget, lan_bytes_per_second: serve.lan_budget },
         metrics: serve.metrics,
         fault: serve.fault,

@@ -26,12 +26,23 @@ pub struct NodeConfig {
     pub join: Vec<Multiaddr>,
     /// The local socket.
     pub local: PathBuf,
+    /// Where memories of VMs that left are kept, if they are.
+    pub retention: Option<Retention>,
     /// What the peer may use for itself.
     pub budgets: Budgets,
     /// Where to serve metrics, if at all.
     pub metrics: Option<SocketAddr>,
     /// A misbehaviour, for testing a site's tolerance.
     pub fault: Option<Fault>,
+}
+
+/// Where checkpoints are retained.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Retention {
+    /// The directory, made if absent. One peer uses it at a time.
+    pub dir: PathBuf,
+    /// Bytes that the checkpoints in it may take, headers and tables included.
+    pub budget_bytes: u64,
 }
 
 /// What a peer may use for keeping its content and the site's index current; answers to others are not part of it.

@@ -95,6 +95,20 @@ pub enum NodeError {
         /// Why.
         source: io::Error,
     },
+    /// The directory of retained checkpoints cannot be used.
+    #[error("cannot keep checkpoints in {}", path.display())]
+    Retain {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another peer uses the directory of retained checkpoints.
+    #[error("another peer keeps its checkpoints in {}; give each its own directory", path.display())]
+    RetainInUse {
+        /// The directory.
+        path: PathBuf,
+    },
     /// Signals cannot be watched.
     #[error("cannot watch for SIGTERM")]
     Signals(#[source] io::Error),
@@ -143,7 +157,7 @@ pub enum ContentError {
         bound: u64,
     },
     /// Too many contents.
-    #[error("this peer already serves {bound} memories and files, which is its bound")]
+    #[error("this peer already serves {bound} memories, files and checkpoints, which is its bound")]
     Full {
         /// The bound.
         bound: usize,

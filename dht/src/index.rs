@@ -54,7 +54,7 @@ pub struct HostIndex {
 #[derive(Debug)]
 struct Indexed {
     names: Vec<Option<NonZeroU64>>,
-    /// Files keep their pages, memories do not: a file's place wins over a memory's.
+    /// Files and checkpoints keep their pages, memories do not: a place that lasts wins over a memory's.
     lasting: bool,
     /// Pages of a memory that had another name when they were looked at before: they may change again at once.
     unsettled: PageSet,
@@ -177,6 +177,14 @@ impl HostIndex {
     #[must_use]
     pub fn place(&self, id: ShortId) -> Option<Place> {
         self.places.get(&id).copied()
+    }
+
+    /// Whether a content that keeps its pages has the page of `id`.
+    #[must_use]
+    pub fn lasts(&self, id: ShortId) -> bool {
+        self.place(id)
+            .and_then(|place| self.contents.get(&place.content))
+            .is_some_and(|indexed| indexed.lasting)
     }
 
     /// Forgets that `place` has `id`: it was read and has something else.

@@ -14,6 +14,8 @@ mod behaviour;
 #[cfg(feature = "node")]
 pub mod budget;
 #[cfg(feature = "node")]
+pub mod checkpoint;
+#[cfg(feature = "node")]
 pub mod cli;
 mod codec;
 #[cfg(feature = "node")]
@@ -72,7 +74,7 @@ mod upkeep;
 #[cfg(feature = "node")]
 pub mod wire;
 
-pub use local::client::{Found, Registration, SiteClient};
+pub use local::client::{Found, Registration, Retained, SiteClient};
 pub use local::error::SiteError;
 pub use local::protocol::{FoundOn, Holder, MemoryExtent};
 pub use status::SiteStatus;

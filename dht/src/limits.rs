@@ -1,6 +1,6 @@
 //! Every bound of the peer and of its local client, in one place.
 
-use std::time::Duration;
+use std::{num::NonZeroUsize, time::Duration};
 
 use page::PAGE_SIZE;
 
@@ -39,6 +39,12 @@ const _: () = {
 
 /// Memories and files that one peer serves; each keeps a descriptor open.
 pub const CONTENTS: usize = 512;
+/// Retained checkpoints that one peer keeps.
+pub const CHECKPOINTS: NonZeroUsize = NonZeroUsize::new(128).expect("not zero");
+/// How often a checkpoint's last use is written down at most.
+pub const LAST_USE_EVERY: Duration = Duration::from_secs(60);
+/// Names of a checkpoint's table that are put into the index at once.
+pub const TABLE_CHUNK_IDS: u32 = 16_384;
 /// Pages of one memory or file (4 TiB).
 pub const CONTENT_PAGES: u32 = 1 << 30;
 /// Pages that a scan reads, hashes and notes at once (2 MiB).

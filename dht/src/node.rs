@@ -19,7 +19,11 @@ use crate::{
     announce::Announcer,
     behaviour,
     config::{Fault, NodeConfig},
-    content::{Content, Contents, scan, workers::Workers},
+    content::{
+        Content, Contents, Source, scan,
+        store::{self, RetainError, Store},
+        workers::Workers,
+    },
     counters::Counters,
     error::{ContentError, NodeError},
     lease::OwnerTable,
@@ -47,6 +51,8 @@ pub(crate) struct Peer {
     pub(crate) fault: Option<Fault>,
     pub(crate) contents: Arc<Contents>,
     workers: Arc<Workers>,
+    /// Where memories of VMs that left are kept.
+    store: Option<Store>,
     /// What announcing may take of the LAN, in bytes.
     pub(crate) lan: Budget,
     pub(crate) network: Network,
@@ -110,6 +116,7 @@ impl Peer {
         let budgets = config.budgets;
         let workers = Workers::start(budgets.cpu_percent).map_err(NodeError::Threads)?;
         let lan = budgets.lan_bytes_per_second.map(|rate| Budget::new(rate, rate / LAN_BURST_DIVISOR));
+        let store = config.retention.as_ref().map(Store::open).transpose()?;
         let peer_id = PeerId::from(config.identity.public());
         let now = Instant::now();
         Ok(Self {
@@ -118,6 +125,7 @@ impl Peer {
             fault: config.fault,
             contents: Arc::new(Contents::new(config.domain.clone())),
             workers: Arc::new(workers),
+            store,
             lan: lan.unwrap_or_default(),
             network,
             counters: Counters::default(),
@@ -220,13 +228,42 @@ impl Peer {
         Ok(pages.into())
     }
 
+    /// Takes the checkpoints that are retained here; their index is made behind.
+    fn load_retained(self: &Arc<Self>) -> Result<(), NodeError> {
+        let Some(store) = &self.store else { return Ok(()) };
+        for (content, ids) in store.load(&self.contents)? {
+            tokio::spawn(Arc::clone(self).index_retained(content, ids));
+        }
+        Ok(())
+    }
+
+    async fn index_retained(self: Arc<Self>, content: Arc<Content>, ids: Vec<ShortId>) {
+        store::index(&self.contents, &self.workers, &content, ids, |ids| self.note(ids)).await;
+        self.news.notify_one();
+    }
+
+    /// Keeps a copy of a registered memory; returns its pages and bytes. Dropping the future ends the copying.
+    pub(crate) async fn retain(self: &Arc<Self>, registered: &Registered) -> Result<(u64, u64), RetainError> {
+        let store = self.store.as_ref().ok_or(RetainError::Off)?;
+        let retained = store.retain(&self.contents, &self.workers, &registered.content).await?;
+        let Some((content, ids)) = retained else { return Ok((0, 0)) };
+        let Source::Checkpoint(file) = &content.source else { unreachable!("a checkpoint was made") };
+        let (pages, bytes) = (u64::from(file.pages()), file.file_bytes());
+        tracing::info!(name = file.name(), pages, bytes, "a VM's memory is retained");
+        // Indexed before the answer: whoever comes back at once finds it, and the memory that goes now is not missed.
+        Arc::clone(self).index_retained(Arc::clone(&content), ids).await;
+        Ok((pages, bytes))
+    }
+
+    fn note(&self, ids: &[ShortId]) {
+        let sampling = self.site().sampling();
+        self.announcer().note(ids, sampling);
+        self.news.notify_one();
+    }
+
     fn keep_indexed(self: &Arc<Self>, content: &Arc<Content>) {
         let (noting, scanned) = (Arc::clone(self), Arc::clone(self));
-        let note = move |ids: &[ShortId]| {
-            let sampling = noting.site().sampling();
-            noting.announcer().note(ids, sampling);
-            noting.news.notify_one();
-        };
+        let note = move |ids: &[ShortId]| noting.note(ids);
         let done = move || scanned.news.notify_one();
         let (contents, content) = (Arc::clone(&self.contents), Arc::clone(content));
         tokio::spawn(scan::keep_indexed(contents, content, Arc::clone(&self.workers), note, done));
@@ -299,6 +336,7 @@ where
     let (commands, receiver) = mpsc::channel(COMMANDS);
     let (swarm, protocols) = behaviour::swarm(&config)?;
     let peer = Arc::new(Peer::new(&config, Network { commands })?);
+    peer.load_retained()?;
     let mut driver = Driver::new(swarm, protocols, Arc::clone(&peer), &config.join);
     let address = driver.listen(config.listen.clone()).await?;
     tracing::info!(peer_id = peer.peer_id(), %address, local = %config.local.display(), "serving");

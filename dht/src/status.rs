@@ -60,12 +60,12 @@ pub struct PeerStatus {
     pub wrong_pages: u64,
 }
 
-/// A registered memory or an added file.
+/// A registered memory, an added file, or a retained checkpoint.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct ContentStatus {
-    /// The memory's name, or the file's path.
+    /// The memory's name, also of one that was retained, or the file's path.
     pub name: String,
-    /// `memory` or `file`.
+    /// `memory`, `file` or `checkpoint`.
     pub kind: String,
     /// Its pages, zero pages included.
     pub pages: u64,
@@ -75,6 +75,9 @@ pub struct ContentStatus {
     pub scanned: bool,
     /// Whether every owner of its names has acknowledged them.
     pub announced: bool,
+    /// Of a checkpoint, when pages of it were last served, or it was made: seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_use: Option<u64>,
 }
 
 /// The index, as this peer holds it.

@@ -1,6 +1,9 @@
 //! `dht status` for people.
 
-use std::fmt::{Arguments, Write};
+use std::{
+    fmt::{Arguments, Write},
+    time::SystemTime,
+};
 
 use crate::status::{ContentStatus, Counters, PeerStatus, SiteStatus};
 
@@ -43,6 +46,18 @@ fn readiness(status: &SiteStatus) -> String {
     format!("not ready: {}", parts.join(", "))
 }
 
+/// How long ago a time in seconds since 1970 is, in its largest unit.
+fn ago(at: u64) -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    let seconds = now.saturating_sub(at);
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min", seconds / 60),
+        3600..86_400 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
 struct Text(String);
 
 impl Text {
@@ -52,8 +67,9 @@ impl Text {
 
     fn content(&mut self, content: &ContentStatus) {
         let note = if content.scanned { "" } else { ", first scan under way" };
+        let used = content.last_use.map(|at| format!(", last of use {} ago", ago(at))).unwrap_or_default();
         self.line(format_args!(
-            "  {} {}: {} pages, {} indexed{note}",
+            "  {} {}: {} pages, {} indexed{note}{used}",
             content.kind, content.name, content.pages, content.indexed_pages
         ));
     }

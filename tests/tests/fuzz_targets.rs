@@ -55,6 +55,7 @@ macro_rules! targets {
 }
 
 targets! {
+    checkpoint = "../../fuzz/fuzz_targets/checkpoint.rs",
     cpu_baseline = "../../fuzz/fuzz_targets/cpu_baseline.rs",
     guest_cmdline = "../../fuzz/fuzz_targets/guest_cmdline.rs",
     kernel = "../../fuzz/fuzz_targets/kernel.rs",

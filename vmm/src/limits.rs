@@ -26,6 +26,8 @@ pub const DRAIN: Duration = Duration::from_secs(5);
 pub const SITE_RETRY_FIRST: Duration = Duration::from_millis(250);
 /// The longest wait before the site's peer is tried again.
 pub const SITE_RETRY_LONGEST: Duration = Duration::from_secs(10);
+/// How long a VM's process that has given its VM away waits for the site's peer to copy the memory that it leaves behind.
+pub const RETAIN: Duration = Duration::from_secs(300);
 /// The longest path of a Unix socket, bytes, without its final NUL (`sun_path` of unix(7)).
 pub const SOCKET_PATH_BYTES: usize = 107;
 /// The longest `--downtime`, milliseconds.

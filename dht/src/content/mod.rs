@@ -1,9 +1,11 @@
-//! What this host can serve: memories of its VMs, and files.
+//! What this host can serve: memories of its VMs, files, and retained checkpoints.
 
 pub(crate) mod file;
 pub(crate) mod memory;
+pub(crate) mod retained;
 mod revisit;
 pub(crate) mod scan;
+pub(crate) mod store;
 pub(crate) mod workers;
 
 use std::{
@@ -15,6 +17,7 @@ use std::{
         Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
+    time::{Duration, SystemTime},
 };
 
 use page::{Domain, PAGE_SIZE, Page, ShortId};
@@ -23,8 +26,10 @@ use tokio_util::sync::CancellationToken;
 use self::{
     file::ServedFile,
     memory::{Memory, ReadPages},
+    retained::RetainedFile,
 };
 use crate::{
+    checkpoint::Retained,
     error::ContentError,
     index::{ContentId, HostIndex, Place},
     limits::CONTENTS,
@@ -37,6 +42,7 @@ use crate::{
 pub(crate) enum Source {
     Memory(Memory),
     File(ServedFile),
+    Checkpoint(RetainedFile),
 }
 
 impl Source {
@@ -44,6 +50,7 @@ impl Source {
         match self {
             Self::Memory(memory) => memory.pages(),
             Self::File(file) => file.pages(),
+            Self::Checkpoint(file) => file.pages(),
         }
     }
 
@@ -51,6 +58,8 @@ impl Source {
         match self {
             Self::Memory(memory) => memory.read(first, into),
             Self::File(file) => file.read(first, into),
+            // What it has is in its table: it is never scanned.
+            Self::Checkpoint(_) => Ok(ReadPages::Data(0)),
         }
     }
 
@@ -58,6 +67,23 @@ impl Source {
         match self {
             Self::Memory(memory) => memory.read_page(page, into),
             Self::File(file) => file.read_page(page, into),
+            Self::Checkpoint(file) => file.read_page(page, into),
+        }
+    }
+
+    /// Whether its pages are expected to stay what they are.
+    fn lasts(&self) -> bool {
+        match self {
+            Self::Memory(_) => false,
+            Self::File(_) | Self::Checkpoint(_) => true,
+        }
+    }
+
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Memory(_) => "memory",
+            Self::File(_) => "file",
+            Self::Checkpoint(_) => "checkpoint",
         }
     }
 }
@@ -134,6 +160,27 @@ impl Contents {
         self.add(path.display().to_string(), Source::File(file))
     }
 
+    /// Takes a retained checkpoint. Its index comes from its table: see [`store::index`].
+    pub(crate) fn add_checkpoint(&self, file: RetainedFile) -> Result<Arc<Content>, ContentError> {
+        self.add(file.name().to_owned(), Source::Checkpoint(file))
+    }
+
+    /// The retained checkpoints, as eviction sees them.
+    pub(crate) fn checkpoints(&self) -> Vec<Retained<ContentId>> {
+        let retained = |content: &Arc<Content>| match &content.source {
+            Source::Checkpoint(file) => {
+                let last_use = SystemTime::UNIX_EPOCH + Duration::from_secs(file.last_use());
+                Some(Retained { id: content.id, bytes: file.file_bytes(), last_use })
+            }
+            Source::Memory(_) | Source::File(_) => None,
+        };
+        self.contents().values().filter_map(retained).collect()
+    }
+
+    pub(crate) fn get(&self, id: ContentId) -> Option<Arc<Content>> {
+        self.contents().get(&id).cloned()
+    }
+
     fn add(&self, name: String, source: Source) -> Result<Arc<Content>, ContentError> {
         let content = Content {
             id: ContentId(self.next.fetch_add(1, Ordering::Relaxed)),
@@ -151,8 +198,7 @@ impl Contents {
             }
             contents.insert(content.id, Arc::clone(&content));
         }
-        let lasting = matches!(content.source, Source::File(_));
-        self.index_mut().add_content(content.id, content.source.pages(), lasting);
+        self.index_mut().add_content(content.id, content.source.pages(), content.source.lasts());
         Ok(content)
     }
 
@@ -181,7 +227,12 @@ impl Contents {
             }
             let Some(content) = &content else { continue };
             match self.read_verified(content, place.page, id) {
-                Some(page) => found.push((id, page)),
+                Some(page) => {
+                    found.push((id, page));
+                    if let Source::Checkpoint(file) = &content.source {
+                        file.used(SystemTime::now());
+                    }
+                }
                 None => gone.push((id, place)),
             }
         }
@@ -217,6 +268,7 @@ impl Contents {
                 format!("memory {}, gfn {gfn:#x}", content.name)
             }
             Source::File(file) => format!("file {}, block {}", file.path().display(), place.page),
+            Source::Checkpoint(_) => format!("checkpoint {}, page {}", content.name, place.page),
         })
     }
 
@@ -228,11 +280,15 @@ impl Contents {
             let scanned = content.scanned.load(Ordering::Acquire);
             ContentStatus {
                 name: content.name.clone(),
-                kind: if matches!(content.source, Source::Memory(_)) { "memory" } else { "file" }.to_owned(),
+                kind: content.source.kind().to_owned(),
                 pages: content.source.pages().into(),
                 indexed_pages: index.indexed_pages(content.id),
                 scanned,
                 announced: scanned && announced,
+                last_use: match &content.source {
+                    Source::Checkpoint(file) => Some(file.last_use()),
+                    Source::Memory(_) | Source::File(_) => None,
+                },
             }
         };
         contents.iter().map(status).collect()
@@ -242,6 +298,6 @@ impl Contents {
 fn is_file_at(content: &Content, path: &Path) -> bool {
     match &content.source {
         Source::File(file) => file.path() == path,
-        Source::Memory(_) => false,
+        Source::Memory(_) | Source::Checkpoint(_) => false,
     }
 }

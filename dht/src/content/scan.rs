@@ -62,6 +62,7 @@ pub(crate) async fn keep_indexed(
 async fn wait_for_change(content: &Content) {
     match &content.source {
         Source::Memory(_) => tokio::time::sleep(RESCAN_EVERY).await,
+        Source::Checkpoint(_) => std::future::pending().await,
         Source::File(file) => loop {
             tokio::select! {
                 () = content.stale.notified() => {}

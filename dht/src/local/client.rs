@@ -16,7 +16,7 @@ use rustix::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, Interest},
     net::UnixStream,
-    sync::mpsc,
+    sync::{mpsc, oneshot},
     time::timeout,
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -65,6 +65,29 @@ struct Shared {
 #[derive(Debug)]
 pub struct Registration {
     _stop: DropGuard,
+    retain: mpsc::Sender<oneshot::Sender<Result<Retained, SiteError>>>,
+}
+
+/// A copy of a memory that the peer keeps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Retained {
+    /// Its pages: what the peer had in no file or other checkpoint.
+    pub pages: u64,
+    /// Bytes that it takes on disk.
+    pub bytes: u64,
+}
+
+impl Registration {
+    /// Asks the peer to keep a copy of the memory, for a VM that has left and may come back. It takes about as long as hashing and writing the memory;
+    /// the caller bounds its patience, and dropping the registration ends the copying.
+    ///
+    /// # Errors
+    /// [`SiteError::Refused`] if the peer keeps no checkpoints or has no room, and those of the connection.
+    pub async fn retain(&self) -> Result<Retained, SiteError> {
+        let (reply, answer) = oneshot::channel();
+        self.retain.send(reply).await.map_err(|_| SiteError::Closed)?;
+        answer.await.map_err(|_| SiteError::Closed)?
+    }
 }
 
 impl SiteClient {
@@ -114,9 +137,10 @@ impl SiteClient {
         let request = Request::Register { name: name.to_owned(), extents: extents.to_vec() };
         let connection = self.register(&request, memfd.as_fd()).await?;
         let stop = CancellationToken::new();
-        let keep = keep_registered(self.clone(), connection, request, memfd);
+        let (retain, wishes) = mpsc::channel(1);
+        let keep = keep_registered(self.clone(), connection, request, memfd, wishes);
         tokio::spawn(stop.clone().run_until_cancelled_owned(keep));
-        Ok(Registration { _stop: stop.drop_guard() })
+        Ok(Registration { _stop: stop.drop_guard(), retain })
     }
 
     async fn register(&self, request: &Request, memfd: BorrowedFd<'_>) -> Result<Connection, SiteError> {
@@ -240,10 +264,30 @@ impl SiteClient {
 }
 
 /// Holds the registration's connection, and registers again at a peer that was restarted. Runs until it is cancelled.
-async fn keep_registered(client: SiteClient, mut connection: Connection, request: Request, memfd: OwnedFd) {
+async fn keep_registered(
+    client: SiteClient,
+    mut connection: Connection,
+    request: Request,
+    memfd: OwnedFd,
+    mut wishes: mpsc::Receiver<oneshot::Sender<Result<Retained, SiteError>>>,
+) {
     loop {
-        // The peer sends nothing on this connection: an answer or an error both mean that it is over.
-        let end = connection.answer().await;
+        let end = tokio::select! {
+            // Unasked the peer sends nothing on this connection: an answer or an error both mean that it is over.
+            end = connection.answer() => end.map(|_| ()),
+            Some(reply) = wishes.recv() => match connection.retain().await {
+                Err(error @ (SiteError::Closed | SiteError::Io(_) | SiteError::Malformed(_))) => {
+                    let end = Err(SiteError::Closed);
+                    // Whoever asked may have lost patience.
+                    let _ = reply.send(Err(error));
+                    end
+                }
+                answered => {
+                    let _ = reply.send(answered);
+                    continue;
+                }
+            },
+        };
         tracing::warn!(?end, "the site's peer let the memory go; offering it again");
         connection = loop {
             tokio::time::sleep(REREGISTER_EVERY).await;
@@ -266,7 +310,8 @@ fn unexpected(answer: Answer) -> SiteError {
         | Answer::Pages { .. }
         | Answer::Status { .. }
         | Answer::FileAdded { .. }
-        | Answer::Located { .. }) => SiteError::Unexpected { got: other.kind() },
+        | Answer::Located { .. }
+        | Answer::Retained { .. }) => SiteError::Unexpected { got: other.kind() },
     }
 }
 
@@ -337,6 +382,14 @@ impl Connection {
             })
             .await?;
         Ok(self.stream.write_all(&bytes[sent..]).await?)
+    }
+
+    async fn retain(&mut self) -> Result<Retained, SiteError> {
+        self.send(&Request::Retain).await?;
+        match self.answer().await? {
+            Answer::Retained { pages, bytes } => Ok(Retained { pages, bytes }),
+            other => Err(unexpected(other)),
+        }
     }
 
     async fn short_answer(&mut self) -> Result<Answer, SiteError> {

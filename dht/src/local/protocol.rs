@@ -9,6 +9,7 @@
 //! 0x02 Register  name:[u8]                            0x82 Done
 //!                extents:[gfn:u64 pages:u64 offset:u64]
 //!                and one descriptor (SCM_RIGHTS)      0x82 Done; the registration lasts as the connection does
+//! 0x08 Retain    on a registration's connection         0x87 Retained    pages:u64 bytes:u64
 //! 0x03 Resolve   ids:[u64]                            0x83 Pages*      rung:u8 ids:[u64] pages:4096 each, 0x82 Done
 //! 0x04 ReportWrong id:u64                             0x82 Done
 //! 0x05 Status                                         0x84 Status      json:[u8]
@@ -45,12 +46,14 @@ const REPORT_WRONG: u8 = 0x04;
 const STATUS: u8 = 0x05;
 const ADD_FILE: u8 = 0x06;
 const LOCATE: u8 = 0x07;
+const RETAIN: u8 = 0x08;
 const WELCOME: u8 = 0x81;
 const DONE: u8 = 0x82;
 const PAGES: u8 = 0x83;
 const STATUS_IS: u8 = 0x84;
 const FILE_ADDED: u8 = 0x85;
 const LOCATED: u8 = 0x86;
+const RETAINED: u8 = 0x87;
 const FAILED: u8 = 0x8f;
 
 /// A stretch of a VM's memory: where it stands in the guest and in the memfd.
@@ -122,6 +125,10 @@ pub enum FailureCode {
     Full,
     /// The peer is shutting down.
     Stopping,
+    /// The peer keeps no checkpoints.
+    RetainsNothing,
+    /// The peer cannot write.
+    NotWritten,
 }
 
 impl FailureCode {
@@ -131,6 +138,8 @@ impl FailureCode {
             Self::Unreadable => 2,
             Self::Full => 3,
             Self::Stopping => 4,
+            Self::RetainsNothing => 5,
+            Self::NotWritten => 6,
         }
     }
 
@@ -140,6 +149,8 @@ impl FailureCode {
             2 => Ok(Self::Unreadable),
             3 => Ok(Self::Full),
             4 => Ok(Self::Stopping),
+            5 => Ok(Self::RetainsNothing),
+            6 => Ok(Self::NotWritten),
             other => Err(CodecError::Unknown { field: "failure code", value: other.into() }),
         }
     }
@@ -182,6 +193,8 @@ pub enum Request {
         /// Its id.
         id: ShortId,
     },
+    /// Asks the peer to keep a copy of the memory that was registered on this connection.
+    Retain,
 }
 
 /// What the peer sends.
@@ -219,6 +232,13 @@ pub enum Answer {
     Located {
         /// The holders.
         holders: Vec<Holder>,
+    },
+    /// A copy of the memory is kept.
+    Retained {
+        /// Its pages: what this host had in no file or checkpoint.
+        pages: u64,
+        /// What it takes on disk.
+        bytes: u64,
     },
     /// The request failed.
     Failed {
@@ -258,6 +278,7 @@ impl Request {
                 frame(out, ADD_FILE, |out| put_sized(out, path.as_os_str().as_encoded_bytes()));
             }
             Self::Locate { id } => frame(out, LOCATE, |out| out.extend_from_slice(&id.0.to_be_bytes())),
+            Self::Retain => frame(out, RETAIN, |_| {}),
         }
     }
 
@@ -293,6 +314,7 @@ impl Request {
                 Self::AddFile { path: OsString::from_vec(path.to_vec()).into() }
             }
             LOCATE => Self::Locate { id: ShortId(body.u64("id")?) },
+            RETAIN => Self::Retain,
             other => return Err(CodecError::Unknown { field: "request kind", value: other.into() }),
         };
         body.end()?;
@@ -336,6 +358,10 @@ impl Answer {
                     put_sized(out, cut(&holder.what, PATH_BYTES).as_bytes());
                 }
             }),
+            Self::Retained { pages, bytes } => frame(out, RETAINED, |out| {
+                out.extend_from_slice(&pages.to_be_bytes());
+                out.extend_from_slice(&bytes.to_be_bytes());
+            }),
             Self::Failed { code, message } => frame(out, FAILED, |out| {
                 out.push(code.to_wire());
                 put_sized(out, cut(message, ERROR_TEXT_BYTES).as_bytes());
@@ -370,6 +396,7 @@ impl Answer {
                 let count = body.count(LOCATE_HOLDERS, 9, "holders")?;
                 Self::Located { holders: (0..count).map(|_| holder(&mut body)).collect::<Result<_, _>>()? }
             }
+            RETAINED => Self::Retained { pages: body.u64("pages")?, bytes: body.u64("bytes")? },
             FAILED => Self::Failed {
                 code: FailureCode::from_wire(body.u8("failure code")?)?,
                 message: body.text(ERROR_TEXT_BYTES, "failure text")?,
@@ -390,6 +417,7 @@ impl Answer {
             Self::Status { .. } => "Status",
             Self::FileAdded { .. } => "FileAdded",
             Self::Located { .. } => "Located",
+            Self::Retained { .. } => "Retained",
             Self::Failed { .. } => "Failed",
         }
     }
@@ -466,6 +494,7 @@ mod tests {
             prop::collection::vec(1u8.., 1..60)
                 .prop_map(|path| Request::AddFile { path: OsString::from_vec(path).into() }),
             any::<u64>().prop_map(|id| Request::Locate { id: ShortId(id) }),
+            Just(Request::Retain),
         ]
     }
 
@@ -487,6 +516,7 @@ mod tests {
             (rung, prop::collection::vec(page, 0..4)).prop_map(|(rung, pages)| Answer::Pages { rung, pages }),
             prop::collection::vec(any::<u8>(), 0..99).prop_map(|json| Answer::Status { json }),
             any::<u64>().prop_map(|pages| Answer::FileAdded { pages }),
+            any::<(u64, u64)>().prop_map(|(pages, bytes)| Answer::Retained { pages, bytes }),
             prop::collection::vec(holder, 0..5).prop_map(|holders| Answer::Located { holders }),
             ".{0,60}".prop_map(|message| Answer::Failed { code: FailureCode::Full, message }),
         ]

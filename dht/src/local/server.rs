@@ -27,9 +27,10 @@ use tokio::{
 use super::protocol::{Answer, DomainBlock, FailureCode, PROTOCOL_VERSION, Request, take_frame};
 use crate::{
     codec::CodecError,
+    content::store::RetainError,
     error::{ContentError, NodeError},
     limits::{LOCAL_CONNECTIONS, LOCAL_FRAME_QUEUE, LOCAL_HELLO_TIMEOUT},
-    node::Peer,
+    node::{Peer, Registered},
 };
 
 /// A bound local socket; its file goes with it.
@@ -145,13 +146,12 @@ async fn serve_connection(peer: &Arc<Peer>, stream: UnixStream) -> Result<(), Co
                 match peer.add_memory(name, descriptor, extents) {
                     Ok(registered) => {
                         send(&mut writer, &Answer::Done).await?;
-                        let end = requests.closed().await;
-                        drop(registered);
-                        return Ok(end?);
+                        return keep(peer, &registered, &mut requests, &mut writer).await;
                     }
                     Err(error) => refusal(&error),
                 }
             }
+            Request::Retain => return Err(ConnectionError::OutOfOrder),
             Request::Resolve { ids } => {
                 if !resolve(peer, ids, &mut requests, &mut writer).await? {
                     return Ok(());
@@ -177,13 +177,53 @@ async fn serve_connection(peer: &Arc<Peer>, stream: UnixStream) -> Result<(), Co
     Ok(())
 }
 
+/// Holds a registration until its connection ends, and retains its memory if it is asked to. The end of the connection ends that too: no
+/// memory lives because this peer reads it.
+async fn keep(
+    peer: &Arc<Peer>,
+    registered: &Registered,
+    requests: &mut Requests,
+    writer: &mut OwnedWriteHalf,
+) -> Result<(), ConnectionError> {
+    while let Some(request) = requests.next().await? {
+        if request != Request::Retain {
+            return Err(ConnectionError::OutOfOrder);
+        }
+        let answer = tokio::select! {
+            retained = peer.retain(registered) => match retained {
+                Ok((pages, bytes)) => Answer::Retained { pages, bytes },
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "a VM's memory is not retained");
+                    Answer::Failed { code: code_of_retain(&error), message: error.to_string() }
+                }
+            },
+            closed = requests.closed() => return Ok(closed?),
+        };
+        send(writer, &answer).await?;
+    }
+    Ok(())
+}
+
 fn refusal(error: &ContentError) -> Answer {
-    let code = match error {
+    Answer::Failed { code: code_of_content(error), message: error.to_string() }
+}
+
+fn code_of_content(error: &ContentError) -> FailureCode {
+    match error {
         ContentError::Unreadable { .. } | ContentError::NotAFile { .. } => FailureCode::Unreadable,
         ContentError::Extent { .. } => FailureCode::BadRequest,
         ContentError::TooLarge { .. } | ContentError::Full { .. } => FailureCode::Full,
-    };
-    Answer::Failed { code, message: error.to_string() }
+    }
+}
+
+fn code_of_retain(error: &RetainError) -> FailureCode {
+    match error {
+        RetainError::Off => FailureCode::RetainsNothing,
+        RetainError::Budget { .. } => FailureCode::Full,
+        RetainError::Write { .. } => FailureCode::NotWritten,
+        RetainError::Read { .. } => FailureCode::Unreadable,
+        RetainError::Content(error) => code_of_content(error),
+    }
 }
 
 async fn send(writer: &mut OwnedWriteHalf, answer: &Answer) -> io::Result<()> {

@@ -6,4 +6,5 @@ mod budget;
 mod common;
 mod host;
 mod metrics;
+mod retain;
 mod site;

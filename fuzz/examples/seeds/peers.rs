@@ -1,7 +1,8 @@
 //! The messages between peers.
 
+use dht::checkpoint::{DIGEST_AT, Header, front};
 use dht::wire::{IndexRequest, IndexResponse, Message, PagesRequest, PagesResponse};
-use page::{PAGE_SIZE, ShortId};
+use page::{DomainId, PAGE_SIZE, ShortId};
 
 use super::Target;
 
@@ -26,5 +27,17 @@ pub(super) fn all() -> Vec<Target> {
             || PagesRequest::decode(body).is_ok()
             || PagesResponse::decode(body).is_ok()
     };
-    vec![Target { name: "site_message", seeds, takes }]
+    vec![Target { name: "site_message", seeds, takes }, checkpoints()]
+}
+
+/// The target puts the digest in, so a seed is without it.
+fn checkpoints() -> Target {
+    let seed = |count: u64| {
+        let ids: Vec<ShortId> = (1..=count).map(|n| ShortId(n << 50)).collect();
+        let pages = u32::try_from(count).expect("a few");
+        let whole = front(&Header { domain: DomainId([2; 16]), pages, name: "vm".to_owned() }, &ids);
+        [&whole[..DIGEST_AT], &whole[PAGE_SIZE..]].concat()
+    };
+    let takes = |body: &[u8]| body.first_chunk().is_some_and(|first| Header::decode(first).is_ok());
+    Target { name: "checkpoint", seeds: vec![seed(1), seed(600)], takes }
 }

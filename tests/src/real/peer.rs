@@ -53,6 +53,22 @@ impl Site {
 
     /// Adds a peer, which joins by the first.
     pub async fn join(&mut self, lab: &Lab, fault: Option<Fault>) -> &mut Peer {
+        let fault = match fault {
+            None => return self.join_with(lab, &[]).await,
+            Some(Fault::WrongBytes) => "wrong-bytes".to_owned(),
+            Some(Fault::Silent) => "silent".to_owned(),
+            Some(Fault::SlowMs(ms)) => format!("slow={ms}"),
+        };
+        self.join_with(lab, &["--fault".into(), fault.into()]).await
+    }
+
+    /// Adds a peer that keeps at most `budget` (as `--retain-budget` takes it) of the memories of VMs that left.
+    pub async fn join_retaining(&mut self, lab: &Lab, budget: &str) -> &mut Peer {
+        let dir = lab.fresh(&format!("{}-retained", self.name));
+        self.join_with(lab, &["--retain".into(), dir.into(), "--retain-budget".into(), budget.into()]).await
+    }
+
+    async fn join_with(&mut self, lab: &Lab, more: &[OsString]) -> &mut Peer {
         let name = format!("{}{}-dht", self.name, self.peers.len() + 1);
         let socket = lab.fresh(&format!("{name}.sock"));
         let mut args: Vec<OsString> = vec!["serve".into(), "--site-key".into(), self.key.clone().into()];
@@ -63,12 +79,7 @@ impl Site {
             let address = status.listen.first().expect("a peer listens somewhere");
             args.extend(["--join".into(), address.into()]);
         }
-        match fault {
-            None => {}
-            Some(Fault::WrongBytes) => args.extend(["--fault".into(), "wrong-bytes".into()]),
-            Some(Fault::Silent) => args.extend(["--fault".into(), "silent".into()]),
-            Some(Fault::SlowMs(ms)) => args.extend(["--fault".into(), format!("slow={ms}").into()]),
-        }
+        args.extend_from_slice(more);
         let mut process = lab.start(&name, &binaries::path("dht"), &args);
         let client = until(&format!("{name} answers"), limits::START, async || {
             process.assert_alive();
@@ -89,8 +100,9 @@ impl Site {
                 peer.process.assert_alive();
                 let status = peer.status().await;
                 let contents = &status.contents;
-                let files = contents.iter().filter(|content| content.kind == "file").count();
-                found += contents.len() - files;
+                let of_kind = |kind| contents.iter().filter(|content| content.kind == kind).count();
+                let files = of_kind("file");
+                found += of_kind("memory");
                 let indexed = contents.iter().all(|content| content.scanned && content.announced);
                 let seen = status.peers.iter().filter(|other| other.answering).count();
                 if !status.ready || !indexed || files < peer.files || seen < others {

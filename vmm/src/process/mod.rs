@@ -101,6 +101,8 @@ struct Stage {
     migration: Option<Migration>,
     /// Whether a snapshot is being written: it has the dirty log, and pauses the VM itself.
     snapshot: bool,
+    /// Keeps the VM's memory with the site's peer.
+    registration: Option<dht::Registration>,
 }
 
 /// A migration away, followed by a task that publishes its end.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use dht::local::protocol::FailureCode;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
@@ -89,7 +90,13 @@ pub(super) async fn start(common: &Common) -> Result<(ControlSocket, Arc<Process
         host: Arc::new(host),
         site,
         events: Events::new(),
-        stage: Mutex::new(Stage { incoming: None, machine: None, migration: None, snapshot: false }),
+        stage: Mutex::new(Stage {
+            incoming: None,
+            machine: None,
+            migration: None,
+            snapshot: false,
+            registration: None,
+        }),
         steps: tokio::sync::Mutex::new(()),
         ending: watch::channel(None).0,
         completed: AtomicU64::new(0),
@@ -130,7 +137,7 @@ impl Process {
     ) -> Result<(), ProcessError> {
         if let (Some(client), Some(path)) = (&self.site, &common.site) {
             let registration = register(client, &machine).await.map_err(|error| site_error(path, error))?;
-            Arc::clone(self).keep_while_here(registration);
+            self.stage().registration = Some(registration);
         }
         self.adopt(&machine);
         if run {
@@ -146,14 +153,31 @@ impl Process {
         tokio::spawn(Arc::clone(self).follow_machine(Arc::clone(machine)));
     }
 
-    /// Keeps the memory with the site's peer until this process ends.
-    fn keep_while_here(self: Arc<Self>, registration: dht::Registration) {
-        tokio::spawn(async move {
-            let mut ending = self.ending.subscribe();
-            if ending.wait_for(Option::is_some).await.is_ok() {
-                drop(registration);
+    /// The VM has left and may come back: the site's peer keeps a copy of its memory, if it keeps any. Only this process's own end waits for
+    /// that, whoever asked for the migration has the report; and a signal ends it at once.
+    async fn leave_checkpoint(&self) {
+        let Some(registration) = self.stage().registration.take() else { return };
+        let mut ending = self.ending.subscribe();
+        let retained = tokio::select! {
+            retained = tokio::time::timeout(limits::RETAIN, registration.retain()) => retained,
+            _ended = ending.wait_for(Option::is_some) => return,
+        };
+        match retained {
+            Ok(Ok(dht::Retained { pages, bytes })) => {
+                tracing::info!(pages, bytes, "the site's peer keeps what it did not have of the VM's memory");
             }
-        });
+            Ok(Err(dht::SiteError::Refused { code: FailureCode::RetainsNothing, message })) => {
+                tracing::debug!(message, "nothing of the VM's memory is kept here");
+            }
+            Ok(Err(error)) => tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the site's peer keeps nothing of the VM's memory: should the VM come back, more of it will cross the WAN"
+            ),
+            Err(_) => tracing::warn!(
+                limit_s = limits::RETAIN.as_secs(),
+                "the site's peer took too long to copy the VM's memory: nothing of it is kept"
+            ),
+        }
     }
 
     /// Offers the memory of a VM that arrived. The VM runs already, so a peer that is away is tried again, not fatal.
@@ -163,7 +187,10 @@ impl Process {
         let mut wait = limits::SITE_RETRY_FIRST;
         loop {
             match register(client, &machine).await {
-                Ok(registration) => return Arc::clone(&self).keep_while_here(registration),
+                Ok(registration) => {
+                    self.stage().registration = Some(registration);
+                    return;
+                }
                 Err(error) => {
                     tracing::warn!(
                         error = &error as &dyn std::error::Error,
@@ -287,6 +314,7 @@ impl Process {
         self.tell_state();
         let run_state = machine.watch().borrow().clone();
         if completed {
+            self.leave_checkpoint().await;
             self.end(Ending::Migrated);
         } else if run_state == RunState::Stopped(StopReason::Migrated) {
             self.end(Ending::LetGo);
@@ -321,6 +349,7 @@ impl Process {
                 }
             }
         };
+        self.stage().registration = None;
         self.tell_state();
         self.events.close();
         match tokio::time::timeout(limits::DRAIN, &mut server).await {
