@@ -1,4 +1,3 @@
-//! tests
 //! Peers at the destination that serve wrong bytes, nothing, or slowly change the report and not the result.
 
 use std::fs;

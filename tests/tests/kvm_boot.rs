@@ -1,4 +1,3 @@
-//! tests
 //! A VM is launched, looked at, paused, resumed and stopped; and whatever is missing or wrong at a launch is named.
 
 use std::ffi::OsString;

@@ -1,4 +1,3 @@
-//! tests
 //! The link is cut at the hand-over and nobody dies: the source says that it is in doubt, asks again when the link is back, and ends
 //! the matter by itself.
 

@@ -1,4 +1,3 @@
-//! tests
 //! Any one process is killed (SIGKILL) at any phase of a migration: then exactly one VM lives, or the source stands still, says that it
 //! is in doubt and how to resolve that, and the one command that it names does.
 

@@ -1,4 +1,3 @@
-//! tests
 //! One VM moves, under load: without a site and with one, cancelled, refused, and to where nobody is.
 
 use std::ffi::OsString;

@@ -1,4 +1,3 @@
-//! tests
 //! Snapshots of VMs under load, restored in fresh processes; what happens to them when a process is killed, a disk is full, or a byte is
 //! damaged.
 

@@ -1,4 +1,3 @@
-//! tests
 //! Migrations there and back: twenty in a row of a guest that keeps writing lose nothing, and what a VM leaves behind is found when it comes back.
 
 use std::time::Duration;
