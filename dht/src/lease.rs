@@ -1,35 +1,42 @@
 //! What an owner keeps: for each name prefix of its shards, who announced to hold it, and until when.
 //!
-//! An entry is a 64-bit id, a 16-bit holder number and a 16-bit lease: 12 bytes, and at most an eighth of slack. A shard's entries
+//! An entry is a 64-bit id, a 16-bit holder number and a 16-bit lease (a bit of which says whether the holder itself announced it, or the
+//! shard's other owner passed it on): 12 bytes, and at most an eighth of slack. A shard's entries
 //! stand in buckets of some hundred, by the bits of the id that follow the shard's; in a bucket they are sorted, so that adding a batch moves
 //! few of them, however many the owner has. Leases count in ticks of two seconds; they run out unless the holder announces again. Pure:
 //! time comes in as `now`.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     time::{Duration, Instant},
 };
 
 use page::ShortId;
 
 use crate::{
-    limits::{HOLDERS_PER_NAME, LEASE, OWNER_ENTRIES},
+    limits::{HOLDER_ENTRIES, HOLDERS_PER_NAME, LEASE, OWNER_ENTRIES},
+    repair::ClaimDigest,
     shard::{MemberId, SHARD_BITS, SHARDS, ShardId},
 };
 
-/// The unit of leases. 16 bits of it are 36 hours, far more than a lease.
+/// The unit of leases. 15 bits of it are 18 hours, far more than a lease.
 const TICK: Duration = Duration::from_secs(2);
 /// A lease in ticks.
 const LEASE_TICKS: u16 = 300;
 /// Entries of a bucket on average, at most: a shard with more has its buckets cut in two. A batch then moves a few KiB a bucket it
 /// touches, and what a bucket takes beside its entries stays below a twentieth of them.
 const BUCKET_ENTRIES: usize = 512;
+/// Entries shown to whoever goes through a whole shard before others have their turn at the table.
+const PART_ENTRIES: usize = 1 << 16;
 const _: () = assert!(LEASE.as_secs() == TICK.as_secs() * LEASE_TICKS as u64);
+
+/// How often ticks begin anew.
+const TICK_TURN: u16 = 1 << 15;
 
 #[derive(Clone, Copy, Debug)]
 struct Claim {
     holder: u16,
-    /// The tick, modulo 2^16, at which the lease has run out.
+    /// The tick, modulo [`TICK_TURN`], at which the lease has run out; the bit above says that this is [`Claim::hearsay`].
     until: u16,
 }
 
@@ -72,26 +79,114 @@ impl OwnerTable {
 
     fn tick(&self, now: Instant) -> u16 {
         let ticks = now.saturating_duration_since(self.start).as_secs() / TICK.as_secs();
-        u16::try_from(ticks % (1 << 16)).expect("reduced modulo 2^16")
+        u16::try_from(ticks % u64::from(TICK_TURN)).expect("reduced modulo 2^15")
     }
 
     /// Notes that `member` holds `ids` from now on, for one lease. Names beyond the table's bounds are left out: they are found
     /// elsewhere or missed.
     pub fn announce(&mut self, member: MemberId, ids: &[ShortId], now: Instant) {
         let Some(number) = self.number(member) else { return };
-        let claim = Claim { holder: number, until: self.tick(now).wrapping_add(LEASE_TICKS) };
+        let claim = Claim::new(number, self.tick(now), LEASE_TICKS, false);
         let mut sorted: Vec<u64> = ids.iter().map(|id| id.0).collect();
         sorted.sort_unstable();
         sorted.dedup();
+        self.add(&sorted, claim);
+    }
+
+    /// Adds or renews a claim for sorted, distinct ids; returns how many are new.
+    fn add(&mut self, sorted: &[u64], claim: Claim) -> usize {
+        let before = self.entries;
         for group in sorted.chunk_by(|a, b| ShardId::of(ShortId(*a)) == ShardId::of(ShortId(*b))) {
-            let room = OWNER_ENTRIES - self.entries;
+            let Some(holder) = &mut self.holders[usize::from(claim.holder)] else { continue };
+            // One that announces without end leaves room for others.
+            let room = (OWNER_ENTRIES - self.entries).min(HOLDER_ENTRIES.saturating_sub(holder.entries));
             let shard = &mut self.shards[ShardId::of(ShortId(group[0])).index()];
             let added = shard.announce(group, claim, room);
             self.entries += added;
-            if let Some(holder) = &mut self.holders[usize::from(number)] {
-                holder.entries += added;
+            holder.entries += added;
+        }
+        self.entries - before
+    }
+
+    /// Takes claims that another owner of the shard passed on: ids in any order, each with what is left of its lease. What the
+    /// holder itself announced stands if it lasts as long. Returns how many entries are new.
+    pub fn learn(&mut self, member: MemberId, claims: &[(ShortId, Duration)], now: Instant) -> usize {
+        let Some(number) = self.number(member) else { return 0 };
+        let tick = self.tick(now);
+        let ticks = |left: Duration| {
+            // Never more than if the holder had announced it just now, and rounded down, so that it cannot grow by being passed on.
+            let left = left.min(LEASE).as_secs() / TICK.as_secs();
+            u16::try_from(left).expect("a lease's ticks fit")
+        };
+        let mut sorted: Vec<(u16, u64)> = claims.iter().map(|(id, left)| (ticks(*left), id.0)).collect();
+        sorted.retain(|(left, _)| *left > 0);
+        sorted.sort_unstable();
+        sorted.dedup();
+        let mut added = 0;
+        for group in sorted.chunk_by(|a, b| a.0 == b.0) {
+            let ids: Vec<u64> = group.iter().map(|(_, id)| *id).collect();
+            added += self.add(&ids, Claim::new(number, tick, group[0].0, true));
+        }
+        added
+    }
+
+    /// Adds to `digests` those of a part of a shard from the id `from` on: for each holder its claims with at least half a lease left.
+    /// Returns where the next part begins; a part is small enough to let others at the table between two.
+    pub fn digest(
+        &self,
+        shard: ShardId,
+        from: ShortId,
+        now: Instant,
+        digests: &mut BTreeMap<MemberId, ClaimDigest>,
+    ) -> Option<ShortId> {
+        let tick = self.tick(now);
+        let mut by_number: Vec<ClaimDigest> = vec![ClaimDigest::default(); self.holders.len()];
+        let next = self.shards[shard.index()].visit(from.0, shard, |id, claim| {
+            if claim.left(tick) >= LEASE_TICKS / 2 {
+                by_number[usize::from(claim.holder)].add(ShortId(id));
+            }
+            true
+        });
+        for (holder, digest) in self.holders.iter().zip(by_number) {
+            if let Some(holder) = holder.as_ref().filter(|_| digest.claims > 0) {
+                digests.entry(holder.member).or_default().join(digest);
             }
         }
+        next.map(ShortId)
+    }
+
+    /// Appends to `claims` those of some holders in a part of a shard from the id `from` on, as [`Self::digest`] counts them: the id, the
+    /// holder's place in `of`, and what is left of the lease. Ends a part early at `bound` claims.
+    pub fn claims(
+        &self,
+        shard: ShardId,
+        from: ShortId,
+        of: &[MemberId],
+        now: Instant,
+        bound: usize,
+        claims: &mut Vec<(ShortId, u16, Duration)>,
+    ) -> Option<ShortId> {
+        let tick = self.tick(now);
+        let mut places: Vec<Option<u16>> = vec![None; self.holders.len()];
+        for (member, place) in of.iter().zip(0u16..) {
+            if let Some(number) = self.numbers.get(member) {
+                places[usize::from(*number)] = Some(place);
+            }
+        }
+        let next = self.shards[shard.index()].visit(from.0, shard, |id, claim| {
+            let left = claim.left(tick);
+            let Some(place) = places[usize::from(claim.holder)].filter(|_| left >= LEASE_TICKS / 2) else {
+                return true;
+            };
+            // All claims of one id go together: the next part begins with another id.
+            let whole = claims.last().is_some_and(|(last, ..)| last.0 == id);
+            if claims.len() + HOLDERS_PER_NAME > bound && !whole {
+                return false;
+            }
+            claims.push((ShortId(id), place, TICK * u32::from(left)));
+            true
+        });
+        next.map(ShortId)
     }
 
     fn number(&mut self, member: MemberId) -> Option<u16> {
@@ -121,21 +216,32 @@ impl OwnerTable {
         now: Instant,
         usable: impl Fn(MemberId) -> bool,
     ) -> Vec<(u32, MemberId)> {
+        let mut found = Vec::new();
+        self.each_holder(ids, now, usable, |at, member, _| found.push((at, member)));
+        found
+    }
+
+    /// As [`Self::lookup`]; `found` is told besides whether the claim is hearsay: passed on by another owner, not announced by the holder.
+    pub fn each_holder(
+        &self,
+        ids: &[ShortId],
+        now: Instant,
+        usable: impl Fn(MemberId) -> bool,
+        mut found: impl FnMut(u32, MemberId, bool),
+    ) {
         let tick = self.tick(now);
         let usable: Vec<Option<MemberId>> = self
             .holders
             .iter()
             .map(|slot| slot.as_ref().map(|holder| holder.member).filter(|member| usable(*member)))
             .collect();
-        let mut found = Vec::new();
         for (id, at) in ids.iter().zip(0u32..) {
             for claim in self.shards[ShardId::of(*id).index()].claims_of(id.0) {
-                if let Some(member) = usable[usize::from(claim.holder)].filter(|_| claim.runs(tick)) {
-                    found.push((at, member));
+                if let Some(member) = usable[usize::from(claim.holder)].filter(|_| claim.left(tick) > 0) {
+                    found(at, member, claim.hearsay());
                 }
             }
         }
-        found
     }
 
     /// Drops the entries of one shard whose lease has run out, and all of them if `keep` is false (the shard is no longer owned).
@@ -144,7 +250,7 @@ impl OwnerTable {
         let shard = &mut self.shards[shard.index()];
         let before = shard.entries;
         shard.sweep(|claim| {
-            let stays = keep && claim.runs(tick);
+            let stays = keep && claim.left(tick) > 0;
             if let Some(holder) = self.holders[usize::from(claim.holder)].as_mut().filter(|_| !stays) {
                 holder.entries -= 1;
             }
@@ -173,12 +279,34 @@ impl OwnerTable {
 }
 
 impl Claim {
-    fn runs(self, tick: u16) -> bool {
-        // Leases are far shorter than half of the range, so the sign of the wrapped difference tells past from future.
-        let left = self.until.wrapping_sub(tick);
-        left != 0 && left < 1 << 15
+    /// A claim whose lease ends `left` ticks from `tick`.
+    fn new(holder: u16, tick: u16, left: u16, hearsay: bool) -> Self {
+        Self { holder, until: (tick + left) % TICK_TURN | if hearsay { TICK_TURN } else { 0 } }
+    }
+
+    /// Whether another owner passed it on, rather than the holder having announced it.
+    fn hearsay(self) -> bool {
+        self.until & TICK_TURN != 0
+    }
+
+    /// What is left of the lease, in ticks; 0 once it has run out.
+    fn left(self, tick: u16) -> u16 {
+        // Leases are far shorter than a turn of the ticks, so that whatever seems longer is in the past.
+        let left = (self.until % TICK_TURN + TICK_TURN - tick) % TICK_TURN;
+        if left <= LEASE_TICKS { left } else { 0 }
+    }
+
+    /// Takes another claim of the same holder, unless that is hearsay that lasts no longer.
+    fn renew(&mut self, other: Self) {
+        // The later of two ends that are less than a lease apart, or any if the old one is long past.
+        let later = (other.until % TICK_TURN + TICK_TURN - self.until % TICK_TURN) % TICK_TURN;
+        if !other.hearsay() || (later > 0 && later < TICK_TURN / 2) {
+            *self = other;
+        }
     }
 }
+
+const _: () = assert!(LEASE_TICKS < TICK_TURN / 2);
 
 impl Default for Shard {
     fn default() -> Self {
@@ -196,6 +324,29 @@ fn bucket_of(id: u64, buckets: usize) -> usize {
 impl Shard {
     fn claims_of(&self, id: u64) -> &[Claim] {
         self.buckets[bucket_of(id, self.buckets.len())].claims_of(id)
+    }
+
+    /// Shows whole buckets from that of the id `from` on to `entry`, less what lies before `from`, until a few thousand entries have been
+    /// shown; returns the first id that was not. `entry` ends it by saying `false`: the entry shown last is then the first of the next part.
+    fn visit(&self, from: u64, shard: ShardId, mut entry: impl FnMut(u64, Claim) -> bool) -> Option<u64> {
+        let count = self.buckets.len();
+        let first = bucket_of(from, count);
+        let mut shown = 0;
+        for (bucket, at) in self.buckets.iter().zip(0u64..).skip(first) {
+            if shown >= PART_ENTRIES {
+                let bits = count.trailing_zeros();
+                let front = u64::from(shard.0) << (u64::BITS - SHARD_BITS);
+                return Some(front | at << (u64::BITS - SHARD_BITS - bits));
+            }
+            let start = bucket.ids.partition_point(|id| *id < from);
+            for (id, claim) in bucket.ids[start..].iter().zip(&bucket.claims[start..]) {
+                if !entry(*id, *claim) {
+                    return Some(*id);
+                }
+            }
+            shown += bucket.ids.len() - start;
+        }
+        None
     }
 
     /// Renews or adds `claim` for sorted, distinct `ids`, adding at most `room`; returns how many entries are new.
@@ -251,7 +402,7 @@ impl Bucket {
             let range = self.range(*id);
             let count = range.len();
             match self.claims[range].iter_mut().find(|other| other.holder == claim.holder) {
-                Some(mine) => *mine = claim,
+                Some(mine) => mine.renew(claim),
                 None if count < HOLDERS_PER_NAME && fresh.len() < room => fresh.push(*id),
                 None => {}
             }
@@ -326,113 +477,5 @@ impl Bucket {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn member(n: u8) -> MemberId {
-        MemberId::of_peer(&[n])
-    }
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        Announce(u8, Vec<u64>),
-        Wait(u64),
-        Sweep(u8),
-    }
-
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
-        // Few ids in few shards, so that they collide.
-        let id = (0u64..3, 0u64..6).prop_map(|(shard, low)| shard << 56 | low);
-        let step = prop_oneof![
-            (0u8..4, prop::collection::vec(id, 0..8)).prop_map(|(who, ids)| Step::Announce(who, ids)),
-            (0..LEASE.as_secs()).prop_map(Step::Wait),
-            (0u8..3).prop_map(Step::Sweep),
-        ];
-        prop::collection::vec(step, 0..40)
-    }
-
-    proptest! {
-        /// The reference: a map from id and holder to the end of the lease.
-        #[test]
-        fn finds_what_was_announced_within_a_lease(steps in steps()) {
-            let start = Instant::now();
-            let mut now = start;
-            let mut table = OwnerTable::new(start);
-            let mut model: BTreeMap<(u64, u8), Instant> = BTreeMap::new();
-            for step in steps {
-                match step {
-                    Step::Announce(who, ids) => {
-                        let short: Vec<_> = ids.iter().map(|id| ShortId(*id)).collect();
-                        table.announce(member(who), &short, now);
-                        model.extend(ids.iter().map(|id| ((*id, who), now)));
-                    }
-                    Step::Wait(seconds) => now += Duration::from_secs(seconds),
-                    Step::Sweep(shard) => table.sweep(ShardId(shard), true, now),
-                }
-                for ((id, who), at) in &model {
-                    let found = table.lookup(&[ShortId(*id)], now, |_| true);
-                    let found = found.contains(&(0, member(*who)));
-                    let age = now - *at;
-                    // A lease ends within one tick of its time.
-                    if age + TICK <= LEASE { prop_assert!(found); }
-                    if age >= LEASE + TICK { prop_assert!(!found); }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn an_entry_takes_at_most_sixteen_bytes() {
-        let mut table = OwnerTable::new(Instant::now());
-        let step = u64::MAX / 300_000;
-        let ids: Vec<_> = (0..300_000).map(|n| ShortId(n * step)).collect();
-        for (n, batch) in ids.chunks(4096).enumerate() {
-            table.announce(member(u8::try_from(n % 7).unwrap()), batch, Instant::now());
-        }
-        assert_eq!(table.len(), ids.len());
-        assert!(table.bytes() <= 16 * table.len(), "{} bytes an entry", table.bytes() / table.len());
-    }
-
-    #[test]
-    fn entries_are_found_while_their_buckets_split_and_join() {
-        let start = Instant::now();
-        let mut table = OwnerTable::new(start);
-        let shard = ShardId(7);
-        // All of one shard, spread over the bits behind its own.
-        let ids: Vec<_> = (0..40 * BUCKET_ENTRIES as u64)
-            .map(|n| ShortId(7 << 56 | n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 8))
-            .collect();
-        let found = |table: &OwnerTable, ids: &[ShortId], who, now| {
-            table.lookup(ids, now, |member| member == who).into_iter().map(|(at, _)| at).collect::<Vec<_>>()
-        };
-        for batch in ids.chunks(1000) {
-            table.announce(member(1), batch, start);
-        }
-        let all: Vec<u32> = (0..).take(ids.len()).collect();
-        assert!(table.shards[shard.index()].buckets.len() >= 40);
-        assert_eq!(found(&table, &ids, member(1), start), all);
-        let later = start + LEASE / 2;
-        let (renewed, _) = ids.split_at(ids.len() / 40);
-        table.announce(member(2), renewed, later);
-        assert_eq!(found(&table, &ids, member(1), later), all, "another holder takes nothing away");
-        let end = start + LEASE + TICK;
-        table.sweep(shard, true, end);
-        assert_eq!((table.len(), table.shards[shard.index()].buckets.len() < 40), (renewed.len(), true));
-        assert_eq!(found(&table, &ids, member(2), end), &all[..renewed.len()]);
-        assert!(found(&table, &ids, member(1), end).is_empty());
-    }
-
-    #[test]
-    fn a_peer_that_is_not_usable_is_not_named() {
-        let now = Instant::now();
-        let mut table = OwnerTable::new(now);
-        table.announce(member(1), &[ShortId(5)], now);
-        assert!(table.lookup(&[ShortId(5)], now, |_| false).is_empty());
-        table.sweep(ShardId(0), false, now);
-        assert!(table.is_empty());
-    }
-}
+#[path = "lease_tests.rs"]
+mod tests;

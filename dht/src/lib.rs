@@ -10,6 +10,8 @@
 #[cfg(feature = "node")]
 pub mod announce;
 #[cfg(feature = "node")]
+mod anti_entropy;
+#[cfg(feature = "node")]
 mod behaviour;
 #[cfg(feature = "node")]
 pub mod budget;
@@ -52,6 +54,8 @@ pub mod node;
 mod pace;
 #[cfg(feature = "node")]
 pub mod proof;
+#[cfg(feature = "node")]
+pub mod repair;
 #[cfg(feature = "node")]
 mod report;
 #[cfg(feature = "node")]

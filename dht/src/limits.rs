@@ -105,10 +105,26 @@ pub const RENEW_URGENT: Duration = Duration::from_secs(120);
 pub const RENEW_LATEST: Duration = Duration::from_secs(360);
 /// Told parts of one shard's log that are remembered of an owner.
 pub const TOLD_RANGES: usize = 16;
+/// How long after a change of a shard's owners its entries are compared: holders that are connected tell a new owner themselves.
+pub const REPAIR_AFTER: Duration = Duration::from_secs(5);
+/// How often the owners of a shard compare its entries.
+pub const REPAIR_EVERY: Duration = Duration::from_secs(300);
+/// How long a shard is left alone that could not be compared, or not be made alike.
+pub const REPAIR_RETRY: Duration = Duration::from_secs(30);
+/// Claims that one owner pulls from others a second, over time: 4 million a minute, 0.8 MB/s.
+pub const REPAIR_CLAIMS_PER_SECOND: u64 = 70_000;
+/// Claims in one answer to a pull (768 KiB).
+pub const PULL_CLAIMS: usize = 65_536;
+/// Answers that one repair of a shard takes at most.
+pub const PULLS_PER_ROUND: u32 = 1024;
+/// Parts of a shard that are gone through for one pull: some four million entries.
+pub const PULL_PARTS: usize = 64;
 /// Holders that an owner keeps for one name.
 pub const HOLDERS_PER_NAME: usize = 4;
 /// Entries that an owner keeps (at most half a GiB).
 pub const OWNER_ENTRIES: usize = 32 << 20;
+/// Of those, entries of one holder.
+pub const HOLDER_ENTRIES: usize = OWNER_ENTRIES / 2;
 /// Names in one announcement.
 pub const INDEX_BATCH: usize = 4096;
 /// Names in one lookup (512 KiB; an answer with all the holders it may name takes 2.5 MiB). A search has a few times as many names, and each
@@ -147,6 +163,7 @@ const _: () = {
     assert!(LEASE.as_secs() < (1 << 15));
     assert!(FETCH_HEDGE.as_millis() < FETCH_TIMEOUT.as_millis());
     assert!(NEAR_HOLDERS <= HOLDERS_PER_NAME);
+    assert!(PULL_CLAIMS >= HOLDERS_PER_NAME && PULLS_PER_ROUND as usize * PULL_CLAIMS >= OWNER_ENTRIES);
     // A search of the largest request asks each owner once, and four times more.
     assert!(LOCAL_RESOLVE_IDS / LOOKUP_BATCH <= 8);
     let longest = LOOKUP_TIMEOUT.as_micros() + LOOKUP_TIMEOUT_PER_ID.as_micros() * LOOKUP_BATCH as u128;

@@ -35,6 +35,12 @@ impl ShardId {
         (0..=u8::MAX).map(Self)
     }
 
+    /// The lowest id in it.
+    #[must_use]
+    pub fn first_id(self) -> ShortId {
+        ShortId(u64::from(self.0) << (u64::BITS - SHARD_BITS))
+    }
+
     /// The shard as a place in an array.
     #[must_use]
     pub fn index(self) -> usize {
