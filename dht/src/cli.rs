@@ -112,7 +112,7 @@ struct Serve {
     /// Where to serve metrics for Prometheus over plain HTTP (GET /metrics): IP:PORT. Whoever reaches it may read them.
     #[arg(long, value_name = "IP:PORT")]
     metrics: Option<SocketAddr>,
-    /// Misbehave towards other peers that ask for pages, to test a site's tolerance: wrong-bytes, silent or slow=MILLISECONDS.
+    /// Misbehave towards other peers, to test a site's tolerance: wrong-bytes, silent, slow=MILLISECONDS or old-owners.
     #[arg(long, hide = true, value_parser = parse_fault)]
     fault: Option<Fault>,
 }

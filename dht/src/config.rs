@@ -84,7 +84,7 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
     })
 }
 
-/// How a peer misbehaves towards others that ask it for pages; its own host is served rightly.
+/// How a peer misbehaves towards others; its own host is served rightly.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fault {
     /// Serves wrong bytes for every page.
@@ -93,9 +93,11 @@ pub enum Fault {
     Silent,
     /// Answers requests for pages this much later.
     Slow(Duration),
+    /// Once it holds something, tells no owner that comes later.
+    OldOwners,
 }
 
-/// Reads `wrong-bytes`, `silent` or `slow=MILLISECONDS`.
+/// Reads `wrong-bytes`, `silent`, `slow=MILLISECONDS` or `old-owners`.
 ///
 /// # Errors
 /// A text that says what is allowed.
@@ -103,8 +105,11 @@ pub fn parse_fault(text: &str) -> Result<Fault, String> {
     match (text, text.strip_prefix("slow=").map(str::parse)) {
         ("wrong-bytes", _) => Ok(Fault::WrongBytes),
         ("silent", _) => Ok(Fault::Silent),
+        ("old-owners", _) => Ok(Fault::OldOwners),
         (_, Some(Ok(ms))) => Ok(Fault::Slow(Duration::from_millis(ms))),
-        (_, Some(Err(_)) | None) => Err("give wrong-bytes, silent or slow=MILLISECONDS".to_owned()),
+        (_, Some(Err(_)) | None) => {
+            Err("give wrong-bytes, silent, slow=MILLISECONDS or old-owners".to_owned())
+        }
     }
 }
 

@@ -21,6 +21,8 @@ pub(crate) struct Counters {
     lookup_ids_answered_found: AtomicU64,
     announced_ids: AtomicU64,
     announced_ids_taken: AtomicU64,
+    entries_learnt: AtomicU64,
+    entries_passed_on: AtomicU64,
     fetches_sent: AtomicU64,
     bytes_fetched: AtomicU64,
     bytes_served: AtomicU64,
@@ -77,6 +79,14 @@ impl Counters {
         add(&self.announced_ids_taken, ids);
     }
 
+    pub(crate) fn learnt(&self, entries: usize) {
+        add(&self.entries_learnt, entries);
+    }
+
+    pub(crate) fn passed_on(&self, entries: usize) {
+        add(&self.entries_passed_on, entries);
+    }
+
     pub(crate) fn fetch_sent(&self) {
         add(&self.fetches_sent, 1);
     }
@@ -124,6 +134,8 @@ impl Counters {
             lookup_ids_answered_found: self.lookup_ids_answered_found.load(Relaxed),
             announced_ids: self.announced_ids.load(Relaxed),
             announced_ids_taken: self.announced_ids_taken.load(Relaxed),
+            entries_learnt: self.entries_learnt.load(Relaxed),
+            entries_passed_on: self.entries_passed_on.load(Relaxed),
             fetches_sent: self.fetches_sent.load(Relaxed),
             bytes_fetched: self.bytes_fetched.load(Relaxed),
             bytes_served: self.bytes_served.load(Relaxed),

@@ -115,8 +115,7 @@ impl OwnerTable {
         let tick = self.tick(now);
         let ticks = |left: Duration| {
             // Never more than if the holder had announced it just now, and rounded down, so that it cannot grow by being passed on.
-            let left = left.min(LEASE).as_secs() / TICK.as_secs();
-            u16::try_from(left).expect("a lease's ticks fit")
+            u16::try_from(left.as_secs() / TICK.as_secs()).unwrap_or(u16::MAX).min(LEASE_TICKS)
         };
         let mut sorted: Vec<(u16, u64)> = claims.iter().map(|(id, left)| (ticks(*left), id.0)).collect();
         sorted.retain(|(left, _)| *left > 0);
@@ -281,7 +280,8 @@ impl OwnerTable {
 impl Claim {
     /// A claim whose lease ends `left` ticks from `tick`.
     fn new(holder: u16, tick: u16, left: u16, hearsay: bool) -> Self {
-        Self { holder, until: (tick + left) % TICK_TURN | if hearsay { TICK_TURN } else { 0 } }
+        let mark = if hearsay { TICK_TURN } else { 0 };
+        Self { holder, until: ((tick + left) % TICK_TURN) | mark }
     }
 
     /// Whether another owner passed it on, rather than the holder having announced it.

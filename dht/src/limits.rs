@@ -107,6 +107,8 @@ pub const RENEW_LATEST: Duration = Duration::from_secs(360);
 pub const TOLD_RANGES: usize = 16;
 /// How long after a change of a shard's owners its entries are compared: holders that are connected tell a new owner themselves.
 pub const REPAIR_AFTER: Duration = Duration::from_secs(5);
+/// How often a peer looks whether a shard of its own is to be compared with its other owner's.
+pub const REPAIR_LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often the owners of a shard compare its entries.
 pub const REPAIR_EVERY: Duration = Duration::from_secs(300);
 /// How long a shard is left alone that could not be compared, or not be made alike.

@@ -152,6 +152,12 @@ impl Page {
             "role",
             &[("holder", counters.announced_ids), ("owner", counters.announced_ids_taken)],
         );
+        self.counters(
+            "tern_dht_repaired_entries_total",
+            "Entries that one owner of a shard had not been told: learnt from the other, passed on to it.",
+            "direction",
+            &[("learnt", counters.entries_learnt), ("passed_on", counters.entries_passed_on)],
+        );
     }
 
     fn traffic(&mut self, counters: &Counters) {
@@ -178,6 +184,8 @@ impl Page {
             lookup_ids_answered_found: _,
             announced_ids: _,
             announced_ids_taken: _,
+            entries_learnt: _,
+            entries_passed_on: _,
             fetches_sent: _,
             bytes_fetched: _,
             bytes_served: _,

@@ -17,7 +17,7 @@ use tokio::{
 
 use crate::{
     announce::Announcer,
-    behaviour,
+    anti_entropy, behaviour,
     config::{Fault, NodeConfig},
     content::{
         Content, Contents, Source, scan,
@@ -203,6 +203,9 @@ impl Peer {
 
     /// The members changed, and with them the owners of some shards.
     fn rehome(&self) {
+        if self.fault == Some(Fault::OldOwners) && !self.contents.index().is_empty() {
+            return;
+        }
         let site = self.site();
         self.announcer().set_owners(site.shards(), site.me());
         self.news.notify_one();
@@ -345,6 +348,7 @@ where
         result = driver.run(receiver) => result?,
         () = local.serve(Arc::clone(&peer)) => {}
         () = upkeep::run(&peer) => {}
+        () = anti_entropy::run(&peer) => {}
         () = serve_metrics(metrics.as_ref(), &peer) => {}
         _ = terminate.recv() => tracing::info!("SIGTERM: leaving the site"),
         _ = interrupt.recv() => tracing::info!("SIGINT: leaving the site"),

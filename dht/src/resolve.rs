@@ -89,8 +89,8 @@ impl Peer {
     /// Holders that this peer knows as an owner.
     fn known_holders(&self, ids: &[ShortId], now: Instant) -> Vec<(ShortId, MemberId)> {
         let me = self.site().me();
-        let claims = self.claims(ids, me, now).into_iter();
-        claims.filter(|claim| claim.1 != me).map(|(at, m)| (ids[at as usize], m)).collect()
+        let claims = self.claims(ids, me, now).into_iter().filter(|claim| claim.member != me);
+        claims.map(|claim| (ids[claim.at as usize], claim.member)).collect()
     }
 
     /// Sends pages of other hosts.
@@ -195,19 +195,19 @@ impl Peer {
         self.counters.lookup_sent(ids.len());
         match self.network.index(to, IndexRequest::Lookup { ids: ids.to_vec() }).await {
             Ok(IndexResponse::Holders { peers, claims }) => {
-                self.counters.lookup_found(distinct(claims.iter().map(|(at, _)| *at)));
+                self.counters.lookup_found(distinct(claims.iter().map(|claim| claim.at)));
                 let now = Instant::now();
                 let site = self.site();
                 let members: Vec<_> = peers.iter().map(|peer| MemberId::of_peer(&peer.to_bytes())).collect();
-                let named = claims.into_iter().filter_map(|(at, peer)| {
-                    let id = *ids.get(usize::try_from(at).ok()?)?;
-                    let member = *members.get(usize::from(peer))?;
+                let named = claims.into_iter().filter_map(|claim| {
+                    let id = *ids.get(usize::try_from(claim.at).ok()?)?;
+                    let member = *members.get(usize::from(claim.peer))?;
                     site.usable_holder(member, now).then_some((id, member))
                 });
                 Some(named.collect())
             }
-            Ok(IndexResponse::Announced) => {
-                tracing::warn!(peer = %to, "an owner answered a lookup as if it were an announcement");
+            Ok(IndexResponse::Announced | IndexResponse::Digests { .. } | IndexResponse::Claims { .. }) => {
+                tracing::warn!(peer = %to, "an owner answered another question than a lookup");
                 None
             }
             Err(error) => {

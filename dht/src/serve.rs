@@ -16,8 +16,18 @@ use crate::{
     network::Command,
     node::{Peer, blocking},
     shard::MemberId,
-    wire::{IndexRequest, IndexResponse, PagesRequest, PagesResponse},
+    wire::{Claim, IndexRequest, IndexResponse, PagesRequest, PagesResponse},
 };
+
+/// A claim that this peer knows of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Named {
+    /// The place of the page among those asked about.
+    pub(crate) at: u32,
+    pub(crate) member: MemberId,
+    /// As of [`OwnerTable::each_holder`](crate::lease::OwnerTable::each_holder).
+    pub(crate) hearsay: bool,
+}
 
 impl Peer {
     /// Answers about the index, on another task. A request beyond the bounds is dropped, which the asker sees at once.
@@ -29,6 +39,9 @@ impl Peer {
     ) {
         let ids = match &request {
             IndexRequest::Announce { ids } | IndexRequest::Lookup { ids } => ids.len(),
+            IndexRequest::Digests { .. } => 0,
+            // A holder's key is as long as four ids.
+            IndexRequest::Claims { holders, .. } => holders.len() * 4,
         };
         let (Some(place), Some(room)) = (self.queue(from), self.queue_ids(from, ids)) else { return };
         let peer = Arc::clone(self);
@@ -71,50 +84,59 @@ impl Peer {
                 IndexResponse::Announced
             }
             IndexRequest::Lookup { ids } => {
-                let claims = self.claims(ids, asker, now);
-                let me = MemberId::of_peer(&self.me.to_bytes());
-                let directory = self.directory();
-                let (mut peers, mut numbers, mut answer) = (Vec::new(), HashMap::new(), Vec::new());
-                for (at, member) in claims {
-                    let known = directory.get(&member).map(|known| known.peer_id);
-                    let Some(peer) = known.or((member == me).then_some(self.me)) else { continue };
-                    let number = *numbers.entry(member).or_insert_with(|| {
-                        peers.push(peer);
-                        peers.len() - 1
-                    });
-                    let Ok(number) = u16::try_from(number) else { continue };
-                    answer.push((at, number));
-                }
-                self.counters.lookup_answered(ids.len(), distinct(answer.iter().map(|(at, _)| *at)));
-                IndexResponse::Holders { peers, claims: answer }
+                let (peers, claims) = self.named_peers(self.claims(ids, asker, now));
+                self.counters.lookup_answered(ids.len(), distinct(claims.iter().map(|claim| claim.at)));
+                IndexResponse::Holders { peers, claims }
             }
+            IndexRequest::Digests { shard } => {
+                IndexResponse::Digests { digests: self.digests(*shard, now).into_iter().collect() }
+            }
+            IndexRequest::Claims { shard, from, holders } => self.pass_on(*shard, *from, holders, now),
         }
     }
 
+    /// Claims with their holders as peers of an answer.
+    fn named_peers(&self, named: Vec<Named>) -> (Vec<PeerId>, Vec<Claim>) {
+        let me = MemberId::of_peer(&self.me.to_bytes());
+        let directory = self.directory();
+        let (mut peers, mut numbers, mut claims) = (Vec::new(), HashMap::new(), Vec::new());
+        for Named { at, member, hearsay } in named {
+            let known = directory.get(&member).map(|known| known.peer_id);
+            let Some(peer_id) = known.or((member == me).then_some(self.me)) else { continue };
+            let number = *numbers.entry(member).or_insert_with(|| {
+                peers.push(peer_id);
+                peers.len() - 1
+            });
+            let Ok(peer) = u16::try_from(number) else { continue };
+            claims.push(Claim { at, peer, hearsay });
+        }
+        (peers, claims)
+    }
+
     /// Who holds `ids` as far as this peer knows: what was announced to it, and its own contents; at most [`HOLDERS_PER_NAME`] for each.
-    pub(crate) fn claims(&self, ids: &[ShortId], asker: MemberId, now: Instant) -> Vec<(u32, MemberId)> {
+    pub(crate) fn claims(&self, ids: &[ShortId], asker: MemberId, now: Instant) -> Vec<Named> {
         let me = {
             let site = self.site();
             site.me()
         };
-        let mut claims: Vec<(u32, MemberId)> = Vec::new();
+        let mut claims: Vec<Named> = Vec::new();
         // In turns, so that a long lookup does not keep others from the tables.
         for (ids, first) in ids.chunks(LOOKUP_TURN).zip((0u32..).step_by(LOOKUP_TURN)) {
             let mut named: Vec<usize> = {
                 let index = self.contents.index();
                 ids.iter().map(|id| usize::from(index.place(*id).is_some())).collect()
             };
-            claims.extend((first..).zip(&named).filter(|(_, here)| **here > 0).map(|(at, _)| (at, me)));
-            let announced = {
-                let site = self.site();
-                let usable = |member| member != asker && site.usable_holder(member, now);
-                self.owned().lookup(ids, now, usable)
-            };
-            claims.extend(announced.into_iter().filter_map(|(at, member)| {
+            let here = (first..).zip(&named).filter(|(_, here)| **here > 0);
+            claims.extend(here.map(|(at, _)| Named { at, member: me, hearsay: false }));
+            let site = self.site();
+            let usable = |member| member != asker && site.usable_holder(member, now);
+            self.owned().each_holder(ids, now, usable, |at, member, hearsay| {
                 let named = &mut named[at as usize];
                 *named += 1;
-                (*named <= HOLDERS_PER_NAME).then_some((first + at, member))
-            }));
+                if *named <= HOLDERS_PER_NAME {
+                    claims.push(Named { at: first + at, member, hearsay });
+                }
+            });
         }
         claims
     }
@@ -133,7 +155,7 @@ impl Peer {
             let contents = Arc::clone(&peer.contents);
             let mut pages = blocking(move || contents.read_pages(&request.ids)).await;
             match peer.fault {
-                None => {}
+                None | Some(Fault::OldOwners) => {}
                 Some(Fault::WrongBytes) => pages.iter_mut().for_each(|(_, page)| page[0] ^= 0xff),
                 Some(Fault::Silent) => {
                     // Kept open until the asker has long given up.

@@ -120,6 +120,10 @@ pub struct Counters {
     pub announced_ids: u64,
     /// Names that others announced to this peer as an owner.
     pub announced_ids_taken: u64,
+    /// Entries that this peer had not been told as an owner, and learnt from another owner of the shard.
+    pub entries_learnt: u64,
+    /// Entries that it passed on to other owners that had not been told.
+    pub entries_passed_on: u64,
     /// Page requests sent to holders.
     pub fetches_sent: u64,
     /// Bytes of pages fetched from other hosts and verified.

@@ -116,6 +116,10 @@ impl Text {
             count.announced_ids, count.announced_ids_taken
         ));
         self.line(format_args!(
+            "repaired  {} entries learnt from other owners, {} passed on to them",
+            count.entries_learnt, count.entries_passed_on
+        ));
+        self.line(format_args!(
             "pages     {} bytes fetched in {} requests, {} bytes served",
             count.bytes_fetched, count.fetches_sent, count.bytes_served
         ));

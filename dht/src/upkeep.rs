@@ -67,8 +67,10 @@ async fn send(peer: &Arc<Peer>, announcement: Announcement) -> (Announcement, bo
             peer.site().answered(owner, Role::Owner);
             true
         }
-        Ok(Ok(IndexResponse::Holders { .. })) => {
-            tracing::warn!(peer = %to, "an owner answered an announcement with holders");
+        Ok(Ok(
+            IndexResponse::Holders { .. } | IndexResponse::Digests { .. } | IndexResponse::Claims { .. },
+        )) => {
+            tracing::warn!(peer = %to, "an owner answered an announcement as if it were a question");
             false
         }
         Ok(Err(error)) => {

@@ -6,10 +6,15 @@
 //! ```text
 //! /tern/SITE/DOMAIN/index/2   request   0x01 Announce ids:[u64]      response  0x01 Announced
 //!                                       0x02 Lookup   ids:[u64]                0x02 Holders  peers:[[u8]] claims:[at:u32 peer:u16]
+//!                                       0x03 Digests  shard:u8                 0x03 Digests  [holder:32 claims:u32 sum:u128]
+//!                                       0x04 Claims   shard:u8 from:u64        0x04 Claims   [id:u64 at:u16 left:u16]
+//!                                                     holders:[32]                           more:u8 next:u64
 //! /tern/SITE/DOMAIN/pages/1   request   ids:[u64]                    response  ids:[u64] pages:4096 each
 //! ```
 //!
-//! `at` is a place in the lookup's ids, `peer` one in the answer's peers.
+//! In Holders, `at` is a place in the lookup's ids and `peer` one in the answer's peers; its highest bit says that the claim is hearsay: another
+//! owner passed it on. Digests and Claims are for the owners of a shard ([`crate::repair`]): a holder is a key in Kademlia's key space, `at` its
+//! place in the request, `left` what its lease has left in seconds; if `more` is 1 the claims go on with the id `next`.
 
 use std::{fmt, io, marker::PhantomData};
 
@@ -20,7 +25,9 @@ use page::{PAGE_SIZE, Page, ShortId};
 pub use crate::codec::CodecError;
 use crate::{
     codec::{Reader, put_count, put_sized},
-    limits::{FETCH_BATCH, HOLDERS_PER_NAME, INDEX_BATCH, LOOKUP_BATCH, MEMBERS},
+    limits::{FETCH_BATCH, HOLDERS_PER_NAME, INDEX_BATCH, LOOKUP_BATCH, MEMBERS, PULL_CLAIMS},
+    repair::ClaimDigest,
+    shard::{MemberId, ShardId},
 };
 
 /// Bytes of a peer id on the wire at most (an inlined Ed25519 key takes 38).
@@ -28,8 +35,16 @@ const PEER_ID_BYTES: usize = 64;
 /// Claims in one answer.
 const CLAIMS: usize = LOOKUP_BATCH * HOLDERS_PER_NAME;
 
+/// Bytes of a holder's key.
+const HOLDER_BYTES: usize = 32;
+/// The bit of a claim's peer that makes it hearsay.
+const HEARSAY: u16 = 1 << 15;
+const _: () = assert!(MEMBERS < HEARSAY as usize);
+
 const ANNOUNCE: u8 = 1;
 const LOOKUP: u8 = 2;
+const DIGESTS: u8 = 3;
+const CLAIMS_OF: u8 = 4;
 
 /// A message with a bounded encoding.
 pub trait Message: Sized + Send + Sync + fmt::Debug + 'static {
@@ -57,6 +72,42 @@ pub enum IndexRequest {
         /// The pages.
         ids: Vec<ShortId>,
     },
+    /// From another owner of the shard: what of each holder do you have?
+    Digests {
+        /// The shard.
+        shard: ShardId,
+    },
+    /// From another owner of the shard: the claims of these holders?
+    Claims {
+        /// The shard.
+        shard: ShardId,
+        /// The first id.
+        from: ShortId,
+        /// The holders.
+        holders: Vec<MemberId>,
+    },
+}
+
+/// That a peer holds a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Claim {
+    /// The place of the page in the lookup.
+    pub at: u32,
+    /// The place of the holder in the answer's peers.
+    pub peer: u16,
+    /// Whether another owner passed it on, rather than the holder having announced it.
+    pub hearsay: bool,
+}
+
+/// A claim that one owner passes on to another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PassedOn {
+    /// The page.
+    pub id: ShortId,
+    /// The place of the holder in the request.
+    pub holder: u16,
+    /// What is left of the lease, in seconds.
+    pub left_seconds: u16,
 }
 
 /// What an owner answers.
@@ -68,8 +119,20 @@ pub enum IndexResponse {
     Holders {
         /// The peers that the claims speak of.
         peers: Vec<PeerId>,
-        /// Places in the lookup's ids and in `peers`.
-        claims: Vec<(u32, u16)>,
+        /// Who holds what.
+        claims: Vec<Claim>,
+    },
+    /// The digests of all holders in the shard.
+    Digests {
+        /// A holder, and what its claims come to.
+        digests: Vec<(MemberId, ClaimDigest)>,
+    },
+    /// The claims asked for.
+    Claims {
+        /// In the order of their ids.
+        claims: Vec<PassedOn>,
+        /// Where they go on, if that was not all.
+        next: Option<ShortId>,
     },
 }
 
@@ -105,15 +168,27 @@ fn ids(body: &mut Reader<'_>, bound: usize) -> Result<Vec<ShortId>, CodecError> 
 }
 
 impl Message for IndexRequest {
-    const BOUND: usize = 1 + 4 + LOOKUP_BATCH * 8;
+    /// Of the two that may be long, a lookup and the claims of all members.
+    const BOUND: usize = 1 + 1 + 8 + 4 + LOOKUP_BATCH * 8;
 
     fn encode(&self, out: &mut Vec<u8>) {
-        let (kind, ids) = match self {
-            Self::Announce { ids } => (ANNOUNCE, ids),
-            Self::Lookup { ids } => (LOOKUP, ids),
-        };
-        out.push(kind);
-        put_ids(out, ids.iter().copied());
+        match self {
+            Self::Announce { ids } => {
+                out.push(ANNOUNCE);
+                put_ids(out, ids.iter().copied());
+            }
+            Self::Lookup { ids } => {
+                out.push(LOOKUP);
+                put_ids(out, ids.iter().copied());
+            }
+            Self::Digests { shard } => out.extend_from_slice(&[DIGESTS, shard.0]),
+            Self::Claims { shard, from, holders } => {
+                out.extend_from_slice(&[CLAIMS_OF, shard.0]);
+                out.extend_from_slice(&from.0.to_be_bytes());
+                put_count(out, holders.len());
+                holders.iter().for_each(|holder| out.extend_from_slice(&holder.0));
+            }
+        }
     }
 
     fn decode(body: &[u8]) -> Result<Self, CodecError> {
@@ -121,6 +196,13 @@ impl Message for IndexRequest {
         let request = match body.u8("kind")? {
             ANNOUNCE => Self::Announce { ids: ids(&mut body, INDEX_BATCH)? },
             LOOKUP => Self::Lookup { ids: ids(&mut body, LOOKUP_BATCH)? },
+            DIGESTS => Self::Digests { shard: ShardId(body.u8("shard")?) },
+            CLAIMS_OF => {
+                let (shard, from) = (ShardId(body.u8("shard")?), ShortId(body.u64("first id")?));
+                let count = body.count(MEMBERS, HOLDER_BYTES, "holders")?;
+                let holders = (0..count).map(|_| holder(&mut body)).collect::<Result<_, _>>()?;
+                Self::Claims { shard, from, holders }
+            }
             other => return Err(CodecError::Unknown { field: "index request", value: other.into() }),
         };
         body.end()?;
@@ -128,7 +210,14 @@ impl Message for IndexRequest {
     }
 }
 
+fn holder(body: &mut Reader<'_>) -> Result<MemberId, CodecError> {
+    Ok(MemberId(*body.array::<HOLDER_BYTES>("holder")?))
+}
+
+const _: () = assert!(MEMBERS * HOLDER_BYTES <= LOOKUP_BATCH * 8);
+
 impl Message for IndexResponse {
+    /// Of the holders of a lookup, the longest.
     const BOUND: usize = 1 + 4 + MEMBERS * (4 + PEER_ID_BYTES) + 4 + CLAIMS * 6;
 
     fn encode(&self, out: &mut Vec<u8>) {
@@ -139,10 +228,31 @@ impl Message for IndexResponse {
                 put_count(out, peers.len());
                 peers.iter().for_each(|peer| put_sized(out, &peer.to_bytes()));
                 put_count(out, claims.len());
-                for (at, peer) in claims {
+                for Claim { at, peer, hearsay } in claims {
+                    let peer = peer | if *hearsay { HEARSAY } else { 0 };
                     out.extend_from_slice(&at.to_be_bytes());
                     out.extend_from_slice(&peer.to_be_bytes());
                 }
+            }
+            Self::Digests { digests } => {
+                out.push(DIGESTS);
+                put_count(out, digests.len());
+                for (holder, ClaimDigest { claims, sum }) in digests {
+                    out.extend_from_slice(&holder.0);
+                    out.extend_from_slice(&claims.to_be_bytes());
+                    out.extend_from_slice(&sum.to_be_bytes());
+                }
+            }
+            Self::Claims { claims, next } => {
+                out.push(CLAIMS_OF);
+                put_count(out, claims.len());
+                for PassedOn { id, holder, left_seconds } in claims {
+                    out.extend_from_slice(&id.0.to_be_bytes());
+                    out.extend_from_slice(&holder.to_be_bytes());
+                    out.extend_from_slice(&left_seconds.to_be_bytes());
+                }
+                out.push(u8::from(next.is_some()));
+                out.extend_from_slice(&next.unwrap_or(ShortId(0)).0.to_be_bytes());
             }
         }
     }
@@ -155,16 +265,53 @@ impl Message for IndexResponse {
                 let count = body.count(MEMBERS, 4, "peers")?;
                 let peers = (0..count).map(|_| peer_id(&mut body)).collect::<Result<_, _>>()?;
                 let count = body.count(CLAIMS, 6, "claims")?;
-                let claims = (0..count)
-                    .map(|_| Ok((body.u32("claim's id")?, body.u16("claim's peer")?)))
-                    .collect::<Result<_, CodecError>>()?;
+                let claims = (0..count).map(|_| claim(&mut body)).collect::<Result<_, _>>()?;
                 Self::Holders { peers, claims }
+            }
+            DIGESTS => {
+                let count = body.count(MEMBERS, DIGEST_BYTES, "digests")?;
+                let digests = (0..count).map(|_| digest(&mut body)).collect::<Result<_, _>>()?;
+                Self::Digests { digests }
+            }
+            CLAIMS_OF => {
+                let count = body.count(PULL_CLAIMS, PASSED_ON_BYTES, "claims")?;
+                let claims = (0..count).map(|_| passed_on(&mut body)).collect::<Result<_, _>>()?;
+                let (more, next) = (body.u8("more")?, ShortId(body.u64("next id")?));
+                let next = match (more, next) {
+                    (0, ShortId(0)) => None,
+                    (1, next) => Some(next),
+                    (other, _) => return Err(CodecError::Unknown { field: "more", value: other.into() }),
+                };
+                Self::Claims { claims, next }
             }
             other => return Err(CodecError::Unknown { field: "index response", value: other.into() }),
         };
         body.end()?;
         Ok(response)
     }
+}
+
+const DIGEST_BYTES: usize = HOLDER_BYTES + 4 + 16;
+const PASSED_ON_BYTES: usize = 8 + 2 + 2;
+const _: () = {
+    assert!(1 + 4 + MEMBERS * DIGEST_BYTES <= IndexResponse::BOUND);
+    assert!(1 + 4 + PULL_CLAIMS * PASSED_ON_BYTES + 9 <= IndexResponse::BOUND);
+};
+
+fn claim(body: &mut Reader<'_>) -> Result<Claim, CodecError> {
+    let (at, peer) = (body.u32("claim's id")?, body.u16("claim's peer")?);
+    Ok(Claim { at, peer: peer & !HEARSAY, hearsay: peer & HEARSAY != 0 })
+}
+
+fn digest(body: &mut Reader<'_>) -> Result<(MemberId, ClaimDigest), CodecError> {
+    let (holder, claims) = (holder(body)?, body.u32("digest's claims")?);
+    let sum = u128::from_be_bytes(*body.array("digest's sum")?);
+    Ok((holder, ClaimDigest { claims, sum }))
+}
+
+fn passed_on(body: &mut Reader<'_>) -> Result<PassedOn, CodecError> {
+    let (id, holder) = (ShortId(body.u64("claim's id")?), body.u16("claim's holder")?);
+    Ok(PassedOn { id, holder, left_seconds: body.u16("claim's lease")? })
 }
 
 fn peer_id(body: &mut Reader<'_>) -> Result<PeerId, CodecError> {
@@ -308,12 +455,28 @@ mod tests {
         #[test]
         fn messages_survive_the_wire(
             raw in prop::collection::vec(any::<u64>(), 0..FETCH_BATCH),
-            claims in prop::collection::vec((any::<u32>(), any::<u16>()), 0..50),
+            raw_claims in prop::collection::vec((any::<u32>(), 0..HEARSAY, any::<bool>()), 0..50),
+            holders in prop::collection::vec(any::<[u8; HOLDER_BYTES]>(), 0..9),
+            next in any::<Option<u64>>(),
         ) {
             let ids: Vec<_> = raw.into_iter().map(ShortId).collect();
             round_trip(&IndexRequest::Announce { ids: ids.clone() });
             round_trip(&IndexRequest::Lookup { ids: ids.clone() });
             round_trip(&IndexResponse::Announced);
+            let shard = ShardId(u8::try_from(ids.len()).unwrap());
+            let holders: Vec<_> = holders.into_iter().map(MemberId).collect();
+            round_trip(&IndexRequest::Digests { shard });
+            round_trip(&IndexRequest::Claims { shard, from: ShortId(next.unwrap_or(7)), holders: holders.clone() });
+            let digest = ClaimDigest { claims: 3, sum: u128::MAX - 9 };
+            round_trip(&IndexResponse::Digests { digests: holders.into_iter().map(|holder| (holder, digest)).collect() });
+            let passed_on = |(left, holder, _): &(u32, u16, bool)| PassedOn {
+                id: ShortId(u64::from(*left) << 7),
+                holder: *holder,
+                left_seconds: u16::try_from(left % 1000).unwrap(),
+            };
+            let passed_on = raw_claims.iter().map(passed_on).collect();
+            round_trip(&IndexResponse::Claims { claims: passed_on, next: next.map(ShortId) });
+            let claims = raw_claims.into_iter().map(|(at, peer, hearsay)| Claim { at, peer, hearsay }).collect();
             round_trip(&IndexResponse::Holders { peers: vec![PeerId::random(), PeerId::random()], claims });
             round_trip(&PagesResponse { pages: ids.iter().take(3).map(|id| (*id, Box::new([7; PAGE_SIZE]))).collect() });
             round_trip(&PagesRequest { ids });
@@ -330,7 +493,10 @@ mod tests {
     fn the_bounds_hold_the_largest_messages() {
         let ids: Vec<_> = (0..LOOKUP_BATCH as u64).map(ShortId).collect();
         round_trip(&IndexRequest::Lookup { ids });
-        let (peers, claims) = (vec![PeerId::random(); MEMBERS], vec![(u32::MAX, u16::MAX); CLAIMS]);
+        let holders = vec![MemberId([7; HOLDER_BYTES]); MEMBERS];
+        round_trip(&IndexRequest::Claims { shard: ShardId(9), from: ShortId(1), holders });
+        let claim = Claim { at: u32::MAX, peer: HEARSAY - 1, hearsay: true };
+        let (peers, claims) = (vec![PeerId::random(); MEMBERS], vec![claim; CLAIMS]);
         round_trip(&IndexResponse::Holders { peers, claims });
         let pages = (0..FETCH_BATCH as u64).map(|id| (ShortId(id), Box::new([1; PAGE_SIZE]))).collect();
         round_trip(&PagesResponse { pages });

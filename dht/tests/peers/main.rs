@@ -6,5 +6,6 @@ mod budget;
 mod common;
 mod host;
 mod metrics;
+mod repair;
 mod retain;
 mod site;

@@ -70,6 +70,8 @@ fn expected(status: &SiteStatus) -> Samples {
         ("lookup_ids_answered_found", "tern_dht_lookup_names_found_total{role=\"owner\"}"),
         ("announced_ids", "tern_dht_announced_names_total{role=\"holder\"}"),
         ("announced_ids_taken", "tern_dht_announced_names_total{role=\"owner\"}"),
+        ("entries_learnt", "tern_dht_repaired_entries_total{direction=\"learnt\"}"),
+        ("entries_passed_on", "tern_dht_repaired_entries_total{direction=\"passed_on\"}"),
         ("fetches_sent", "tern_dht_fetches_total"),
         ("bytes_fetched", "tern_dht_fetched_bytes_total"),
         ("bytes_served", "tern_dht_served_bytes_total"),
