@@ -47,7 +47,9 @@ impl ShardId {
         self.0.into()
     }
 
-    fn key(self) -> &'static [u8; 32] {
+    /// The shard's point in Kademlia's key space.
+    #[must_use]
+    pub fn key(self) -> &'static [u8; 32] {
         static KEYS: LazyLock<[[u8; 32]; SHARDS]> = LazyLock::new(|| {
             std::array::from_fn(|shard| {
                 let shard = u8::try_from(shard).expect("as many shards as a byte has values");
@@ -69,7 +71,9 @@ impl MemberId {
         Self(Sha256::digest(peer_id).into())
     }
 
-    fn distance(&self, key: &[u8; 32]) -> [u8; 32] {
+    /// Kademlia's distance to a point of the key space.
+    #[must_use]
+    pub fn distance(&self, key: &[u8; 32]) -> [u8; 32] {
         std::array::from_fn(|at| self.0[at] ^ key[at])
     }
 }

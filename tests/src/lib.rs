@@ -4,6 +4,8 @@
 //! (`site`) and a model link (`net`) through faults (`faults`), and looks at every step (`check`). One seed is one run; `sim` runs
 //! any number of them.
 //!
+//! [`site_sim`] simulates sites of up to 10,000 hosts with the index code of `dht`.
+//!
 //! The end-to-end tests (`kvm_*`) play in [`real`]: real processes and real guests. [`lane`] brings the same harness to a KVM with
 //! hardware virtualisation, which QEMU emulates.
 
@@ -19,5 +21,6 @@ mod palette;
 pub mod real;
 mod rng;
 mod site;
+pub mod site_sim;
 mod source_host;
 pub mod world;
