@@ -12,6 +12,8 @@ pub mod announce;
 #[cfg(feature = "node")]
 mod anti_entropy;
 #[cfg(feature = "node")]
+mod asked;
+#[cfg(feature = "node")]
 mod behaviour;
 #[cfg(feature = "node")]
 pub mod budget;

@@ -19,13 +19,14 @@
 //! a late answer is still taken until its request has timed out. What comes back as found has been hashed by the driver.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, VecDeque},
     time::Instant,
 };
 
 use page::ShortId;
 
 use crate::{
+    asked::{PeerNo, Peers},
     limits::{
         FETCH_BATCH, FETCH_HEDGE, FETCH_TIMEOUT, FETCHES_IN_FLIGHT, FETCHES_PER_HOLDER, HOLDERS_PER_NAME,
         LOOKUP_BATCH, LOOKUP_TIMEOUT, LOOKUP_TIMEOUT_PER_ID, LOOKUPS_IN_FLIGHT, NEAR_HOLDERS,
@@ -72,8 +73,6 @@ pub enum Request {
 
 /// A place in a search's ids.
 type At = u32;
-/// A peer's number in a search.
-type PeerNo = u16;
 
 /// How far the question who holds a page has come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -145,35 +144,12 @@ struct Flight {
 #[derive(Clone, Copy, Debug)]
 enum FlightKind {
     Lookup,
-    /// When another holder is asked as well, unless that has happened.
     Fetch {
+        /// When another holder is asked as well, unless that has happened.
         hedge: Option<Instant>,
+        /// How often the holder had answered before.
+        answers: u32,
     },
-}
-
-/// The peers that a search has to do with, by number.
-#[derive(Debug, Default)]
-struct Peers {
-    members: Vec<MemberId>,
-    numbers: HashMap<MemberId, PeerNo>,
-    /// Owners that failed in this search, and holders that are asked last.
-    bad_owner: Vec<bool>,
-    doubted: Vec<bool>,
-}
-
-impl Peers {
-    /// `None` beyond 2^16 peers, which no site has.
-    fn number(&mut self, member: MemberId) -> Option<PeerNo> {
-        if let Some(number) = self.numbers.get(&member) {
-            return Some(*number);
-        }
-        let number = PeerNo::try_from(self.members.len()).ok()?;
-        self.members.push(member);
-        self.bad_owner.push(false);
-        self.doubted.push(false);
-        self.numbers.insert(member, number);
-        Some(number)
-    }
 }
 
 /// A search for pages.
@@ -351,7 +327,7 @@ impl Search {
     /// Queues a page at the holder with the shortest queue among those left, if one is left.
     fn queue_next(&mut self, at: At) {
         let want = &self.wants[at as usize];
-        let left = |n: &usize| want.asked & 1 << n == 0;
+        let left = |n: &usize| want.asked & 1 << n == 0 && !self.peers.silent[usize::from(want.holders[*n])];
         let cost = |n: &usize| {
             let holder = want.holders[*n];
             (self.peers.doubted[usize::from(holder)], self.queues.get(&holder).map_or(0, VecDeque::len))
@@ -380,6 +356,8 @@ impl Search {
     /// of `found` are new.
     pub fn on_pages(&mut self, ticket: Ticket, found: &[ShortId]) -> Vec<bool> {
         let Some(flight) = self.flights.remove(&ticket) else { return vec![false; found.len()] };
+        let answers = &mut self.peers.answers[usize::from(flight.peer)];
+        *answers = answers.saturating_add(1);
         let news = found
             .iter()
             .map(|id| {
@@ -404,9 +382,18 @@ impl Search {
         match flight.kind {
             FlightKind::Lookup => self.lookup_failed(ticket),
             FlightKind::Fetch { .. } => {
-                self.on_pages(ticket, &[]);
+                let flight = self.flights.remove(&ticket);
+                self.end_fetch(&flight.map(|flight| flight.wants).unwrap_or_default());
             }
         }
+    }
+
+    /// A holder that has answered nothing for as long as a request may take is not asked again in this search: the pages that wait
+    /// for it are asked of others, or are missing. One that is only slow has answered something else meanwhile.
+    fn give_up_holder(&mut self, holder: PeerNo) {
+        self.peers.silent[usize::from(holder)] = true;
+        let queued: Vec<At> = self.queues.remove(&holder).unwrap_or_default().into();
+        self.end_fetch(&queued);
     }
 
     /// An owner that failed once is not asked again in this search: what it was asked, or was to be asked, the next owner is.
@@ -432,11 +419,18 @@ impl Search {
     fn run_out(&mut self, now: Instant) {
         let over: Vec<Ticket> = self.flights.iter().filter(|f| f.1.deadline <= now).map(|f| *f.0).collect();
         for ticket in over {
-            let Flight { peer, kind, .. } = &self.flights[&ticket];
-            let peer = usize::from(*peer);
+            let (number, kind) = (self.flights[&ticket].peer, self.flights[&ticket].kind);
+            let peer = usize::from(number);
             let (role, news) = match kind {
                 FlightKind::Lookup => (Role::Owner, !self.peers.bad_owner[peer]),
-                FlightKind::Fetch { .. } => (Role::Holder, true),
+                FlightKind::Fetch { answers, .. } => {
+                    let silent = self.peers.answers[peer] == answers;
+                    let known = self.peers.silent[peer];
+                    if silent && !known {
+                        self.give_up_holder(number);
+                    }
+                    (Role::Holder, !known)
+                }
             };
             if news {
                 self.timed_out.push_back((self.peers.members[peer], role));
@@ -446,7 +440,7 @@ impl Search {
         let mut hedged = Vec::new();
         for flight in self.flights.values_mut() {
             match &mut flight.kind {
-                FlightKind::Fetch { hedge } if hedge.is_some_and(|at| at <= now) => {
+                FlightKind::Fetch { hedge, .. } if hedge.is_some_and(|at| at <= now) => {
                     *hedge = None;
                     hedged.extend_from_slice(&flight.wants);
                 }
@@ -538,7 +532,8 @@ impl Search {
                 break (*holder, wants);
             }
         };
-        let kind = FlightKind::Fetch { hedge: Some(now + FETCH_HEDGE) };
+        let answers = self.peers.answers[usize::from(holder)];
+        let kind = FlightKind::Fetch { hedge: Some(now + FETCH_HEDGE), answers };
         let flight = Flight { peer: holder, wants, deadline: now + FETCH_TIMEOUT, kind };
         let (ticket, holder, ids) = self.fly(flight);
         Some(Request::Fetch { ticket, holder, ids })
@@ -548,8 +543,8 @@ impl Search {
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         let wake = |flight: &Flight| match flight.kind {
-            FlightKind::Fetch { hedge: Some(hedge) } => hedge.min(flight.deadline),
-            FlightKind::Fetch { hedge: None } | FlightKind::Lookup => flight.deadline,
+            FlightKind::Fetch { hedge: Some(hedge), .. } => hedge.min(flight.deadline),
+            FlightKind::Fetch { hedge: None, .. } | FlightKind::Lookup => flight.deadline,
         };
         self.flights.values().map(wake).min()
     }

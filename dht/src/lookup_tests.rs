@@ -243,6 +243,20 @@ fn a_slow_holder_costs_a_hedge_and_not_its_timeout() {
     assert!(search.done());
 }
 
+/// The story of a simulated site: a host crashed that alone held a third of a VM, and the VM's lookup asked it for a quarter of an hour.
+#[test]
+fn a_holder_that_is_gone_is_not_asked_for_all_that_it_held() {
+    let alone: Vec<_> = (0..100 * FETCH_BATCH as u64).map(|n| name(n, 0)).collect();
+    let both: Vec<_> = (0..100 * FETCH_BATCH as u64).map(|n| name(n, 1 << 40)).collect();
+    let mut search = Search::new([alone.clone(), both.clone()].concat(), Sampling::ALL, |_| []);
+    let held_by = |ids: &[ShortId], n: usize| ids.iter().map(|id| (*id, member(100 + n))).collect::<Vec<_>>();
+    search.known([held_by(&alone, 0), held_by(&both, 0), held_by(&both, 1)].concat());
+    let went = run(&mut search, &[], &[Behaviour::Silent, Behaviour::Good], |_, _| false);
+    assert_eq!(went.found.len(), both.len(), "the other holder gives what it has");
+    assert!(went.took <= FETCH_TIMEOUT, "{:?}", went.took);
+    assert!(went.fetches <= 100 + 2 * FETCHES_PER_HOLDER, "{} requests", went.fetches);
+}
+
 #[test]
 fn a_late_answer_is_taken_once() {
     let start = Instant::now();
