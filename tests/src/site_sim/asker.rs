@@ -1,6 +1,7 @@
 //! A lookup of a VM in flight: the driver of the real [`Search`], as `dht`'s resolve drives it.
 
 use dht::{
+    limits::HOLDERS_PER_NAME,
     lookup::{Request, Search, Ticket},
     membership::Role,
     shard::{MemberId, ShardId},
@@ -14,9 +15,6 @@ use super::{
     world::{Event, World},
 };
 
-/// How often a lookup is asked whether all is said: it looks through all of its pages for that.
-const ASK_DONE_EVERY: u32 = 16;
-
 /// A lookup.
 #[derive(Debug)]
 pub(super) struct Lookup {
@@ -25,7 +23,6 @@ pub(super) struct Lookup {
     pub(super) search: Option<Search>,
     /// When it will be woken.
     pub(super) wake_us: Option<u64>,
-    pub(super) events: u32,
 }
 
 impl World {
@@ -53,19 +50,16 @@ impl World {
         let ids = vm_names(vm, &mut self.rng);
         self.looked[lookup].started_us = self.clock.now_us;
         self.looked[lookup].held = held;
-        let now = self.clock.now();
+        let (now, sampling) = (self.clock.now(), self.sampling);
         let mind = self.mind(asker);
         let membership = &mind.membership;
         let owners: Vec<Vec<MemberId>> =
             ShardId::all().map(|shard| membership.owners_to_ask(shard, now).collect()).collect();
         let usable = |member| membership.usable_holder(member, now);
-        let known: Vec<(ShortId, MemberId)> = mind
-            .probes
-            .lookup(&ids, now, usable)
-            .into_iter()
-            .map(|(at, member)| (ids[at as usize], member))
-            .collect();
-        let mut search = Search::new(ids, |id| owners[ShardId::of(id).index()].iter().copied());
+        let sampled: Vec<ShortId> = ids.iter().copied().filter(|id| sampling.keeps(*id)).collect();
+        let known = mind.probes.lookup(&sampled, now, usable).into_iter();
+        let known: Vec<(ShortId, MemberId)> = known.map(|(at, who)| (sampled[at as usize], who)).collect();
+        let mut search = Search::new(ids, sampling, |shard| owners[shard.index()].iter().copied());
         search.known(known);
         self.lookups[lookup].search = Some(search);
         self.drive(lookup);
@@ -78,16 +72,18 @@ impl World {
         while let Some(request) = search.next(now) {
             self.make(lookup, request);
         }
-        let state = &mut self.lookups[lookup];
-        state.events += 1;
-        let deadline = search.deadline();
-        let asked = deadline.is_none() || state.events.is_multiple_of(ASK_DONE_EVERY);
-        if asked && search.done() {
-            self.looked[lookup].ended = true;
+        if search.done() {
+            // Peers may have come back meanwhile.
+            let Lookup { asker, vm, .. } = self.lookups[lookup];
+            let held = self.held(asker, vm);
+            let looked = &mut self.looked[lookup];
+            looked.held = looked.held.max(held);
+            looked.ended = true;
             return;
         }
         // Nothing in flight and not done would be a lookup that never ends; it is counted as one.
-        let wake = deadline.map(|deadline| self.clock.us(deadline));
+        let state = &mut self.lookups[lookup];
+        let wake = search.deadline().map(|deadline| self.clock.us(deadline));
         if wake.is_some() && wake != state.wake_us {
             state.wake_us = wake;
             self.at(wake.unwrap_or(0), Event::Wake { lookup });
@@ -169,9 +165,16 @@ impl World {
         let peer = &self.peers[owner];
         let mind = peer.mind.as_ref().expect("it was made");
         let usable = |member| member != asking && mind.membership.usable_holder(member, now);
-        let named = mind.probes.lookup(ids, now, usable).into_iter().map(|(at, who)| (ids[at as usize], who));
-        let here = ids.iter().filter(|id| peer.announces && peer.holding.has(**id)).map(|id| (*id, me));
-        let claims: Vec<(ShortId, MemberId)> = here.chain(named).collect();
+        let here = |id: &ShortId| peer.announces && peer.holding.has(*id);
+        let mut named: Vec<usize> = ids.iter().map(|id| usize::from(here(id))).collect();
+        let mut claims: Vec<(ShortId, MemberId)> =
+            ids.iter().filter(|id| here(id)).map(|id| (*id, me)).collect();
+        for (at, who) in mind.probes.lookup(ids, now, usable) {
+            named[at as usize] += 1;
+            if named[at as usize] <= HOLDERS_PER_NAME {
+                claims.push((ids[at as usize], who));
+            }
+        }
         let mut who: Vec<MemberId> = claims.iter().map(|(_, who)| *who).collect();
         who.sort_unstable();
         who.dedup();

@@ -91,6 +91,9 @@ pub fn run(peers: usize, scenario: Scenario, options: Options) -> Figures {
 }
 
 /// Runs all `sizes` and `scenarios` on all cores.
+///
+/// # Panics
+/// As [`run`] does.
 #[must_use]
 pub fn run_all(sizes: &[usize], scenarios: &[Scenario], options: Options) -> Vec<Figures> {
     let runs: Vec<_> =
@@ -156,7 +159,7 @@ fn build(world: &mut World, options: Options) {
     for n in 0..options.lookups {
         let at = from + (to - from) * n as u64 / options.lookups as u64;
         let asker = asking[n % asking.len()];
-        let lookup = Lookup { asker, vm: n as u64 / 2 % VMS, search: None, wake_us: None, events: 0 };
+        let lookup = Lookup { asker, vm: n as u64 / 2 % VMS, search: None, wake_us: None };
         world.lookups.push(lookup);
         world.looked.push(Looked::default());
         world.at(at, Event::Look { lookup: n });

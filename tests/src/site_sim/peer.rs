@@ -60,9 +60,6 @@ pub(super) struct Mind {
     /// What other peers announced to this owner: probe names, and background names, apart so that each can be weighed.
     pub(super) probes: OwnerTable,
     pub(super) background: OwnerTable,
-    /// This host's announced names by shard.
-    pub(super) names: Vec<Vec<ShortId>>,
-    pub(super) sampling: Sampling,
     /// The version of the membership that the announcer knows.
     pub(super) version: Option<u64>,
     /// Peers that a connection was made to, beyond the mesh.
@@ -78,19 +75,9 @@ impl Mind {
             announcer: Announcer::new(now),
             probes: OwnerTable::new(now),
             background: OwnerTable::new(now),
-            names: vec![Vec::new(); SHARDS],
-            sampling: Sampling::ALL,
             version: None,
             connected: BTreeSet::new(),
             ticks: 0,
-        }
-    }
-
-    /// Takes what the host announces at this sampling, as a first scan does.
-    pub(super) fn take_names(&mut self, names: Vec<ShortId>) {
-        self.announcer.note(&names);
-        for id in names {
-            self.names[ShardId::of(id).index()].push(id);
         }
     }
 
@@ -105,9 +92,10 @@ impl Mind {
     }
 
     /// Once a second: leases that are due are renewed, and one shard of the tables is swept.
-    pub(super) fn upkeep(&mut self, now: Instant) {
-        for shard in self.announcer.renewals(now) {
-            self.announcer.renew(shard, self.names[shard.index()].clone(), now);
+    pub(super) fn upkeep(&mut self, sampling: Sampling, now: Instant) {
+        // The host holds what it held.
+        for renewal in self.announcer.renewals(now) {
+            self.announcer.renew(renewal, sampling, now);
         }
         let shard = ShardId(u8::try_from(self.ticks % SHARDS as u64).expect("reduced modulo the shards"));
         let membership = &self.membership;

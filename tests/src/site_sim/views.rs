@@ -98,9 +98,7 @@ impl World {
     pub(super) fn settle(&mut self, number: usize) {
         let names = self.peers[number].announced(number as u64, self.content, self.sampling);
         let sampling = self.sampling;
-        let mind = self.mind(number);
-        mind.sampling = sampling;
-        mind.take_names(names);
+        self.mind(number).announcer.note(&names, sampling);
     }
 
     /// Everyone of the mesh knows everyone.

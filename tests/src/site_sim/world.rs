@@ -242,8 +242,9 @@ impl World {
             self.learn_next(peer);
         }
         let (now, measuring, announces) = (self.clock.now(), self.measuring(), self.peers[peer].announces);
+        let sampling = self.sampling;
         let mind = self.mind(peer);
-        mind.upkeep(now);
+        mind.upkeep(sampling, now);
         mind.rehome();
         self.sums.mind_seconds += u64::from(measuring);
         self.sums.announcer_seconds += u64::from(measuring && announces);
