@@ -37,7 +37,7 @@ enum Command {
     },
     /// Runs this host's peer until SIGTERM or SIGINT.
     Serve(Box<Serve>),
-    /// Has the peer index and serve files. Blocks that change in place are noticed; add a file again that grew or was replaced.
+    /// Has the peer index and serve files. A file that changes, grows or is replaced is read again; one that is deleted is let go.
     Add {
         /// The files.
         #[arg(required = true)]

@@ -4,7 +4,7 @@
 //! rescan replaces what changed and a removed content gives way to others that hold the same pages.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     hash::{BuildHasherDefault, Hasher},
     num::NonZeroU64,
 };
@@ -42,6 +42,17 @@ impl Hasher for IdHasher {
     fn write_u64(&mut self, value: u64) {
         self.0 = value;
     }
+}
+
+/// A content on its way out of the index.
+#[derive(Debug)]
+pub struct Leaving {
+    content: ContentId,
+    names: std::vec::IntoIter<Option<NonZeroU64>>,
+    /// Names that have no place any more.
+    lost: HashSet<ShortId, BuildHasherDefault<IdHasher>>,
+    /// Where to look on for places of theirs.
+    next: Place,
 }
 
 /// The index. Pure: it reads no content.
@@ -83,25 +94,43 @@ impl HostIndex {
         self.contents.insert(content, Indexed { names, lasting, unsettled });
     }
 
-    /// Takes a content out; pages that others hold too stay findable there.
-    pub fn remove_content(&mut self, content: ContentId) {
-        if self.contents.remove(&content).is_none() {
-            return;
-        }
-        self.places.retain(|_, place| place.content != content);
-        self.refill();
+    /// Begins to take a content out; [`HostIndex::step`] goes on with it. Pages that others hold too stay findable there. `None` for an
+    /// unknown content.
+    pub fn leave(&mut self, content: ContentId) -> Option<Leaving> {
+        let names = self.contents.remove(&content)?.names.into_iter();
+        let next = Place { content: ContentId(0), page: 0 };
+        Some(Leaving { content, names, lost: HashSet::default(), next })
     }
 
-    /// Finds places for names that lost theirs but stand elsewhere.
-    fn refill(&mut self) {
-        for (content, indexed) in &self.contents {
-            for (name, page) in indexed.names.iter().zip(0u32..) {
-                if let Some(name) = name {
-                    let place = Place { content: *content, page };
-                    self.places.entry(ShortId(name.get())).or_insert(place);
+    /// Takes out some names of a content that leaves, at most as many as said; or finds places elsewhere for names that lost theirs, looking at
+    /// as many. Says whether all is done.
+    pub fn step(&mut self, leaving: &mut Leaving, names: usize) -> bool {
+        let Leaving { content, names: left, lost, next } = leaving;
+        let before = left.len();
+        for id in left.by_ref().take(names).flatten().map(|name| ShortId(name.get())) {
+            if self.places.get(&id).is_some_and(|place| place.content == *content) {
+                self.places.remove(&id);
+                lost.insert(id);
+            }
+        }
+        let mut room = names - (before - left.len()).min(names);
+        if room == 0 || lost.is_empty() {
+            return left.len() == 0 && lost.is_empty();
+        }
+        for (content, indexed) in self.contents.range(next.content..) {
+            let from = if *content == next.content { next.page } else { 0 };
+            for (name, page) in indexed.names.iter().zip(0u32..).skip(from as usize) {
+                if room == 0 {
+                    *next = Place { content: *content, page };
+                    return false;
+                }
+                room -= 1;
+                if let Some(id) = name.map(|name| ShortId(name.get())).filter(|id| lost.contains(id)) {
+                    self.places.entry(id).or_insert(Place { content: *content, page });
                 }
             }
         }
+        true
     }
 
     /// Notes the ids of the pages from `first` on, as just read; `None` is a page that is not indexed (a zero page). Returns how many of them
@@ -247,7 +276,10 @@ mod tests {
         assert_eq!(index.place(ShortId(6)), Some(Place { content: file, page: 0 }), "a file's place wins");
         index.update(memory, 0, &ids(&[8]), Look::Again, &mut added);
         assert_eq!(index.place(ShortId(5)), None);
-        index.remove_content(file);
+        let mut leaving = index.leave(file).unwrap();
+        // In steps as small as can be, and it comes to its end.
+        while !index.step(&mut leaving, 1) {}
+        assert!(index.leave(file).is_none());
         assert_eq!(index.place(ShortId(6)), Some(Place { content: memory, page: 1 }));
         assert_eq!(index.place(ShortId(7)), None);
     }

@@ -51,7 +51,11 @@ pub const CONTENT_PAGES: u32 = 1 << 30;
 pub const SCAN_CHUNK_PAGES: u32 = 512;
 /// Threads that the first scan of a content uses at most.
 pub const SCAN_THREADS: usize = 16;
-/// How long after a scan of a VM's memory the next one starts, and how often a file is looked at for changes.
+/// How often it is looked whether a file was changed, replaced or deleted.
+pub const FILE_LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Names that one step of a content's leaving takes out of the index, or looks at.
+pub const LEAVING_STEP: usize = 65_536;
+/// How long after a scan of a VM's memory the next one starts.
 pub const RESCAN_EVERY: Duration = Duration::from_secs(30);
 /// Rescans that pass over a region which was rewritten each time it was looked at.
 pub const REVISIT_LATEST: u8 = 8;

@@ -20,12 +20,14 @@ use crate::{
     anti_entropy, behaviour,
     config::{Fault, NodeConfig},
     content::{
-        Content, Contents, Source, scan,
+        Content, Contents, Source,
+        scan::{self, Ended},
         store::{self, RetainError, Store},
-        workers::Workers,
+        workers::{Urgency, Workers},
     },
     counters::Counters,
     error::{ContentError, NodeError},
+    index::ContentId,
     lease::OwnerTable,
     limits::{
         COMMANDS, LAN_BURST_DIVISOR, LISTEN_ADDRESSES, RECENT_SOURCES, SEARCHES, SERVING, WAITING,
@@ -87,12 +89,13 @@ pub(crate) struct Known {
 #[derive(Debug)]
 pub(crate) struct Registered {
     contents: Arc<Contents>,
-    content: Arc<Content>,
+    /// Not the content itself: nothing but a chunk that is being read may keep its descriptor open longer than this lives.
+    content: ContentId,
 }
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        self.contents.remove(self.content.id);
+        self.contents.remove(self.content);
     }
 }
 
@@ -219,15 +222,16 @@ impl Peer {
         extents: Vec<MemoryExtent>,
     ) -> Result<Registered, ContentError> {
         let content = self.contents.add_memory(name, fd, extents)?;
-        self.keep_indexed(&content);
-        Ok(Registered { contents: Arc::clone(&self.contents), content })
+        let registered = Registered { contents: Arc::clone(&self.contents), content: content.id };
+        self.keep_indexed(content, Urgency::First);
+        Ok(registered)
     }
 
     /// Serves a file from now on; returns its pages.
     pub(crate) fn add_file(self: &Arc<Self>, path: &Path) -> Result<u64, ContentError> {
         let content = self.contents.add_file(path)?;
         let pages = content.source.pages();
-        self.keep_indexed(&content);
+        self.keep_indexed(content, Urgency::First);
         Ok(pages.into())
     }
 
@@ -248,7 +252,9 @@ impl Peer {
     /// Keeps a copy of a registered memory; returns its pages and bytes. Dropping the future ends the copying.
     pub(crate) async fn retain(self: &Arc<Self>, registered: &Registered) -> Result<(u64, u64), RetainError> {
         let store = self.store.as_ref().ok_or(RetainError::Off)?;
-        let retained = store.retain(&self.contents, &self.workers, &registered.content).await?;
+        // It is there for as long as it is registered.
+        let Some(memory) = self.contents.get(registered.content) else { return Ok((0, 0)) };
+        let retained = store.retain(&self.contents, &self.workers, &memory).await?;
         let Some((content, ids)) = retained else { return Ok((0, 0)) };
         let Source::Checkpoint(file) = &content.source else { unreachable!("a checkpoint was made") };
         let (pages, bytes) = (u64::from(file.pages()), file.file_bytes());
@@ -264,12 +270,37 @@ impl Peer {
         self.news.notify_one();
     }
 
-    fn keep_indexed(self: &Arc<Self>, content: &Arc<Content>) {
-        let (noting, scanned) = (Arc::clone(self), Arc::clone(self));
-        let note = move |ids: &[ShortId]| noting.note(ids);
-        let done = move || scanned.news.notify_one();
-        let (contents, content) = (Arc::clone(&self.contents), Arc::clone(content));
-        tokio::spawn(scan::keep_indexed(contents, content, Arc::clone(&self.workers), note, done));
+    fn keep_indexed(self: &Arc<Self>, content: Arc<Content>, urgency: Urgency) {
+        let peer = Arc::clone(self);
+        tokio::spawn(async move {
+            let (contents, workers) = (Arc::clone(&peer.contents), Arc::clone(&peer.workers));
+            let (id, done) = (content.id, || peer.news.notify_one());
+            let ended =
+                scan::keep_indexed(contents, content, workers, urgency, |ids| peer.note(ids), done).await;
+            match ended {
+                Ended::Removed => {}
+                Ended::Replaced => peer.reopen(id),
+                Ended::Gone => {
+                    tracing::info!(content = ?peer.contents.file_path(id), "a file is gone, and is not served any more");
+                    peer.contents.remove(id);
+                }
+            }
+        });
+    }
+
+    /// Another file stands at a served file's path: that one is served from now on. It is read at the pace of a change, not of something new.
+    fn reopen(self: &Arc<Self>, id: ContentId) {
+        let Some(path) = self.contents.file_path(id) else { return };
+        match self.contents.add_file(&path) {
+            Ok(content) => {
+                tracing::info!(path = %path.display(), "a file was replaced, or has another length; it is read again");
+                self.keep_indexed(content, Urgency::Again);
+            }
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "a file was replaced by one that cannot be served");
+                self.contents.remove(id);
+            }
+        }
     }
 
     /// Remembers where pages came from.

@@ -102,6 +102,7 @@ async fn tick(peer: &Arc<Peer>) {
         interval.tick().await;
         let (worker, now) = (Arc::clone(peer), Instant::now());
         let work = move || {
+            worker.contents.tidy();
             sweep(&worker, shard, now);
             renew(&worker, now);
         };

@@ -33,6 +33,19 @@ impl FileId {
     }
 }
 
+/// What became of a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum FileNow {
+    /// It is as it was.
+    Same,
+    /// It was written in place.
+    Rewritten,
+    /// Another file stands at its path, or it has another number of pages.
+    Replaced,
+    /// No file stands at its path any more. Whoever holds it open keeps its room on the disk.
+    Gone,
+}
+
 /// A file that this peer serves.
 #[derive(Debug)]
 pub(crate) struct ServedFile {
@@ -73,11 +86,23 @@ impl ServedFile {
         self.pages
     }
 
-    /// Whether the file was changed in place since it was last seen; takes note of what it is now.
-    pub(crate) fn changed(&self) -> io::Result<bool> {
+    /// What became of the file since it was last seen; takes note of what it is now.
+    pub(crate) fn look(&self) -> io::Result<FileNow> {
+        let at_path = match std::fs::metadata(&self.path) {
+            Ok(metadata) if metadata.is_file() => FileId::of(&metadata),
+            Ok(_) => return Ok(FileNow::Gone),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(FileNow::Gone),
+            Err(error) => return Err(error),
+        };
         let now = FileId::of(&self.file.metadata()?);
+        if (at_path.device, at_path.inode) != (now.device, now.inode)
+            || now.bytes.div_ceil(PAGE_SIZE as u64) != u64::from(self.pages)
+        {
+            return Ok(FileNow::Replaced);
+        }
         let mut seen = self.seen.lock().expect("nothing panics while it holds this lock");
-        Ok(std::mem::replace(&mut *seen, now) != now)
+        let same = std::mem::replace(&mut *seen, now) == now;
+        Ok(if same { FileNow::Same } else { FileNow::Rewritten })
     }
 
     fn still_as_seen(&self) -> io::Result<bool> {
@@ -115,5 +140,42 @@ impl ServedFile {
         }
         into[filled..].fill(0);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_seen_rewritten_replaced_grown_cut_and_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("image"), dir.path().join("other"));
+        let write = |path: &Path, pages: usize| std::fs::write(path, vec![7; pages * PAGE_SIZE - 5]).unwrap();
+        let open = || ServedFile::open(&path).unwrap();
+        write(&path, 3);
+        let file = open();
+        assert_eq!(file.look().unwrap(), FileNow::Same);
+        let writable = File::options().write(true).open(&path).unwrap();
+        writable.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        assert_eq!(file.look().unwrap(), FileNow::Rewritten);
+        assert_eq!(file.look().unwrap(), FileNow::Same);
+        // Within its last page it has as many pages as before.
+        writable.set_len(3 * PAGE_SIZE as u64).unwrap();
+        assert_eq!(file.look().unwrap(), FileNow::Rewritten);
+        for bytes in [3 * PAGE_SIZE as u64 + 1, 2 * PAGE_SIZE as u64, 0] {
+            writable.set_len(bytes).unwrap();
+            assert_eq!(file.look().unwrap(), FileNow::Replaced);
+        }
+        write(&path, 3);
+        let file = open();
+        write(&other, 3);
+        std::fs::rename(&other, &path).unwrap();
+        assert_eq!(file.look().unwrap(), FileNow::Replaced);
+        let file = open();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(file.look().unwrap(), FileNow::Gone);
+        std::fs::create_dir(&path).unwrap();
+        assert_eq!(file.look().unwrap(), FileNow::Gone);
     }
 }

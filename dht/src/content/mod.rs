@@ -12,7 +12,7 @@ use std::{
     collections::BTreeMap,
     io,
     os::fd::OwnedFd,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
@@ -32,7 +32,7 @@ use crate::{
     checkpoint::Retained,
     error::ContentError,
     index::{ContentId, HostIndex, Place},
-    limits::CONTENTS,
+    limits::{CONTENTS, LEAVING_STEP},
     local::protocol::MemoryExtent,
     status::ContentStatus,
 };
@@ -108,6 +108,8 @@ pub(crate) struct Contents {
     pub(crate) domain: Domain,
     index: RwLock<HostIndex>,
     contents: Mutex<BTreeMap<ContentId, Arc<Content>>>,
+    /// Removed contents whose names are still in the index.
+    leaving: Mutex<Vec<ContentId>>,
     next: AtomicU32,
     /// Pages that were asked for and are no longer here.
     pub(crate) stale_misses: AtomicU64,
@@ -122,6 +124,7 @@ impl Contents {
             domain,
             index: RwLock::default(),
             contents: Mutex::default(),
+            leaving: Mutex::default(),
             next: AtomicU32::new(0),
             stale_misses: AtomicU64::new(0),
         }
@@ -177,6 +180,14 @@ impl Contents {
         self.contents().values().filter_map(retained).collect()
     }
 
+    /// The path of a file's content.
+    pub(crate) fn file_path(&self, id: ContentId) -> Option<PathBuf> {
+        match &self.get(id)?.source {
+            Source::File(file) => Some(file.path().to_owned()),
+            Source::Memory(_) | Source::Checkpoint(_) => None,
+        }
+    }
+
     pub(crate) fn get(&self, id: ContentId) -> Option<Arc<Content>> {
         self.contents().get(&id).cloned()
     }
@@ -202,12 +213,26 @@ impl Contents {
         Ok(content)
     }
 
-    /// Lets a content go: its scans end and its descriptor closes.
+    /// Lets a content go: its scans end, and its descriptor closes, at once or with the chunk of it that is just being read. Its names leave the index
+    /// with the next [`Contents::tidy`]; until then they are misses.
     pub(crate) fn remove(&self, id: ContentId) {
         let removed = self.contents().remove(&id);
         if let Some(content) = removed {
             content.removed.cancel();
-            self.index_mut().remove_content(id);
+            self.leaving().push(id);
+        }
+    }
+
+    fn leaving(&self) -> MutexGuard<'_, Vec<ContentId>> {
+        self.leaving.lock().expect("nothing panics while it holds this lock")
+    }
+
+    /// Takes the names of removed contents out of the index, in steps that hold others up for a few milliseconds each. Blocks.
+    pub(crate) fn tidy(&self) {
+        let leaving = std::mem::take(&mut *self.leaving());
+        for id in leaving {
+            let Some(mut content) = self.index_mut().leave(id) else { continue };
+            while !self.index_mut().step(&mut content, LEAVING_STEP) {}
         }
     }
 

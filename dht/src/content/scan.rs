@@ -14,27 +14,40 @@ use page::{PAGE_SIZE, ShortId, is_zero, page_chunks};
 
 use super::{
     Content, Contents, Source,
+    file::FileNow,
     memory::ReadPages,
     revisit::Revisits,
     workers::{Urgency, Workers},
 };
 use crate::{
     index::Look,
-    limits::{RESCAN_EVERY, SCAN_CHUNK_PAGES},
+    limits::{FILE_LOOK_EVERY, RESCAN_EVERY, SCAN_CHUNK_PAGES},
 };
 
-/// Scans `content` now and again until it is removed. `noted` takes each batch of names that the host did not have
+/// Why a content is not scanned any more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Ended {
+    /// It was removed.
+    Removed,
+    /// Another file stands at its path.
+    Replaced,
+    /// Its file was deleted.
+    Gone,
+}
+
+/// Scans `content` now and again until it is removed, or its file is no longer what it was. The first scan is as urgent as said. `noted` takes each batch of names that the host did not have
 /// before; `scanned` hears of each completed scan.
 pub(crate) async fn keep_indexed(
     contents: Arc<Contents>,
     content: Arc<Content>,
     workers: Arc<Workers>,
+    mut urgency: Urgency,
     noted: impl Fn(&[ShortId]),
     scanned: impl Fn(),
-) {
+) -> Ended {
     let removed = content.removed.clone();
     let work = async {
-        let (mut urgency, mut revisits) = (Urgency::First, Revisits::default());
+        let mut revisits = Revisits::default();
         loop {
             let started = Instant::now();
             match scan(&contents, &content, &workers, urgency, &mut revisits, &noted).await {
@@ -51,26 +64,33 @@ pub(crate) async fn keep_indexed(
                     tracing::warn!(content = content.name, %error, "a scan failed; trying again later");
                 }
             }
-            wait_for_change(&content).await;
-            urgency = Urgency::Again;
+            match wait_for_change(&content).await {
+                FileNow::Same | FileNow::Rewritten => urgency = Urgency::Again,
+                FileNow::Replaced => return Ended::Replaced,
+                FileNow::Gone => return Ended::Gone,
+            }
         }
     };
-    removed.run_until_cancelled(work).await;
+    removed.run_until_cancelled(work).await.unwrap_or(Ended::Removed)
 }
 
-/// Waits until the content should be read again.
-async fn wait_for_change(content: &Content) {
+/// Waits until the content should be read again, or not any more.
+async fn wait_for_change(content: &Content) -> FileNow {
     match &content.source {
-        Source::Memory(_) => tokio::time::sleep(RESCAN_EVERY).await,
+        Source::Memory(_) => {
+            tokio::time::sleep(RESCAN_EVERY).await;
+            FileNow::Same
+        }
         Source::Checkpoint(_) => std::future::pending().await,
         Source::File(file) => loop {
             tokio::select! {
                 () = content.stale.notified() => {}
-                () = tokio::time::sleep(RESCAN_EVERY) => {}
+                () = tokio::time::sleep(FILE_LOOK_EVERY) => {}
             }
             // A file that cannot be looked at is scanned, and the scan says why it cannot be read.
-            if file.changed().unwrap_or(true) {
-                return;
+            let now = file.look().unwrap_or(FileNow::Rewritten);
+            if now != FileNow::Same {
+                return now;
             }
         },
     }

@@ -87,6 +87,15 @@ impl Peer {
         self.child.id()
     }
 
+    /// What its descriptors are open on.
+    pub(crate) fn descriptors(&self) -> Vec<String> {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap();
+        // One may be closed between the listing and the look.
+        let target =
+            |entry: std::io::Result<std::fs::DirEntry>| std::fs::read_link(entry.unwrap().path()).ok();
+        open.filter_map(target).map(|target| target.to_string_lossy().into_owned()).collect()
+    }
+
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();

@@ -147,3 +147,74 @@ async fn the_socket_is_private_refused_while_live_and_taken_over_when_stale() {
     assert!(again.terminate().success());
     assert!(!again.socket.exists(), "a peer that ends takes its socket along");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_replaced_is_served_anew_and_a_deleted_one_is_let_go() {
+    let site = Site::new();
+    let peer = site.peer("a", &[], &[]);
+    let client = peer.client().await;
+    let path = site.file("image", &pages(1, 20));
+    client.add_file(&path).await.unwrap();
+    ready(&client, 0).await;
+    let found = |pages: Vec<page::Page>| {
+        let (client, asked) = (client.clone(), ids(client.domain(), &pages));
+        async move { resolve(&client, asked).await.len() }
+    };
+    std::fs::rename(site.file("longer", &pages(2, 30)), &path).unwrap();
+    until("the file that replaced it", || async { (found(pages(2, 30)).await == 30).then_some(()) }).await;
+    until("the other one to be forgotten", || async { (found(pages(1, 20)).await == 0).then_some(()) }).await;
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(7 * PAGE_SIZE as u64).unwrap();
+    until("the file that was cut", || async {
+        let contents = client.status().await.unwrap().contents;
+        (contents.len() == 1 && contents[0].pages == 7 && contents[0].scanned).then_some(())
+    })
+    .await;
+    assert_eq!(found(pages(2, 30)).await, 7);
+
+    let open = || peer.descriptors().iter().any(|target| target.starts_with(path.to_str().unwrap()));
+    assert!(open());
+    std::fs::remove_file(&path).unwrap();
+    until("its room on the disk to be given back", || async { (!open()).then_some(()) }).await;
+    assert!(client.status().await.unwrap().contents.is_empty());
+}
+
+/// A VM's memory must not live on because the peer has its descriptor: not in the middle of its first scan, and not while it is served.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_memory_is_let_go_with_its_connection_whatever_the_peer_does_with_it() {
+    let site = Site::new();
+    // So slow that the scan is never done.
+    let peer = site.peer("a", &[], &["--cpu-budget", "1"]);
+    let client = peer.client().await;
+    let held = pages(1, 4 * 512);
+    let (vm, _) = memory(&held);
+    let bytes = 1u64 << 30;
+    for place in (0..bytes).step_by(held.len() * PAGE_SIZE) {
+        // Most of it is a hole; what is written is spread over it.
+        vm.write_all_at(&held[..512].concat(), place).unwrap();
+    }
+    let read_only = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&vm));
+    let fd = std::fs::File::open(read_only).unwrap().into();
+    let registration = client.register_memory("vm", fd, &whole(bytes / PAGE_SIZE as u64)).await.unwrap();
+    until("the scan to be under way", || async {
+        (client.status().await.unwrap().index.host_names > 0).then_some(())
+    })
+    .await;
+    let asked = ids(client.domain(), &held);
+    let searches: Vec<_> = (0..8)
+        .map(|_| {
+            let (client, asked) = (client.clone(), asked.clone());
+            tokio::spawn(async move { resolve(&client, asked).await.len() })
+        })
+        .collect();
+    let has_it = || peer.descriptors().iter().any(|target| target.contains("memfd:"));
+    assert!(has_it());
+    let status = client.status().await.unwrap();
+    assert!(!status.contents[0].scanned, "the scan was to take longer than this test");
+    drop(registration);
+    until("the descriptor to be closed", || async { (!has_it()).then_some(()) }).await;
+    let mapped = std::fs::read_to_string(format!("/proc/{}/smaps", peer.pid())).unwrap();
+    assert!(!mapped.contains("memfd:"));
+    for search in searches {
+        assert!(search.await.unwrap() <= 512);
+    }
+}
