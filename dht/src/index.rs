@@ -11,6 +11,8 @@ use std::{
 
 use page::{Gfn, PageSet, ShortId};
 
+use crate::limits::RESERVED_NAMES;
+
 /// One of this host's memories or files.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ContentId(pub u32);
@@ -65,6 +67,8 @@ pub struct HostIndex {
 #[derive(Debug)]
 struct Indexed {
     names: Vec<Option<NonZeroU64>>,
+    /// How many of them there are.
+    named: u64,
     /// Files and checkpoints keep their pages, memories do not: a place that lasts wins over a memory's.
     lasting: bool,
     /// Pages of a memory that had another name when they were looked at before: they may change again at once.
@@ -91,7 +95,11 @@ impl HostIndex {
     pub fn add_content(&mut self, content: ContentId, pages: u32, lasting: bool) {
         let names = vec![None; pages as usize];
         let unsettled = PageSet::empty(if lasting { 0 } else { pages.into() });
-        self.contents.insert(content, Indexed { names, lasting, unsettled });
+        if lasting {
+            // Nearly all of its pages will have a name: the table does not grow step by step under them.
+            self.places.reserve((pages as usize).min(RESERVED_NAMES));
+        }
+        self.contents.insert(content, Indexed { names, named: 0, lasting, unsettled });
     }
 
     /// Begins to take a content out; [`HostIndex::step`] goes on with it. Pages that others hold too stay findable there. `None` for an
@@ -152,6 +160,7 @@ impl HostIndex {
             let now = id.and_then(|id| NonZeroU64::new(id.0));
             let same = *name == now;
             changed += u32::from(!same);
+            indexed.named = indexed.named - u64::from(name.is_some()) + u64::from(now.is_some());
             if let Some(before) = name.filter(|_| !same).map(|name| ShortId(name.get()))
                 && self.places.get(&before) == Some(&place)
             {
@@ -221,12 +230,11 @@ impl HostIndex {
         if self.places.get(&id) == Some(&place) {
             self.places.remove(&id);
         }
-        let name = self
-            .contents
-            .get_mut(&place.content)
-            .and_then(|indexed| indexed.names.get_mut(usize::try_from(place.page).ok()?));
+        let Some(indexed) = self.contents.get_mut(&place.content) else { return };
+        let name = usize::try_from(place.page).ok().and_then(|page| indexed.names.get_mut(page));
         if let Some(name) = name.filter(|name| name.is_some_and(|n: NonZeroU64| n.get() == id.0)) {
             *name = None;
+            indexed.named -= 1;
         }
     }
 
@@ -245,7 +253,7 @@ impl HostIndex {
     /// Pages of a content that have a name.
     #[must_use]
     pub fn indexed_pages(&self, content: ContentId) -> u64 {
-        self.contents.get(&content).map_or(0, |c| c.names.iter().flatten().count() as u64)
+        self.contents.get(&content).map_or(0, |indexed| indexed.named)
     }
 
     /// All ids, in no order.

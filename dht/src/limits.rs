@@ -49,6 +49,10 @@ pub const TABLE_CHUNK_IDS: u32 = 16_384;
 pub const CONTENT_PAGES: u32 = 1 << 30;
 /// Pages that a scan reads, hashes and notes at once (2 MiB).
 pub const SCAN_CHUNK_PAGES: u32 = 512;
+/// Pages that a scan reads at once (256 KiB): what is read stays in a core's cache until it is hashed.
+pub const SCAN_READ_PAGES: usize = 64;
+/// Names of a new file or checkpoint for which the index makes room at once (64 MiB); for more it grows.
+pub const RESERVED_NAMES: usize = 4 << 20;
 /// Threads that the first scan of a content uses at most.
 pub const SCAN_THREADS: usize = 16;
 /// How often it is looked whether a file was changed, replaced or deleted.

@@ -31,7 +31,7 @@ use self::{
 use crate::{
     checkpoint::Retained,
     error::ContentError,
-    index::{ContentId, HostIndex, Place},
+    index::{ContentId, HostIndex, Leaving, Place},
     limits::{CONTENTS, LEAVING_STEP},
     local::protocol::MemoryExtent,
     status::ContentStatus,
@@ -109,7 +109,7 @@ pub(crate) struct Contents {
     index: RwLock<HostIndex>,
     contents: Mutex<BTreeMap<ContentId, Arc<Content>>>,
     /// Removed contents whose names are still in the index.
-    leaving: Mutex<Vec<ContentId>>,
+    leaving: Mutex<Vec<Leaving>>,
     next: AtomicU32,
     /// Pages that were asked for and are no longer here.
     pub(crate) stale_misses: AtomicU64,
@@ -219,19 +219,20 @@ impl Contents {
         let removed = self.contents().remove(&id);
         if let Some(content) = removed {
             content.removed.cancel();
-            self.leaving().push(id);
+            drop(content);
+            let leaving = self.index_mut().leave(id);
+            self.leaving().extend(leaving);
         }
     }
 
-    fn leaving(&self) -> MutexGuard<'_, Vec<ContentId>> {
+    fn leaving(&self) -> MutexGuard<'_, Vec<Leaving>> {
         self.leaving.lock().expect("nothing panics while it holds this lock")
     }
 
     /// Takes the names of removed contents out of the index, in steps that hold others up for a few milliseconds each. Blocks.
     pub(crate) fn tidy(&self) {
         let leaving = std::mem::take(&mut *self.leaving());
-        for id in leaving {
-            let Some(mut content) = self.index_mut().leave(id) else { continue };
+        for mut content in leaving {
             while !self.index_mut().step(&mut content, LEAVING_STEP) {}
         }
     }

@@ -4,6 +4,7 @@
 //! any case: each page is hashed when it is served. How much of the machine all this takes is the workers' to say.
 
 use std::{
+    cell::RefCell,
     io,
     sync::{Arc, atomic::Ordering},
     time::Instant,
@@ -21,7 +22,7 @@ use super::{
 };
 use crate::{
     index::Look,
-    limits::{FILE_LOOK_EVERY, RESCAN_EVERY, SCAN_CHUNK_PAGES},
+    limits::{FILE_LOOK_EVERY, RESCAN_EVERY, SCAN_CHUNK_PAGES, SCAN_READ_PAGES},
 };
 
 /// Why a content is not scanned any more.
@@ -132,6 +133,11 @@ async fn scan(
     Ok(())
 }
 
+thread_local! {
+    /// A scanning thread's own: new memory for each chunk would cost a fifth of what hashing it does.
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; SCAN_READ_PAGES * PAGE_SIZE]);
+}
+
 /// What came of a chunk.
 #[derive(Default)]
 struct Indexed {
@@ -145,21 +151,26 @@ struct Indexed {
 fn index_chunk(contents: &Contents, content: &Content, first: u32, look: Look) -> io::Result<Indexed> {
     let count = SCAN_CHUNK_PAGES.min(content.source.pages() - first);
     let mut ids: Vec<Option<ShortId>> = Vec::with_capacity(count as usize);
-    let mut bytes = vec![0; count as usize * PAGE_SIZE];
-    while ids.len() < count as usize {
-        if content.removed.is_cancelled() {
-            return Ok(Indexed::default());
+    let read = BUFFER.with_borrow_mut(|bytes| {
+        while ids.len() < count as usize {
+            if content.removed.is_cancelled() {
+                return Ok(false);
+            }
+            let at = first + u32::try_from(ids.len()).expect("a chunk is small");
+            let left = (count as usize - ids.len()).min(SCAN_READ_PAGES);
+            match content.source.read(at, &mut bytes[..left * PAGE_SIZE])? {
+                ReadPages::Zero(pages) => ids.extend(std::iter::repeat_n(None, left.min(pages as usize))),
+                ReadPages::Data(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
+                ReadPages::Data(length) => ids.extend(
+                    page_chunks(&bytes[..length])
+                        .map(|page| (!is_zero(page)).then(|| contents.domain.name(page).short())),
+                ),
+            }
         }
-        let at = first + u32::try_from(ids.len()).expect("a chunk is small");
-        let left = count as usize - ids.len();
-        match content.source.read(at, &mut bytes[..left * PAGE_SIZE])? {
-            ReadPages::Zero(pages) => ids.extend(std::iter::repeat_n(None, left.min(pages as usize))),
-            ReadPages::Data(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            ReadPages::Data(length) => ids.extend(
-                page_chunks(&bytes[..length])
-                    .map(|page| (!is_zero(page)).then(|| contents.domain.name(page).short())),
-            ),
-        }
+        Ok(true)
+    })?;
+    if !read {
+        return Ok(Indexed::default());
     }
     let mut added = Vec::new();
     let changed = contents.index_mut().update(content.id, first, &ids, look, &mut added);

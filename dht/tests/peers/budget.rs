@@ -46,6 +46,26 @@ async fn scans_keep_to_their_share_of_a_core() {
     assert_eq!(resolve(&client, ids(client.domain(), &few)).await.len(), 512);
 }
 
+/// As above: what was announced against the time it took.
+#[tokio::test(flavor = "multi_thread")]
+async fn announcements_keep_to_their_share_of_the_lan() {
+    const RATE: u64 = 50_000;
+    const NAMES: u64 = 20_000;
+    let site = Site::new();
+    let owner = site.peer("a", &[], &[]);
+    let holder = site.peer("b", &[&owner], &["--lan-budget", &RATE.to_string()]);
+    let client = holder.client().await;
+    ready(&client, 1).await;
+    let start = Instant::now();
+    client.add_file(&site.file("image", &pages(1, NAMES))).await.unwrap();
+    let status = ready(&client, 1).await;
+    let elapsed = start.elapsed().as_secs_f64();
+    assert_eq!(status.counters.announced_ids, NAMES, "everything is announced all the same");
+    // Beyond the share: the burst, and one message, which is sent when anything is left.
+    let bytes = (NAMES * 8) as f64;
+    assert!(bytes <= RATE as f64 * (elapsed + 0.25) + 36_000.0, "{bytes} bytes in {elapsed} s");
+}
+
 #[test]
 fn budgets_that_make_no_sense_are_refused_with_what_would() {
     let refused = |option: &str, value: &str| {

@@ -169,7 +169,7 @@ async fn a_file_that_is_replaced_is_served_anew_and_a_deleted_one_is_let_go() {
         (contents.len() == 1 && contents[0].pages == 7 && contents[0].scanned).then_some(())
     })
     .await;
-    assert_eq!(found(pages(2, 30)).await, 7);
+    until("its pages", || async { (found(pages(2, 30)).await == 7).then_some(()) }).await;
 
     let open = || peer.descriptors().iter().any(|target| target.starts_with(path.to_str().unwrap()));
     assert!(open());
@@ -188,6 +188,7 @@ async fn a_memory_is_let_go_with_its_connection_whatever_the_peer_does_with_it()
     let held = pages(1, 4 * 512);
     let (vm, _) = memory(&held);
     let bytes = 1u64 << 30;
+    vm.set_len(bytes).unwrap();
     for place in (0..bytes).step_by(held.len() * PAGE_SIZE) {
         // Most of it is a hole; what is written is spread over it.
         vm.write_all_at(&held[..512].concat(), place).unwrap();

@@ -46,6 +46,11 @@ async fn what_a_vm_leaves_is_served_over_a_restart_and_only_what_was_not_there_i
     // Zero pages and repetitions are not copied either.
     let held = [&in_file[..], &own, &own, &[[0; PAGE_SIZE]; 50]].concat();
     let registration = registered(&client, "vm", &held).await;
+    assert_eq!(
+        client.status().await.unwrap().index.host_names,
+        1000,
+        "each name once, and none of a zero page"
+    );
     let kept = registration.retain().await.unwrap();
     assert_eq!((kept.pages, kept.bytes), (700, (1 + 2 + 700) * PAGE_SIZE as u64));
     drop(registration);
