@@ -25,8 +25,8 @@ use crate::{
     error::NodeError,
     identity::SiteKey,
     limits::{
-        BOOTSTRAP_EVERY, CONNECTIONS, CONNECTIONS_PER_PEER, IDLE_CONNECTION, INBOUND_STREAMS, KAD_RECORDS,
-        PENDING_CONNECTIONS, PING_EVERY, PING_TIMEOUT, REQUEST_TIMEOUT, UPGRADE_TIMEOUT,
+        CONNECTIONS_PER_PEER, IDLE_CONNECTION, INBOUND_STREAMS, KAD_RECORDS, PENDING_CONNECTIONS, PING_EVERY,
+        PING_TIMEOUT, REQUEST_TIMEOUT, UPGRADE_TIMEOUT,
     },
     proof::End,
     secure::Secure,
@@ -75,7 +75,7 @@ impl Protocols {
 pub(crate) fn swarm(config: &NodeConfig) -> Result<(Swarm<Behaviour>, Protocols), NodeError> {
     let protocols = Protocols::new(&config.site_key, config.domain.id());
     let transport = transport(&config.identity, &config.site_key)?;
-    let behaviour = behaviour(&config.identity, &protocols);
+    let behaviour = behaviour(config, &protocols);
     let me = PeerId::from(config.identity.public());
     let limits = swarm::Config::with_tokio_executor().with_idle_connection_timeout(IDLE_CONNECTION);
     let swarm = Swarm::new(transport, behaviour, me, limits);
@@ -97,12 +97,13 @@ fn transport(identity: &Keypair, site: &SiteKey) -> Result<Boxed<(PeerId, Stream
     Ok(TransportTimeout::new(secured, UPGRADE_TIMEOUT).boxed())
 }
 
-fn behaviour(identity: &Keypair, protocols: &Protocols) -> Behaviour {
+fn behaviour(config: &NodeConfig, protocols: &Protocols) -> Behaviour {
+    let identity = &config.identity;
     let me = PeerId::from(identity.public());
     let limits = ConnectionLimits::default()
         .with_max_pending_incoming(Some(PENDING_CONNECTIONS))
         .with_max_pending_outgoing(Some(PENDING_CONNECTIONS))
-        .with_max_established(Some(CONNECTIONS))
+        .with_max_established(Some(config.mesh.most_connections()))
         .with_max_established_per_peer(Some(CONNECTIONS_PER_PEER));
     let identify = identify::Config::new("tern/1".to_owned(), identity.public())
         .with_agent_version(concat!("tern/", env!("CARGO_PKG_VERSION")).to_owned());
@@ -113,7 +114,8 @@ fn behaviour(identity: &Keypair, protocols: &Protocols) -> Behaviour {
     };
     let mut kad_config = kad::Config::new(protocols.kad.clone());
     kad_config
-        .set_periodic_bootstrap_interval(Some(BOOTSTRAP_EVERY))
+        // The network task asks for it, more seldom in a large site.
+        .set_periodic_bootstrap_interval(None)
         .set_parallelism(NonZeroUsize::new(3).expect("3 is not 0"));
     let mut kad =
         kad::Behaviour::with_config(me, kad::store::MemoryStore::with_config(me, store), kad_config);

@@ -14,8 +14,12 @@ use page::{Domain, ShortId};
 
 use crate::{
     SiteClient,
-    config::{Budgets, Fault, NodeConfig, Retention, parse_address, parse_bytes, parse_fault, parse_percent},
+    config::{
+        Budgets, Fault, MeshLimits, NodeConfig, Retention, parse_address, parse_bytes, parse_fault,
+        parse_percent,
+    },
     identity::{SiteKey, peer_identity},
+    limits::{CONNECTIONS, MESH},
     metrics, node, status_text,
 };
 
@@ -112,6 +116,12 @@ struct Serve {
     /// Where to serve metrics for Prometheus over plain HTTP (GET /metrics): IP:PORT. Whoever reaches it may read them.
     #[arg(long, value_name = "IP:PORT")]
     metrics: Option<SocketAddr>,
+    /// Members up to which everyone is connected to everyone; low to have a small site behave as a large one.
+    #[arg(long, hide = true, default_value_t = MESH)]
+    mesh: usize,
+    /// Connections beyond which unused ones are let go.
+    #[arg(long, hide = true, default_value_t = CONNECTIONS)]
+    connections: usize,
     /// Misbehave towards other peers, to test a site's tolerance: wrong-bytes, silent, slow=MILLISECONDS or old-owners.
     #[arg(long, hide = true, value_parser = parse_fault)]
     fault: Option<Fault>,
@@ -209,6 +219,7 @@ async fn serve_peer(serve: Serve) -> anyhow::Result<()> {
             .map(|(dir, budget_bytes)| Retention { dir, budget_bytes }),
         budgets: Budgets { cpu_percent: serve.cpu_budget, lan_bytes_per_second: serve.lan_budget },
         metrics: serve.metrics,
+        mesh: MeshLimits { mesh: serve.mesh, connections: serve.connections },
         fault: serve.fault,
     };
     let started =

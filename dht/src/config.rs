@@ -9,7 +9,11 @@ use std::{
 use libp2p::{Multiaddr, identity::Keypair, multiaddr::Protocol};
 use page::Domain;
 
-use crate::{error::NodeError, identity::SiteKey, limits::CPU_PERCENT};
+use crate::{
+    error::NodeError,
+    identity::SiteKey,
+    limits::{CONNECTIONS, CONNECTIONS_SPARE, CPU_PERCENT, MESH},
+};
 
 /// The configuration of a peer.
 #[derive(Debug)]
@@ -32,6 +36,8 @@ pub struct NodeConfig {
     pub budgets: Budgets,
     /// Where to serve metrics, if at all.
     pub metrics: Option<SocketAddr>,
+    /// Which connections to other peers are kept.
+    pub mesh: MeshLimits,
     /// A misbehaviour, for testing a site's tolerance.
     pub fault: Option<Fault>,
 }
@@ -82,6 +88,36 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
     bytes.filter(|bytes| *bytes > 0).ok_or_else(|| {
         "give a number of bytes more than zero, like 500000, 12M or 100G (K, M, G and T are powers of 1024)".to_owned()
     })
+}
+
+/// Where a site begins to be large, and how many connections a peer of a large one has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MeshLimits {
+    /// Members, this peer included, up to which everyone is connected to everyone.
+    pub mesh: usize,
+    /// Connections beyond which those are let go that are not used and not to be kept.
+    pub connections: usize,
+}
+
+impl Default for MeshLimits {
+    fn default() -> Self {
+        Self { mesh: MESH, connections: CONNECTIONS }
+    }
+}
+
+impl MeshLimits {
+    /// The members nearest to itself that a peer of a large site stays connected to.
+    #[must_use]
+    pub fn neighbours(&self) -> usize {
+        (self.mesh / 4).max(1)
+    }
+
+    /// Connections beyond which further ones are refused: those being let go need a moment.
+    #[must_use]
+    pub fn most_connections(&self) -> u32 {
+        let spare = (self.connections / 3).max(CONNECTIONS_SPARE);
+        u32::try_from(self.connections.saturating_add(spare)).unwrap_or(u32::MAX)
+    }
 }
 
 /// How a peer misbehaves towards others; its own host is served rightly.

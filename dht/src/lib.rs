@@ -25,11 +25,15 @@ mod codec;
 #[cfg(feature = "node")]
 pub mod config;
 #[cfg(feature = "node")]
+mod connections;
+#[cfg(feature = "node")]
 mod content;
 #[cfg(feature = "node")]
 mod counters;
 #[cfg(feature = "node")]
 pub mod error;
+#[cfg(feature = "node")]
+pub mod estimate;
 #[cfg(feature = "node")]
 pub mod identity;
 #[cfg(feature = "node")]
@@ -42,6 +46,8 @@ pub mod local;
 pub mod lookup;
 #[cfg(feature = "node")]
 pub mod membership;
+#[cfg(feature = "node")]
+pub mod mesh;
 #[cfg(feature = "node")]
 pub mod metrics;
 #[cfg(feature = "node")]

@@ -188,13 +188,39 @@ pub const STREAMS: usize = 4 * INBOUND_STREAMS;
 pub const SOCKET_READ_BYTES: usize = 128 << 10;
 /// What is gathered before it is made into TLS records (16 KiB each) and written.
 pub const TLS_WRITE_BYTES: usize = 64 << 10;
-/// Connections of one peer to others.
-pub const CONNECTIONS: u32 = 512;
+/// Members of a site up to which everyone is connected to everyone.
+pub const MESH: usize = 256;
+/// Connections of one peer beyond which unused ones are let go.
+pub const CONNECTIONS: usize = 384;
+/// Connections that there may be beyond those at least, while unused ones are let go.
+pub const CONNECTIONS_SPARE: usize = 16;
+/// How long a connection of a large site that this peer made stays open without a request.
+pub const IDLE_CLOSE: Duration = Duration::from_secs(60);
+/// How long any connection is left alone after its last use: a question of Kademlia's may be under way on it.
+pub const CONNECTION_GRACE: Duration = Duration::from_secs(2);
+/// Connections that are dialled in one tick because they should be there.
+pub const DIALS_PER_TICK: usize = 16;
+/// Addresses that are remembered of a peer.
+pub const KNOWN_ADDRESSES: usize = 4;
+/// Members beyond which Kademlia is asked for the owners of all shards, since its tables need not hold all peers any more (its k is 20).
+pub const REFRESH_ABOVE: usize = 20;
+/// How often Kademlia is asked for the peers closest to one shard.
+pub const REFRESH_EVERY: Duration = Duration::from_secs(600);
+/// Shards that it is asked for at once.
+pub const REFRESHES_IN_FLIGHT: usize = 4;
+/// Peers that it is asked for: the owners, and some more from whose distances the site's size is estimated.
+pub const REFRESH_CLOSEST: usize = 4;
+/// How often Kademlia looks for peers that it does not know in a large site; asking for the shards' owners does the same.
+pub const BOOTSTRAP_LARGE_EVERY: Duration = Duration::from_secs(600);
+/// Holders unknown to this peer that it meets because of one answer.
+pub const MEETINGS: usize = 32;
+/// How long an answer waits for them.
+pub const MEETING_TIMEOUT: Duration = Duration::from_millis(500);
 /// Connections to one other peer: two ends may dial each other at once.
 pub const CONNECTIONS_PER_PEER: u32 = 2;
 /// Connections being set up.
 pub const PENDING_CONNECTIONS: u32 = 64;
-/// How long a connection without traffic is kept: peers of a site stay connected, and ping finds the dead ones.
+/// How long libp2p keeps a connection without traffic: longer than this crate lets it be; ping finds the dead ones.
 pub const IDLE_CONNECTION: Duration = Duration::from_secs(24 * 3600);
 /// How often a connection is probed.
 pub const PING_EVERY: Duration = Duration::from_secs(5);
@@ -224,6 +250,8 @@ pub const COMMANDS: usize = 256;
 pub const HANDSHAKE_LOG_EVERY: Duration = Duration::from_secs(10);
 /// How often leases and failed announcements are looked at; one shard is swept each time.
 pub const UPKEEP_EVERY: Duration = Duration::from_secs(1);
+/// Peers that a status lists one by one; with the rest of it that stays below a frame of the local socket.
+pub const STATUS_PEERS: usize = 1024;
 /// Addresses of its own that a peer tells.
 pub const LISTEN_ADDRESSES: usize = 16;
 /// Pages whose source is remembered, in case one is reported as wrong.
@@ -233,3 +261,9 @@ pub const RECENT_SOURCES: usize = 65_536;
 pub const METRICS_CONNECTIONS: usize = 16;
 /// How long such a connection may last, its one request and answer included.
 pub const METRICS_TIMEOUT: Duration = Duration::from_secs(10);
+
+const _: () = {
+    assert!(REFRESH_CLOSEST >= OWNERS && REFRESH_CLOSEST <= REFRESH_ABOVE);
+    assert!(CONNECTIONS >= MESH, "a site that is not large yet has room for everyone");
+    assert!(MEETING_TIMEOUT.as_millis() < LOOKUP_TIMEOUT.as_millis());
+};

@@ -19,6 +19,8 @@ pub struct Membership {
     records: BTreeMap<MemberId, Record>,
     shards: ShardMap,
     version: u64,
+    /// The site's size where it is too large for all members to be known.
+    estimate: Option<usize>,
 }
 
 /// What is remembered of a peer that misbehaved; it outlasts the peer's connection.
@@ -72,7 +74,7 @@ impl Membership {
     pub fn new(me: MemberId) -> Self {
         let members = BTreeSet::from([me]);
         let shards = ShardMap::new(&members);
-        Self { me, members, records: BTreeMap::new(), shards, version: 0 }
+        Self { me, members, records: BTreeMap::new(), shards, version: 0, estimate: None }
     }
 
     /// This peer.
@@ -105,10 +107,21 @@ impl Membership {
         was
     }
 
-    /// How many members the site has: those known, this peer included.
+    /// The members known, this peer included. In a large site there are more.
+    #[must_use]
+    pub fn members(&self) -> &BTreeSet<MemberId> {
+        &self.members
+    }
+
+    /// Takes an estimate of how many other members the site has, or none if all are known.
+    pub fn estimated(&mut self, others: Option<usize>) {
+        self.estimate = others.map(|others| others.saturating_add(1));
+    }
+
+    /// How many members the site has: those known, this peer included, or, in a large site, an estimate.
     #[must_use]
     pub fn size(&self) -> usize {
-        self.members.len()
+        self.estimate.unwrap_or(self.members.len())
     }
 
     /// Which names this peer announces and looks up, by its view of the site's size.

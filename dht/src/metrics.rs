@@ -5,7 +5,7 @@
 
 use std::fmt::Write;
 
-use crate::status::{ContentStatus, Counters, IndexStatus, PeerStatus, SiteStatus, Waiting};
+use crate::status::{ContentStatus, Counters, IndexStatus, Members, SiteStatus, Waiting};
 
 /// The format's media type.
 pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -13,7 +13,18 @@ pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8"
 /// All metrics of a peer.
 #[must_use]
 pub fn text(status: &SiteStatus) -> String {
-    let SiteStatus { peer_id, listen: _, domain, ready, waiting, peers, contents, index, counters } = status;
+    let SiteStatus {
+        peer_id,
+        listen: _,
+        domain,
+        ready,
+        waiting,
+        members,
+        peers: _,
+        contents,
+        index,
+        counters,
+    } = status;
     let mut page = Page(String::with_capacity(8192));
     page.family("tern_dht_info", "gauge", "The peer, its dedup domain and its build.");
     let version = env!("CARGO_PKG_VERSION");
@@ -21,7 +32,7 @@ pub fn text(status: &SiteStatus) -> String {
     let what = "1 if all content is indexed and every owner has acknowledged its names.";
     page.gauge("tern_dht_ready", what, u64::from(*ready));
     page.waiting(waiting);
-    page.peers(peers);
+    page.members(members);
     page.contents(contents);
     page.index(index);
     page.names(counters);
@@ -85,17 +96,18 @@ impl Page {
         self.gauge("tern_dht_shards_rehoming", what, shards_rehoming);
     }
 
-    fn peers(&mut self, peers: &[PeerStatus]) {
-        self.family("tern_dht_peers", "gauge", "Other peers of the site, by what is thought of them.");
-        let count = |which: fn(&PeerStatus) -> bool| peers.iter().filter(|peer| which(peer)).count() as u64;
-        let states = [
-            ("answering", count(|peer| peer.answering && !peer.avoided)),
-            ("skipped", count(|peer| !peer.answering && !peer.avoided)),
-            ("avoided", count(|peer| peer.avoided)),
-        ];
-        for (state, peers) in states {
-            self.sample("tern_dht_peers", &[("state", state)], peers);
-        }
+    fn members(&mut self, members: &Members) {
+        let Members { known, connected, skipped, avoided, site_size } = *members;
+        self.gauge("tern_dht_peers", "Other peers of the site that this one knows.", known);
+        self.gauge("tern_dht_peers_connected", "Of those, connected.", connected);
+        self.gauge("tern_dht_peers_skipped", "Of those known, skipped since they did not answer.", skipped);
+        self.gauge(
+            "tern_dht_peers_avoided",
+            "Of those known, avoided since they served wrong pages.",
+            avoided,
+        );
+        let what = "Peers of the site, this one included; an estimate in a large site.";
+        self.gauge("tern_dht_site_peers", what, site_size);
     }
 
     fn contents(&mut self, contents: &[ContentStatus]) {

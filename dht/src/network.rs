@@ -1,7 +1,7 @@
 //! The one task that owns the swarm: it makes connections, keeps the membership, and carries requests and responses.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     error::Error,
     io,
     net::IpAddr,
@@ -24,9 +24,14 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     behaviour::{Behaviour, BehaviourEvent, Protocols},
+    config::NodeConfig,
+    connections::{dialable, member},
     error::NodeError,
+    estimate::SizeEstimate,
     limits::{HANDSHAKE_LOG_EVERY, REJOIN_EVERY},
+    mesh::{Mesh, Refresh},
     node::Peer,
+    shard::{MemberId, ShardId},
     wire::{IndexRequest, IndexResponse, PagesRequest, PagesResponse},
 };
 
@@ -43,10 +48,30 @@ type Reply<R> = oneshot::Sender<Result<R, RequestError>>;
 
 /// What the network task is asked to do.
 pub(crate) enum Command {
-    Index { peer: PeerId, request: IndexRequest, reply: Reply<IndexResponse> },
-    Pages { peer: PeerId, request: PagesRequest, reply: Reply<PagesResponse> },
-    RespondIndex { channel: ResponseChannel<IndexResponse>, response: IndexResponse },
-    RespondPages { channel: ResponseChannel<PagesResponse>, response: PagesResponse },
+    Index {
+        peer: PeerId,
+        request: IndexRequest,
+        reply: Reply<IndexResponse>,
+    },
+    Pages {
+        peer: PeerId,
+        request: PagesRequest,
+        reply: Reply<PagesResponse>,
+    },
+    /// Get to know a peer that was heard of; the reply comes when it is a member, and is dropped if it cannot be reached.
+    Meet {
+        peer: PeerId,
+        address: Multiaddr,
+        reply: oneshot::Sender<()>,
+    },
+    RespondIndex {
+        channel: ResponseChannel<IndexResponse>,
+        response: IndexResponse,
+    },
+    RespondPages {
+        channel: ResponseChannel<PagesResponse>,
+        response: PagesResponse,
+    },
 }
 
 /// A handle to the network task.
@@ -78,6 +103,12 @@ impl Network {
         answer.await.map_err(|_| RequestError::Stopping)?
     }
 
+    /// Waits until a peer that was heard of is a member; `false` if it cannot be reached.
+    pub(crate) async fn meet(&self, peer: PeerId, address: Multiaddr) -> bool {
+        let (reply, met) = oneshot::channel();
+        self.commands.send(Command::Meet { peer, address, reply }).await.is_ok() && met.await.is_ok()
+    }
+
     /// Sends a response; one that cannot be sent any more is the asker's time-out.
     pub(crate) async fn respond(&self, response: Command) {
         if self.commands.send(response).await.is_err() {
@@ -88,13 +119,29 @@ impl Network {
 
 /// The network task's state.
 pub(crate) struct Driver {
-    swarm: Swarm<Behaviour>,
+    pub(crate) swarm: Swarm<Behaviour>,
     protocols: Protocols,
-    peer: Arc<Peer>,
+    pub(crate) peer: Arc<Peer>,
+    pub(crate) me: MemberId,
     index_replies: HashMap<OutboundRequestId, Reply<IndexResponse>>,
     pages_replies: HashMap<OutboundRequestId, Reply<PagesResponse>>,
     join: Vec<Join>,
     last_refusal_logged: Option<Instant>,
+    pub(crate) mesh: Mesh,
+    /// The members to stay connected to, by the membership's version.
+    pub(crate) kept: BTreeSet<MemberId>,
+    pub(crate) version: Option<u64>,
+    /// Everyone is to be connected to everyone.
+    pub(crate) full: bool,
+    /// Connections that this end is letting go.
+    pub(crate) closing: BTreeSet<MemberId>,
+    /// Who waits for which peer to be known.
+    pub(crate) meetings: BTreeMap<MemberId, Vec<oneshot::Sender<()>>>,
+    pub(crate) refresh: Refresh,
+    pub(crate) estimate: SizeEstimate,
+    /// Kademlia's searches for the closest peers to shards.
+    pub(crate) queries: HashMap<kad::QueryId, ShardId>,
+    pub(crate) bootstrapped: Instant,
 }
 
 /// A peer to join by.
@@ -110,23 +157,35 @@ impl Driver {
         swarm: Swarm<Behaviour>,
         protocols: Protocols,
         peer: Arc<Peer>,
-        join: &[Multiaddr],
+        config: &NodeConfig,
     ) -> Self {
-        let join = join.iter().map(|address| {
+        let join = config.join.iter().map(|address| {
             let peer = address.iter().find_map(|part| match part {
                 Protocol::P2p(peer) => Some(peer),
                 _ => None,
             });
             Join { address: address.clone(), peer, myself: false }
         });
+        let (me, now) = (member(swarm.local_peer_id()), Instant::now());
         Self {
             swarm,
             protocols,
             peer,
+            me,
             index_replies: HashMap::new(),
             pages_replies: HashMap::new(),
             join: join.collect(),
             last_refusal_logged: None,
+            mesh: Mesh::new(me, config.mesh),
+            kept: BTreeSet::new(),
+            version: None,
+            full: true,
+            closing: BTreeSet::new(),
+            meetings: BTreeMap::new(),
+            refresh: Refresh::new(me, now),
+            estimate: SizeEstimate::default(),
+            queries: HashMap::new(),
+            bootstrapped: now,
         }
     }
 
@@ -157,8 +216,8 @@ impl Driver {
 
     /// Runs until all handles are gone or the listener ends.
     pub(crate) async fn run(mut self, mut commands: mpsc::Receiver<Command>) -> Result<(), NodeError> {
-        let mut rejoin = tokio::time::interval(REJOIN_EVERY);
-        rejoin.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut ticks = tokio::time::interval(REJOIN_EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 event = self.swarm.select_next_some() => match event {
@@ -171,16 +230,17 @@ impl Driver {
                     Some(command) => self.on_command(command),
                     None => return Ok(()),
                 },
-                _ = rejoin.tick() => self.rejoin(),
+                _ = ticks.tick() => self.keep_connections(),
             }
         }
     }
 
-    /// Dials the peers to join by that are not connected.
-    fn rejoin(&mut self) {
+    /// Dials the peers to join by that are not members.
+    pub(crate) fn rejoin(&mut self) {
         for join in self.join.iter().filter(|join| !join.myself) {
             let dial = match join.peer {
                 Some(peer) if self.swarm.is_connected(&peer) => continue,
+                Some(peer) if self.peer.site().contains(member(&peer)) => continue,
                 Some(peer) => DialOpts::peer_id(peer).addresses(vec![join.address.clone()]).build(),
                 None => DialOpts::unknown_peer_id().address(join.address.clone()).build(),
             };
@@ -192,24 +252,28 @@ impl Driver {
     }
 
     fn on_command(&mut self, command: Command) {
-        let behaviour = self.swarm.behaviour_mut();
         match command {
             Command::Index { peer, request, reply } => {
-                let id = behaviour.index.send_request(&peer, request);
+                let addresses = self.about_to_ask(&peer);
+                let index = &mut self.swarm.behaviour_mut().index;
+                let id = index.send_request_with_addresses(&peer, request, addresses);
                 self.index_replies.insert(id, reply);
             }
             Command::Pages { peer, request, reply } => {
-                let id = behaviour.pages.send_request(&peer, request);
+                let addresses = self.about_to_ask(&peer);
+                let pages = &mut self.swarm.behaviour_mut().pages;
+                let id = pages.send_request_with_addresses(&peer, request, addresses);
                 self.pages_replies.insert(id, reply);
             }
+            Command::Meet { peer, address, reply } => self.meet(peer, address, reply),
             // A response that comes too late was the asker's time-out already.
             Command::RespondIndex { channel, response } => {
-                if behaviour.index.send_response(channel, response).is_err() {
+                if self.swarm.behaviour_mut().index.send_response(channel, response).is_err() {
                     tracing::debug!("an index response came too late");
                 }
             }
             Command::RespondPages { channel, response } => {
-                if behaviour.pages.send_response(channel, response).is_err() {
+                if self.swarm.behaviour_mut().pages.send_response(channel, response).is_err() {
                     tracing::debug!("a pages response came too late");
                 }
             }
@@ -227,11 +291,11 @@ impl Driver {
                 if let ConnectedPoint::Dialer { address, .. } = &endpoint {
                     self.joined_by(address, peer_id);
                 }
-                self.peer.connected(peer_id, endpoint.get_remote_address().to_string());
+                self.on_connected(peer_id, &endpoint);
             }
             SwarmEvent::ConnectionClosed { peer_id, num_established: 0, cause, .. } => {
-                tracing::info!(%peer_id, ?cause, "a peer is gone");
-                self.peer.disconnected(peer_id);
+                tracing::debug!(%peer_id, ?cause, "disconnected");
+                self.on_disconnected(peer_id);
             }
             SwarmEvent::IncomingConnectionError { error: ListenError::Denied { cause }, .. } => {
                 self.peer.counters.connection_over_limit();
@@ -284,6 +348,9 @@ impl Driver {
             }
             other => tracing::debug!(?peer, error = %other, "not connected"),
         }
+        if let Some(peer) = peer {
+            self.not_dialled(peer, error);
+        }
         // A dead peer that was joined by under an identity may come back under another one.
         for join in self.join.iter_mut().filter(|join| join.peer == peer && peer.is_some()) {
             let named = join.address.iter().any(|part| matches!(part, Protocol::P2p(_)));
@@ -318,17 +385,12 @@ impl Driver {
             BehaviourEvent::Identify(other) => tracing::trace!(?other, "identify"),
             BehaviourEvent::Ping(ping::Event { peer, result: Err(error), .. }) => {
                 tracing::info!(%peer, %error, "a peer does not answer its ping; closing the connection");
+                self.lose(peer);
                 // An error says that it is closed already.
                 let _ = self.swarm.disconnect_peer_id(peer);
             }
             BehaviourEvent::Ping(ping::Event { result: Ok(_), .. }) => {}
-            BehaviourEvent::Kad(kad::Event::RoutingUpdated { peer, is_new_peer: true, .. }) => {
-                if !self.swarm.is_connected(&peer) {
-                    // Refused if it is being dialled; the rest is reported as an event.
-                    let _ = self.swarm.dial(peer);
-                }
-            }
-            BehaviourEvent::Kad(other) => tracing::trace!(?other, "kad"),
+            BehaviourEvent::Kad(event) => self.on_kademlia(event),
             BehaviourEvent::Index(event) => self.on_index(event),
             BehaviourEvent::Pages(event) => self.on_pages(event),
         }
@@ -338,13 +400,15 @@ impl Driver {
     fn identified(&mut self, peer: PeerId, info: &identify::Info) {
         let speaks: HashSet<_> = info.protocols.iter().collect();
         if speaks.contains(&self.protocols.kad) {
-            for address in &info.listen_addrs {
-                self.swarm.behaviour_mut().kad.add_address(&peer, address.clone());
+            let met_at = self.peer.directory().get(&member(&peer)).map(|known| known.met_at.clone());
+            for address in met_at.iter().flat_map(|met_at| dialable(&info.listen_addrs, met_at)) {
+                self.swarm.behaviour_mut().kad.add_address(&peer, address);
             }
         }
         if speaks.contains(&self.protocols.index) && speaks.contains(&self.protocols.pages) {
-            self.peer.joined(peer);
+            self.met(peer, &info.listen_addrs);
         } else {
+            self.meetings.remove(&member(&peer));
             tracing::warn!(%peer, "a peer of this site is in another dedup domain, or of another version; no pages are shared with it");
         }
     }
@@ -353,20 +417,30 @@ impl Driver {
         use request_response::Event;
         match event {
             Event::Message { peer, message: Message::Request { request, channel, .. }, .. } => {
+                self.mesh.began(member(&peer), Instant::now());
                 self.peer.serve_index(peer, request, channel);
             }
-            Event::Message { message: Message::Response { request_id, response }, .. } => {
+            Event::Message { peer, message: Message::Response { request_id, response }, .. } => {
+                self.mesh.ended(member(&peer), Instant::now());
                 reply(&mut self.index_replies, request_id, Ok(response));
             }
-            Event::OutboundFailure { request_id, error, .. } => {
+            Event::OutboundFailure { peer, request_id, error, .. } => {
+                self.mesh.ended(member(&peer), Instant::now());
                 reply(&mut self.index_replies, request_id, Err(error.into()));
             }
             Event::InboundFailure { peer, error, .. } => self.inbound_failed(peer, &error),
-            Event::ResponseSent { .. } => {}
+            Event::ResponseSent { peer, .. } => self.mesh.ended(member(&peer), Instant::now()),
         }
     }
 
-    fn inbound_failed(&self, peer: PeerId, error: &InboundFailure) {
+    /// A request is about to be made, on a connection that may have to be made first: the addresses for that.
+    fn about_to_ask(&mut self, peer: &PeerId) -> Vec<Multiaddr> {
+        self.mesh.began(member(peer), Instant::now());
+        self.addresses(peer)
+    }
+
+    fn inbound_failed(&mut self, peer: PeerId, error: &InboundFailure) {
+        self.mesh.ended(member(&peer), Instant::now());
         if matches!(error, InboundFailure::Io(error) if error.kind() == io::ErrorKind::InvalidData) {
             self.peer.counters.malformed_request();
         }
@@ -377,16 +451,19 @@ impl Driver {
         use request_response::Event;
         match event {
             Event::Message { peer, message: Message::Request { request, channel, .. }, .. } => {
+                self.mesh.began(member(&peer), Instant::now());
                 self.peer.serve_pages(peer, request, channel);
             }
-            Event::Message { message: Message::Response { request_id, response }, .. } => {
+            Event::Message { peer, message: Message::Response { request_id, response }, .. } => {
+                self.mesh.ended(member(&peer), Instant::now());
                 reply(&mut self.pages_replies, request_id, Ok(response));
             }
-            Event::OutboundFailure { request_id, error, .. } => {
+            Event::OutboundFailure { peer, request_id, error, .. } => {
+                self.mesh.ended(member(&peer), Instant::now());
                 reply(&mut self.pages_replies, request_id, Err(error.into()));
             }
             Event::InboundFailure { peer, error, .. } => self.inbound_failed(peer, &error),
-            Event::ResponseSent { .. } => {}
+            Event::ResponseSent { peer, .. } => self.mesh.ended(member(&peer), Instant::now()),
         }
     }
 }

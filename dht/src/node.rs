@@ -19,6 +19,7 @@ use crate::{
     announce::Announcer,
     anti_entropy, behaviour,
     config::{Fault, NodeConfig},
+    connections::{dialable, member},
     content::{
         Content, Contents, Source,
         scan::{self, Ended},
@@ -43,6 +44,7 @@ use crate::{
     pace::Budget,
     shard::MemberId,
     upkeep,
+    wire::HolderPeer,
 };
 
 /// A peer's state, shared by its tasks. Where several locks are held at once, they are taken in the order of the fields.
@@ -78,11 +80,22 @@ pub(crate) struct Peer {
     sources: Mutex<VecDeque<(ShortId, MemberId)>>,
 }
 
-/// A connected peer.
+/// A member that this peer has met, or a connected peer that may become one.
 #[derive(Clone, Debug)]
 pub(crate) struct Known {
     pub(crate) peer_id: PeerId,
-    pub(crate) address: String,
+    /// The other end of its latest connection.
+    pub(crate) met_at: Multiaddr,
+    /// Where to dial it.
+    pub(crate) addresses: Vec<Multiaddr>,
+    pub(crate) connected: bool,
+}
+
+impl Known {
+    /// As an owner names it to others.
+    pub(crate) fn as_holder(&self) -> HolderPeer {
+        HolderPeer { peer: self.peer_id, address: self.addresses.first().cloned() }
+    }
 }
 
 /// A registered memory; dropping it takes the memory out.
@@ -182,25 +195,49 @@ impl Peer {
         }
     }
 
-    pub(crate) fn connected(&self, peer_id: PeerId, address: String) {
-        let member = MemberId::of_peer(&peer_id.to_bytes());
-        self.directory().entry(member).or_insert(Known { peer_id, address });
+    pub(crate) fn connected(&self, peer_id: PeerId, address: &Multiaddr) {
+        let known = Known { peer_id, met_at: address.clone(), addresses: Vec::new(), connected: true };
+        let mut directory = self.directory();
+        let known = directory.entry(member(&peer_id)).or_insert(known);
+        known.connected = true;
+        known.met_at = address.clone();
     }
 
     /// A connected peer turned out to be a member of this site and domain.
-    pub(crate) fn joined(&self, peer_id: PeerId) {
-        let member = MemberId::of_peer(&peer_id.to_bytes());
-        if self.site().joined(member) {
+    pub(crate) fn joined(&self, peer_id: PeerId, listen: &[Multiaddr]) {
+        let id = member(&peer_id);
+        if let Some(known) = self.directory().get_mut(&id) {
+            known.addresses = dialable(listen, &known.met_at);
+        }
+        if self.site().joined(id) {
             tracing::info!(%peer_id, "a peer joined");
             self.rehome();
         }
     }
 
+    /// There is no connection to a peer any more; a member is still known.
     pub(crate) fn disconnected(&self, peer_id: PeerId) {
-        let member = MemberId::of_peer(&peer_id.to_bytes());
-        self.directory().remove(&member);
-        if self.site().left(member) {
+        let id = member(&peer_id);
+        let stays = self.site().contains(id);
+        let mut directory = self.directory();
+        match directory.get_mut(&id) {
+            Some(known) if stays => known.connected = false,
+            Some(_) | None => {
+                directory.remove(&id);
+            }
+        }
+    }
+
+    /// A peer cannot be reached: it is no member any more.
+    pub(crate) fn left(&self, peer_id: PeerId) {
+        let id = member(&peer_id);
+        if self.site().left(id) {
+            tracing::info!(%peer_id, "a peer is gone");
             self.rehome();
+        }
+        let mut directory = self.directory();
+        if directory.get(&id).is_some_and(|known| !known.connected) {
+            directory.remove(&id);
         }
     }
 
@@ -371,7 +408,7 @@ where
     let (swarm, protocols) = behaviour::swarm(&config)?;
     let peer = Arc::new(Peer::new(&config, Network { commands })?);
     peer.load_retained()?;
-    let mut driver = Driver::new(swarm, protocols, Arc::clone(&peer), &config.join);
+    let mut driver = Driver::new(swarm, protocols, Arc::clone(&peer), &config);
     let address = driver.listen(config.listen.clone()).await?;
     tracing::info!(peer_id = peer.peer_id(), %address, local = %config.local.display(), "serving");
     started(peer.peer_id(), &address)?;

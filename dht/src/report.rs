@@ -3,10 +3,11 @@
 use std::{sync::atomic::Ordering, time::Instant};
 
 use crate::{
+    limits::STATUS_PEERS,
     membership::{Membership, Role},
     node::{Known, Peer},
     shard::MemberId,
-    status::{IndexStatus, PeerStatus, SiteStatus, Waiting},
+    status::{IndexStatus, Members, PeerStatus, SiteStatus, Waiting},
 };
 
 impl Peer {
@@ -21,7 +22,7 @@ impl Peer {
             shards_rehoming: backlog.shards_behind as u64,
         };
         let host_names = self.contents.index().len() as u64;
-        let (peers, shards_owned) = self.peers();
+        let (members, peers, shards_owned) = self.peers();
         let owned = self.owned();
         let index = IndexStatus {
             host_names,
@@ -36,6 +37,7 @@ impl Peer {
             domain: hex::encode(self.domain().id().0),
             ready: waiting == Waiting::default(),
             waiting,
+            members,
             peers,
             contents,
             index,
@@ -44,13 +46,23 @@ impl Peer {
     }
 
     /// The other members, and how many shards this one owns.
-    fn peers(&self) -> (Vec<PeerStatus>, usize) {
+    fn peers(&self) -> (Members, Vec<PeerStatus>, usize) {
         let now = Instant::now();
         let directory = self.directory().clone();
         let site = self.site();
         let members = directory.iter().filter(|(member, _)| site.contains(**member));
-        let peers = members.map(|(member, known)| peer(&site, *member, known, now)).collect();
-        (peers, site.shards().owned_by(site.me()))
+        let mut peers: Vec<_> = members.map(|(member, known)| peer(&site, *member, known, now)).collect();
+        let count = |which: fn(&PeerStatus) -> bool| peers.iter().filter(|peer| which(peer)).count() as u64;
+        let members = Members {
+            known: peers.len() as u64,
+            connected: count(|peer| peer.connected),
+            skipped: count(|peer| !peer.answering),
+            avoided: count(|peer| peer.avoided),
+            site_size: site.size() as u64,
+        };
+        peers.sort_by_key(|peer| (peer.answering && !peer.avoided, !peer.connected));
+        peers.truncate(STATUS_PEERS);
+        (members, peers, site.shards().owned_by(site.me()))
     }
 }
 
@@ -61,7 +73,8 @@ fn peer(site: &Membership, member: MemberId, known: &Known, now: Instant) -> Pee
     };
     PeerStatus {
         peer_id: known.peer_id.to_string(),
-        address: known.address.clone(),
+        address: known.met_at.to_string(),
+        connected: known.connected,
         answering: site.answering(member, Role::Owner, now) && site.answering(member, Role::Holder, now),
         skipped_as_owner_ms: left_ms(site.skipped_until(member, Role::Owner)),
         skipped_as_holder_ms: left_ms(site.skipped_until(member, Role::Holder)),

@@ -7,6 +7,7 @@ use page::{Page, ShortId};
 use tokio::sync::mpsc;
 
 use crate::{
+    connections::member,
     content::FoundPages,
     limits::{FETCH_TIMEOUT, LOCAL_PAGES_PER_FRAME, LOCAL_READERS, LOOKUP_TIMEOUT},
     local::protocol::FoundOn,
@@ -196,13 +197,14 @@ impl Peer {
         match self.network.index(to, IndexRequest::Lookup { ids: ids.to_vec() }).await {
             Ok(IndexResponse::Holders { peers, claims }) => {
                 self.counters.lookup_found(distinct(claims.iter().map(|claim| claim.at)));
+                self.meet(&peers).await;
                 let now = Instant::now();
                 let site = self.site();
-                let members: Vec<_> = peers.iter().map(|peer| MemberId::of_peer(&peer.to_bytes())).collect();
+                let members: Vec<_> = peers.iter().map(|named| member(&named.peer)).collect();
                 let named = claims.into_iter().filter_map(|claim| {
                     let id = *ids.get(usize::try_from(claim.at).ok()?)?;
-                    let member = *members.get(usize::from(claim.peer))?;
-                    site.usable_holder(member, now).then_some((id, member))
+                    let holder = *members.get(usize::from(claim.peer))?;
+                    site.usable_holder(holder, now).then_some((id, holder))
                 });
                 Some(named.collect())
             }

@@ -14,9 +14,9 @@ use crate::{
     config::Fault,
     limits::{HOLDERS_PER_NAME, LOOKUP_TURN, REQUEST_TIMEOUT},
     network::Command,
-    node::{Peer, blocking},
+    node::{Known, Peer, blocking},
     shard::MemberId,
-    wire::{Claim, IndexRequest, IndexResponse, PagesRequest, PagesResponse},
+    wire::{Claim, HolderPeer, IndexRequest, IndexResponse, PagesRequest, PagesResponse},
 };
 
 /// A claim that this peer knows of.
@@ -96,15 +96,16 @@ impl Peer {
     }
 
     /// Claims with their holders as peers of an answer.
-    fn named_peers(&self, named: Vec<Named>) -> (Vec<PeerId>, Vec<Claim>) {
+    fn named_peers(&self, named: Vec<Named>) -> (Vec<HolderPeer>, Vec<Claim>) {
         let me = MemberId::of_peer(&self.me.to_bytes());
         let directory = self.directory();
         let (mut peers, mut numbers, mut claims) = (Vec::new(), HashMap::new(), Vec::new());
         for Named { at, member, hearsay } in named {
-            let known = directory.get(&member).map(|known| known.peer_id);
-            let Some(peer_id) = known.or((member == me).then_some(self.me)) else { continue };
+            let known = directory.get(&member).map(Known::as_holder);
+            let myself = HolderPeer { peer: self.me, address: None };
+            let Some(named) = known.or((member == me).then_some(myself)) else { continue };
             let number = *numbers.entry(member).or_insert_with(|| {
-                peers.push(peer_id);
+                peers.push(named);
                 peers.len() - 1
             });
             let Ok(peer) = u16::try_from(number) else { continue };

@@ -47,13 +47,18 @@ impl ShardId {
         self.0.into()
     }
 
+    /// What the shard's key is the SHA-256 of: Kademlia hashes it itself.
+    pub(crate) fn preimage(self) -> Vec<u8> {
+        [&b"tern shard 1"[..], &[self.0]].concat()
+    }
+
     /// The shard's point in Kademlia's key space.
     #[must_use]
     pub fn key(self) -> &'static [u8; 32] {
         static KEYS: LazyLock<[[u8; 32]; SHARDS]> = LazyLock::new(|| {
             std::array::from_fn(|shard| {
                 let shard = u8::try_from(shard).expect("as many shards as a byte has values");
-                Sha256::new().chain_update(b"tern shard 1").chain_update([shard]).finalize().into()
+                Sha256::digest(ShardId(shard).preimage()).into()
             })
         });
         &KEYS[self.index()]

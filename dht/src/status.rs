@@ -16,7 +16,9 @@ pub struct SiteStatus {
     pub ready: bool,
     /// What is still to be done before it is.
     pub waiting: Waiting,
-    /// Other peers of the site.
+    /// How many other peers the site has.
+    pub members: Members,
+    /// Other peers of the site, those in trouble first; of a very large site the first [`STATUS_PEERS`](crate::limits::STATUS_PEERS).
     pub peers: Vec<PeerStatus>,
     /// Memories and files that this peer serves.
     pub contents: Vec<ContentStatus>,
@@ -39,14 +41,31 @@ pub struct Waiting {
     pub shards_rehoming: u64,
 }
 
+/// The other peers of the site, in numbers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Members {
+    /// Those that this peer knows.
+    pub known: u64,
+    /// Of those, connected now. In a large site most are not: a request connects.
+    pub connected: u64,
+    /// Of those known, skipped because they did not answer.
+    pub skipped: u64,
+    /// Of those known, avoided because they served wrong pages.
+    pub avoided: u64,
+    /// The size of the site, this peer included: those known, or in a large site an estimate.
+    pub site_size: u64,
+}
+
 /// Another peer, as seen from this one.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct PeerStatus {
     /// Its libp2p identity.
     pub peer_id: String,
-    /// The address of the connection.
+    /// The address of the latest connection.
     pub address: String,
-    /// Whether it takes part in the index now (connected and not skipped after a timeout).
+    /// Whether there is a connection to it now.
+    pub connected: bool,
+    /// Whether it takes part in the index now (known, and not skipped after a timeout).
     pub answering: bool,
     /// For how many more milliseconds it is not asked as an owner, since it did not answer as one.
     pub skipped_as_owner_ms: u64,

@@ -16,8 +16,18 @@ pub(crate) fn describe(status: &SiteStatus) -> String {
     }
     text.line(format_args!("content   {}", readiness(status)));
     status.contents.iter().for_each(|content| text.content(content));
-    text.line(format_args!("peers     {}", status.peers.len()));
+    let members = &status.members;
+    text.line(format_args!(
+        "peers     {} known, {} connected; the site has {}{}",
+        members.known,
+        members.connected,
+        if members.site_size > members.known + 1 { "about " } else { "" },
+        members.site_size
+    ));
     status.peers.iter().for_each(|peer| text.peer(peer));
+    if let Some(more) = members.known.checked_sub(status.peers.len() as u64).filter(|more| *more > 0) {
+        text.line(format_args!("  and {more} more"));
+    }
     let index = &status.index;
     text.line(format_args!("index     {} names of this host", index.host_names));
     text.line(format_args!(
@@ -75,7 +85,7 @@ impl Text {
     }
 
     fn peer(&mut self, peer: &PeerStatus) {
-        let mut notes = String::new();
+        let mut notes = String::from(if peer.connected { "" } else { ", not connected" });
         let mut note = |what: &str, left_ms: u64| {
             if left_ms > 0 {
                 write!(notes, ", {what} for {} s", left_ms.div_ceil(1000)).expect("a String takes all");

@@ -5,21 +5,21 @@
 //!
 //! ```text
 //! /tern/SITE/DOMAIN/index/2   request   0x01 Announce ids:[u64]      response  0x01 Announced
-//!                                       0x02 Lookup   ids:[u64]                0x02 Holders  peers:[[u8]] claims:[at:u32 peer:u16]
+//!                                       0x02 Lookup   ids:[u64]                0x02 Holders  peers:[id:[u8] address:[u8]] claims:[at:u32 peer:u16]
 //!                                       0x03 Digests  shard:u8                 0x03 Digests  [holder:32 claims:u32 sum:u128]
 //!                                       0x04 Claims   shard:u8 from:u64        0x04 Claims   [id:u64 at:u16 left:u16]
 //!                                                     holders:[32]                           more:u8 next:u64
 //! /tern/SITE/DOMAIN/pages/1   request   ids:[u64]                    response  ids:[u64] pages:4096 each
 //! ```
 //!
-//! In Holders, `at` is a place in the lookup's ids and `peer` one in the answer's peers; its highest bit says that the claim is hearsay: another
-//! owner passed it on. Digests and Claims are for the owners of a shard ([`crate::repair`]): a holder is a key in Kademlia's key space, `at` its
+//! In Holders, a peer's address is a multiaddr in binary, empty if the owner knows none (who asks may never have met the holder); `at` is a place
+//! in the lookup's ids and `peer` one in the answer's peers, whose highest bit says that the claim is hearsay: another owner passed it on. Digests and Claims are for the owners of a shard ([`crate::repair`]): a holder is a key in Kademlia's key space, `at` its
 //! place in the request, `left` what its lease has left in seconds; if `more` is 1 the claims go on with the id `next`.
 
 use std::{fmt, io, marker::PhantomData};
 
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use libp2p::{PeerId, StreamProtocol, request_response};
+use libp2p::{Multiaddr, PeerId, StreamProtocol, request_response};
 use page::{PAGE_SIZE, Page, ShortId};
 
 pub use crate::codec::CodecError;
@@ -32,6 +32,8 @@ use crate::{
 
 /// Bytes of a peer id on the wire at most (an inlined Ed25519 key takes 38).
 const PEER_ID_BYTES: usize = 64;
+/// Bytes of an address on the wire at most (IPv6, TCP and the peer's id take 60).
+const ADDRESS_BYTES: usize = 64;
 /// Claims in one answer.
 const CLAIMS: usize = LOOKUP_BATCH * HOLDERS_PER_NAME;
 
@@ -118,7 +120,7 @@ pub enum IndexResponse {
     /// The holders known.
     Holders {
         /// The peers that the claims speak of.
-        peers: Vec<PeerId>,
+        peers: Vec<HolderPeer>,
         /// Who holds what.
         claims: Vec<Claim>,
     },
@@ -134,6 +136,15 @@ pub enum IndexResponse {
         /// Where they go on, if that was not all.
         next: Option<ShortId>,
     },
+}
+
+/// A holder, and where it can be dialled.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HolderPeer {
+    /// Its identity, which it proves when it is dialled.
+    pub peer: PeerId,
+    /// Its address, if the owner knows one.
+    pub address: Option<Multiaddr>,
 }
 
 /// A request for pages.
@@ -218,7 +229,7 @@ const _: () = assert!(MEMBERS * HOLDER_BYTES <= LOOKUP_BATCH * 8);
 
 impl Message for IndexResponse {
     /// Of the holders of a lookup, the longest.
-    const BOUND: usize = 1 + 4 + MEMBERS * (4 + PEER_ID_BYTES) + 4 + CLAIMS * 6;
+    const BOUND: usize = 1 + 4 + MEMBERS * (8 + PEER_ID_BYTES + ADDRESS_BYTES) + 4 + CLAIMS * 6;
 
     fn encode(&self, out: &mut Vec<u8>) {
         match self {
@@ -226,7 +237,11 @@ impl Message for IndexResponse {
             Self::Holders { peers, claims } => {
                 out.push(LOOKUP);
                 put_count(out, peers.len());
-                peers.iter().for_each(|peer| put_sized(out, &peer.to_bytes()));
+                for HolderPeer { peer, address } in peers {
+                    put_sized(out, &peer.to_bytes());
+                    let address = address.as_ref().map_or(&[][..], AsRef::as_ref);
+                    put_sized(out, if address.len() <= ADDRESS_BYTES { address } else { &[] });
+                }
                 put_count(out, claims.len());
                 for Claim { at, peer, hearsay } in claims {
                     let peer = peer | if *hearsay { HEARSAY } else { 0 };
@@ -262,8 +277,8 @@ impl Message for IndexResponse {
         let response = match body.u8("kind")? {
             ANNOUNCE => Self::Announced,
             LOOKUP => {
-                let count = body.count(MEMBERS, 4, "peers")?;
-                let peers = (0..count).map(|_| peer_id(&mut body)).collect::<Result<_, _>>()?;
+                let count = body.count(MEMBERS, 8, "peers")?;
+                let peers = (0..count).map(|_| holder_peer(&mut body)).collect::<Result<_, _>>()?;
                 let count = body.count(CLAIMS, 6, "claims")?;
                 let claims = (0..count).map(|_| claim(&mut body)).collect::<Result<_, _>>()?;
                 Self::Holders { peers, claims }
@@ -317,6 +332,17 @@ fn passed_on(body: &mut Reader<'_>) -> Result<PassedOn, CodecError> {
 fn peer_id(body: &mut Reader<'_>) -> Result<PeerId, CodecError> {
     let bytes = body.sized(PEER_ID_BYTES, "peer id")?;
     PeerId::from_bytes(bytes).map_err(|_| CodecError::Unknown { field: "peer id", value: bytes.len() as u64 })
+}
+
+fn holder_peer(body: &mut Reader<'_>) -> Result<HolderPeer, CodecError> {
+    let peer = peer_id(body)?;
+    let bytes = body.sized(ADDRESS_BYTES, "address")?;
+    let malformed = |_| CodecError::Unknown { field: "address", value: bytes.len() as u64 };
+    let address = match bytes {
+        [] => None,
+        bytes => Some(Multiaddr::try_from(bytes.to_vec()).map_err(malformed)?),
+    };
+    Ok(HolderPeer { peer, address })
 }
 
 impl Message for PagesRequest {
@@ -451,6 +477,10 @@ mod tests {
         }
     }
 
+    fn holder(address: &str) -> HolderPeer {
+        HolderPeer { peer: PeerId::random(), address: Some(address.parse().unwrap()) }
+    }
+
     proptest! {
         #[test]
         fn messages_survive_the_wire(
@@ -477,7 +507,8 @@ mod tests {
             let passed_on = raw_claims.iter().map(passed_on).collect();
             round_trip(&IndexResponse::Claims { claims: passed_on, next: next.map(ShortId) });
             let claims = raw_claims.into_iter().map(|(at, peer, hearsay)| Claim { at, peer, hearsay }).collect();
-            round_trip(&IndexResponse::Holders { peers: vec![PeerId::random(), PeerId::random()], claims });
+            let peers = vec![holder("/ip4/10.1.2.3/tcp/4160"), HolderPeer { peer: PeerId::random(), address: None }];
+            round_trip(&IndexResponse::Holders { peers, claims });
             round_trip(&PagesResponse { pages: ids.iter().take(3).map(|id| (*id, Box::new([7; PAGE_SIZE]))).collect() });
             round_trip(&PagesRequest { ids });
         }
@@ -496,7 +527,8 @@ mod tests {
         let holders = vec![MemberId([7; HOLDER_BYTES]); MEMBERS];
         round_trip(&IndexRequest::Claims { shard: ShardId(9), from: ShortId(1), holders });
         let claim = Claim { at: u32::MAX, peer: HEARSAY - 1, hearsay: true };
-        let (peers, claims) = (vec![PeerId::random(); MEMBERS], vec![claim; CLAIMS]);
+        let longest = format!("/ip6/fe80::1/tcp/65535/p2p/{}", PeerId::random());
+        let (peers, claims) = (vec![holder(&longest); MEMBERS], vec![claim; CLAIMS]);
         round_trip(&IndexResponse::Holders { peers, claims });
         let pages = (0..FETCH_BATCH as u64).map(|id| (ShortId(id), Box::new([1; PAGE_SIZE]))).collect();
         round_trip(&PagesResponse { pages });

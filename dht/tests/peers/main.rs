@@ -5,6 +5,7 @@
 mod budget;
 mod common;
 mod host;
+mod large;
 mod metrics;
 mod repair;
 mod retain;

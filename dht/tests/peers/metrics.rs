@@ -91,7 +91,10 @@ fn expected(status: &SiteStatus) -> Samples {
         names.iter().map(|(field, name)| ((*name).to_owned(), counters[*field].as_f64().unwrap())).collect();
     let gauges = [
         ("tern_dht_ready", u64::from(status.ready)),
-        ("tern_dht_peers{state=\"answering\"}", status.peers.len() as u64),
+        ("tern_dht_peers", status.peers.len() as u64),
+        ("tern_dht_peers_connected", status.members.connected),
+        ("tern_dht_peers_skipped", status.members.skipped),
+        ("tern_dht_site_peers", status.members.site_size),
         ("tern_dht_contents{kind=\"file\"}", status.contents.len() as u64),
         ("tern_dht_content_pages{kind=\"file\"}", status.contents.iter().map(|c| c.pages).sum()),
         ("tern_dht_host_names", status.index.host_names),
