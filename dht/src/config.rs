@@ -131,9 +131,11 @@ pub enum Fault {
     Slow(Duration),
     /// Once it holds something, tells no owner that comes later.
     OldOwners,
+    /// Has none of the pages that it announces.
+    AnnounceFalse,
 }
 
-/// Reads `wrong-bytes`, `silent`, `slow=MILLISECONDS` or `old-owners`.
+/// Reads `wrong-bytes`, `silent`, `slow=MILLISECONDS`, `old-owners` or `announce-false`.
 ///
 /// # Errors
 /// A text that says what is allowed.
@@ -142,9 +144,10 @@ pub fn parse_fault(text: &str) -> Result<Fault, String> {
         ("wrong-bytes", _) => Ok(Fault::WrongBytes),
         ("silent", _) => Ok(Fault::Silent),
         ("old-owners", _) => Ok(Fault::OldOwners),
+        ("announce-false", _) => Ok(Fault::AnnounceFalse),
         (_, Some(Ok(ms))) => Ok(Fault::Slow(Duration::from_millis(ms))),
         (_, Some(Err(_)) | None) => {
-            Err("give wrong-bytes, silent, slow=MILLISECONDS or old-owners".to_owned())
+            Err("give wrong-bytes, silent, slow=MILLISECONDS, old-owners or announce-false".to_owned())
         }
     }
 }

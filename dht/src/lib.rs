@@ -82,7 +82,11 @@ mod status_text;
 #[cfg(feature = "node")]
 mod told;
 #[cfg(feature = "node")]
+pub mod trust;
+#[cfg(feature = "node")]
 mod upkeep;
+#[cfg(feature = "node")]
+mod want;
 #[cfg(feature = "node")]
 pub mod wire;
 

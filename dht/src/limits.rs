@@ -103,6 +103,16 @@ pub const SKIP_FIRST: Duration = Duration::from_secs(5);
 pub const SKIP_LONGEST: Duration = Duration::from_secs(60);
 /// How long a peer that served wrong bytes is avoided as a holder.
 pub const AVOID_LIAR: Duration = Duration::from_secs(600);
+/// How long a holder is left out that delivered next to nothing of what it had announced.
+pub const AVOID_FALSE: Duration = Duration::from_secs(120);
+/// Pages that must have been asked of a holder before what it delivers is judged.
+pub const TRUST_ASKED: u32 = 256;
+/// Of those, pages that must have been asked on the word of one owner for its word to count.
+pub const TRUST_WITNESSED: u32 = 64;
+/// After how long what a holder delivered counts half.
+pub const TRUST_HALF_LIFE: Duration = Duration::from_secs(60);
+/// Holders of which it is remembered what they delivered.
+pub const TRUST_HOLDERS: usize = 4096;
 /// How long an announcement lasts at an owner.
 pub const LEASE: Duration = Duration::from_secs(600);
 /// How long after its last full announcement a shard is announced again in full.

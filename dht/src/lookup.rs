@@ -19,7 +19,7 @@
 //! a late answer is still taken until its request has timed out. What comes back as found has been hashed by the driver.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashSet, VecDeque},
     time::Instant,
 };
 
@@ -28,13 +28,15 @@ use page::ShortId;
 use crate::{
     asked::{PeerNo, Peers},
     limits::{
-        FETCH_BATCH, FETCH_HEDGE, FETCH_TIMEOUT, FETCHES_IN_FLIGHT, FETCHES_PER_HOLDER, HOLDERS_PER_NAME,
-        LOOKUP_BATCH, LOOKUP_TIMEOUT, LOOKUP_TIMEOUT_PER_ID, LOOKUPS_IN_FLIGHT, NEAR_HOLDERS,
+        FETCH_BATCH, FETCH_HEDGE, FETCH_TIMEOUT, FETCHES_IN_FLIGHT, FETCHES_PER_HOLDER, LOOKUP_BATCH,
+        LOOKUP_TIMEOUT, LOOKUP_TIMEOUT_PER_ID, LOOKUPS_IN_FLIGHT, NEAR_HOLDERS,
     },
     membership::Role,
     near::{Windows, nearest},
     sample::Sampling,
     shard::{MemberId, ShardId},
+    trust::Evidence,
+    want::{At, Stage, Want, Word, distinct},
 };
 
 /// Names one request of a search.
@@ -69,68 +71,6 @@ pub enum Request {
         /// What it was asked as.
         role: Role,
     },
-}
-
-/// A place in a search's ids.
-type At = u32;
-
-/// How far the question who holds a page has come.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Stage {
-    /// An owner's answer is out, or the question is queued.
-    Owner,
-    /// Its name is not sampled: it waits for the answers about those near it.
-    Near,
-    /// There is nobody left to ask.
-    Over,
-}
-
-/// One page. There may be a quarter of a million of them, so it is small.
-#[derive(Debug)]
-struct Want {
-    /// The holders known, `known` of them.
-    holders: [PeerNo; HOLDERS_PER_NAME],
-    known: u8,
-    /// Which of `holders` were asked: none is asked twice.
-    asked: u8,
-    /// Requests to holders that are out or queued.
-    fetching: u8,
-    owners_asked: u8,
-    stage: Stage,
-    found: bool,
-}
-
-const _: () = assert!(HOLDERS_PER_NAME <= u8::BITS as usize);
-
-impl Want {
-    fn new(stage: Stage) -> Self {
-        Self {
-            holders: [0; HOLDERS_PER_NAME],
-            known: 0,
-            asked: 0,
-            fetching: 0,
-            owners_asked: 0,
-            stage,
-            found: false,
-        }
-    }
-
-    /// Whether something is out or queued that could still bring it.
-    fn open(&self) -> bool {
-        !self.found && (self.stage != Stage::Over || self.fetching > 0)
-    }
-
-    fn holders(&self) -> &[PeerNo] {
-        &self.holders[..usize::from(self.known)]
-    }
-
-    fn add(&mut self, holder: PeerNo) {
-        let known = usize::from(self.known);
-        if !self.found && known < HOLDERS_PER_NAME && !self.holders().contains(&holder) {
-            self.holders[known] = holder;
-            self.known += 1;
-        }
-    }
 }
 
 #[derive(Debug)]
@@ -172,26 +112,8 @@ pub struct Search {
     queues: BTreeMap<PeerNo, VecDeque<At>>,
     flights: BTreeMap<Ticket, Flight>,
     timed_out: VecDeque<(MemberId, Role)>,
+    evidence: Vec<Evidence>,
     next_ticket: u64,
-}
-
-/// Orders ids by value, and drops repetitions: the ids left, in their order, and their places sorted by id.
-fn distinct(ids: Vec<ShortId>) -> (Vec<ShortId>, Vec<At>) {
-    let sort = |ids: &[ShortId]| {
-        let mut sorted: Vec<At> = (0..).zip(ids).map(|(at, _)| at).collect();
-        // Stable, so that of equal ids the first stays.
-        sorted.sort_by_key(|at| ids[*at as usize]);
-        sorted.dedup_by_key(|at| ids[*at as usize]);
-        sorted
-    };
-    let mut sorted = sort(&ids);
-    if sorted.len() == ids.len() {
-        return (ids, sorted);
-    }
-    sorted.sort_unstable();
-    let once: Vec<ShortId> = sorted.iter().map(|at| ids[*at as usize]).collect();
-    let sorted = sort(&once);
-    (once, sorted)
 }
 
 impl Search {
@@ -222,6 +144,7 @@ impl Search {
             queues: BTreeMap::new(),
             flights: BTreeMap::new(),
             timed_out: VecDeque::new(),
+            evidence: Vec::new(),
             next_ticket: 0,
         };
         let sampled = (0..).zip(&search.wants).filter(|(_, want)| want.stage == Stage::Owner);
@@ -289,7 +212,7 @@ impl Search {
             let Want { holders, known, .. } = self.wants[near as usize];
             for holder in &holders[..usize::from(known)] {
                 if self.wants[at as usize].holders().len() < NEAR_HOLDERS {
-                    self.wants[at as usize].add(*holder);
+                    self.wants[at as usize].add(*holder, Word::Nobody);
                 }
             }
         }
@@ -297,12 +220,21 @@ impl Search {
         self.queue_if_idle(at);
     }
 
-    /// Notes holders that are known without a request; such a page is not looked up.
+    /// Notes holders that told this peer themselves; such a page is not looked up.
     pub fn known(&mut self, holders: impl IntoIterator<Item = (ShortId, MemberId)>) {
+        self.note(holders, Word::Holder);
+    }
+
+    /// Notes holders that are hearsay: another owner of the shard passed on what they announced.
+    pub fn hearsay(&mut self, holders: impl IntoIterator<Item = (ShortId, MemberId)>) {
+        self.note(holders, Word::Nobody);
+    }
+
+    fn note(&mut self, holders: impl IntoIterator<Item = (ShortId, MemberId)>, word: Word) {
         let mut named = Vec::new();
         for (id, holder) in holders {
             let (Some(at), Some(holder)) = (self.at(id), self.peers.number(holder)) else { continue };
-            self.wants[at as usize].add(holder);
+            self.wants[at as usize].add(holder, word);
             named.push(at);
         }
         // Only when all holders of a page are known is the one with the least to do chosen.
@@ -345,7 +277,7 @@ impl Search {
     /// An owner named holders; those not worth asking are left out by the driver.
     pub fn on_holders(&mut self, ticket: Ticket, holders: &[(ShortId, MemberId)]) {
         let Some(flight) = self.flights.remove(&ticket) else { return };
-        self.known(holders.iter().copied());
+        self.note(holders.iter().copied(), Word::Owner(flight.peer));
         for at in flight.wants {
             self.end_lookup(at);
         }
@@ -365,8 +297,37 @@ impl Search {
                 !self.change(at, |want| std::mem::replace(&mut want.found, true))
             })
             .collect();
+        self.testify(&flight, found);
         self.end_fetch(&flight.wants);
         news
+    }
+
+    /// Counts what a holder delivered of what it had announced.
+    fn testify(&mut self, flight: &Flight, found: &[ShortId]) {
+        let found: HashSet<ShortId> = found.iter().copied().collect();
+        let mut counts: BTreeMap<Word, (u32, u32)> = BTreeMap::new();
+        for at in &flight.wants {
+            let want = &self.wants[*at as usize];
+            let place = want.holders().iter().position(|holder| *holder == flight.peer);
+            let word = place.map_or(Word::Nobody, |place| want.word[place]);
+            let (asked, delivered) = counts.entry(word).or_default();
+            *asked += 1;
+            *delivered += u32::from(found.contains(&self.ids[*at as usize]));
+        }
+        let holder = self.peers.members[usize::from(flight.peer)];
+        for (word, (asked, delivered)) in counts {
+            let owner = match word {
+                Word::Nobody => continue,
+                Word::Holder => None,
+                Word::Owner(owner) => Some(self.peers.members[usize::from(owner)]),
+            };
+            self.evidence.push(Evidence { holder, owner, asked, delivered });
+        }
+    }
+
+    /// What came of asking holders since this was last asked.
+    pub fn take_evidence(&mut self) -> Vec<Evidence> {
+        std::mem::take(&mut self.evidence)
     }
 
     fn end_fetch(&mut self, wants: &[At]) {
@@ -378,13 +339,10 @@ impl Search {
 
     /// A request failed.
     pub fn on_failed(&mut self, ticket: Ticket) {
-        let Some(flight) = self.flights.get(&ticket) else { return };
+        let Some(flight) = self.flights.remove(&ticket) else { return };
         match flight.kind {
-            FlightKind::Lookup => self.lookup_failed(ticket),
-            FlightKind::Fetch { .. } => {
-                let flight = self.flights.remove(&ticket);
-                self.end_fetch(&flight.map(|flight| flight.wants).unwrap_or_default());
-            }
+            FlightKind::Lookup => self.lookup_failed(flight),
+            FlightKind::Fetch { .. } => self.end_fetch(&flight.wants),
         }
     }
 
@@ -397,8 +355,7 @@ impl Search {
     }
 
     /// An owner that failed once is not asked again in this search: what it was asked, or was to be asked, the next owner is.
-    fn lookup_failed(&mut self, ticket: Ticket) {
-        let Some(flight) = self.flights.remove(&ticket) else { return };
+    fn lookup_failed(&mut self, flight: Flight) {
         self.peers.bad_owner[usize::from(flight.peer)] = true;
         let queued = self.lookups.remove(&flight.peer).unwrap_or_default();
         for at in flight.wants.into_iter().chain(queued) {

@@ -199,6 +199,30 @@ fn what_is_known_is_not_looked_up_and_the_order_is_kept() {
 }
 
 #[test]
+fn what_a_holder_delivers_is_counted_by_whose_word_it_was_asked() {
+    let start = Instant::now();
+    let ids: Vec<_> = (0..4).map(ShortId).collect();
+    let mut search = Search::new(ids.clone(), Sampling::ALL, |_| [member(0)]);
+    search.known([(ids[0], member(7))]);
+    search.hearsay([(ids[1], member(7))]);
+    let Some(Request::Lookup { ticket, ids: asked, .. }) = search.next(start) else { panic!("a lookup") };
+    assert_eq!(asked, ids[2..]);
+    search.on_holders(ticket, &[(ids[2], member(7)), (ids[3], member(7))]);
+    let Some(Request::Fetch { ticket, ids: asked, .. }) = search.next(start) else { panic!("a fetch") };
+    assert_eq!(asked.len(), 4);
+    search.on_pages(ticket, &ids[..3]);
+    let said = |owner, asked, delivered| Evidence { holder: member(7), owner, asked, delivered };
+    assert_eq!(search.take_evidence(), [said(None, 1, 1), said(Some(member(0)), 2, 1)]);
+    assert!(search.take_evidence().is_empty());
+
+    let mut search = Search::new(ids.clone(), Sampling::ALL, |_| []);
+    search.known([(ids[0], member(7))]);
+    let Some(Request::Fetch { ticket, .. }) = search.next(start) else { panic!("a fetch") };
+    search.on_failed(ticket);
+    assert!(search.take_evidence().is_empty(), "who does not answer is no liar");
+}
+
+#[test]
 fn a_doubted_holder_is_asked_last() {
     let start = Instant::now();
     let mut search = Search::new(vec![ShortId(1)], Sampling::ALL, |_| []);

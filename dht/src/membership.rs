@@ -9,6 +9,7 @@ use crate::{
     limits::{AVOID_LIAR, MEMBERS, SKIP_FIRST, SKIP_LONGEST, SUSPECTS, UNSAMPLED_MEMBERS},
     sample::Sampling,
     shard::{MemberId, ShardId, ShardMap},
+    trust::{Evidence, Trust, Verdict},
 };
 
 /// The members and their records.
@@ -17,6 +18,7 @@ pub struct Membership {
     me: MemberId,
     members: BTreeSet<MemberId>,
     records: BTreeMap<MemberId, Record>,
+    trust: Trust,
     shards: ShardMap,
     version: u64,
     /// The site's size where it is too large for all members to be known.
@@ -74,7 +76,15 @@ impl Membership {
     pub fn new(me: MemberId) -> Self {
         let members = BTreeSet::from([me]);
         let shards = ShardMap::new(&members);
-        Self { me, members, records: BTreeMap::new(), shards, version: 0, estimate: None }
+        Self {
+            me,
+            members,
+            records: BTreeMap::new(),
+            trust: Trust::default(),
+            shards,
+            version: 0,
+            estimate: None,
+        }
     }
 
     /// This peer.
@@ -177,7 +187,10 @@ impl Membership {
     /// Whether pages may be asked of a peer.
     #[must_use]
     pub fn usable_holder(&self, member: MemberId, now: Instant) -> bool {
-        member != self.me && self.answering(member, Role::Holder, now) && !self.avoided(member, now)
+        member != self.me
+            && self.answering(member, Role::Holder, now)
+            && !self.avoided(member, now)
+            && self.trust.verdict(member, now) != Verdict::LeftOut
     }
 
     /// The other owners of a shard that answer, the closest first.
@@ -206,6 +219,17 @@ impl Membership {
             record.avoid_until = Some(now + AVOID_LIAR);
             record.wrong_pages = record.wrong_pages.saturating_add(pages);
         }
+    }
+
+    /// Counts what a holder delivered of what it had announced. Returns what is thought of it if that has become worse.
+    pub fn delivered(&mut self, evidence: Evidence, now: Instant) -> Option<Verdict> {
+        self.trust.note(evidence, now)
+    }
+
+    /// What is thought of a peer as a holder, by what it delivers.
+    #[must_use]
+    pub fn trust(&self) -> &Trust {
+        &self.trust
     }
 
     /// Wrong pages that came from a peer.

@@ -97,7 +97,7 @@ impl Page {
     }
 
     fn members(&mut self, members: &Members) {
-        let Members { known, connected, skipped, avoided, site_size } = *members;
+        let Members { known, connected, skipped, avoided, doubted, left_out, site_size } = *members;
         self.gauge("tern_dht_peers", "Other peers of the site that this one knows.", known);
         self.gauge("tern_dht_peers_connected", "Of those, connected.", connected);
         self.gauge("tern_dht_peers_skipped", "Of those known, skipped since they did not answer.", skipped);
@@ -106,6 +106,11 @@ impl Page {
             "Of those known, avoided since they served wrong pages.",
             avoided,
         );
+        let what = "Of those known, asked last for pages: they deliver few of those that they announced.";
+        self.gauge("tern_dht_peers_doubted", what, doubted);
+        let what =
+            "Of those known, not asked for pages: they delivered next to none of those that they announced.";
+        self.gauge("tern_dht_peers_left_out", what, left_out);
         let what = "Peers of the site, this one included; an estimate in a large site.";
         self.gauge("tern_dht_site_peers", what, site_size);
     }

@@ -8,6 +8,7 @@ use crate::{
     node::{Known, Peer},
     shard::MemberId,
     status::{IndexStatus, Members, PeerStatus, SiteStatus, Waiting},
+    trust::Verdict,
 };
 
 impl Peer {
@@ -58,9 +59,13 @@ impl Peer {
             connected: count(|peer| peer.connected),
             skipped: count(|peer| !peer.answering),
             avoided: count(|peer| peer.avoided),
+            doubted: count(|peer| peer.doubted),
+            left_out: count(|peer| peer.left_out_ms > 0),
             site_size: site.size() as u64,
         };
-        peers.sort_by_key(|peer| (peer.answering && !peer.avoided, !peer.connected));
+        let well =
+            |peer: &PeerStatus| peer.answering && !peer.avoided && !peer.doubted && peer.left_out_ms == 0;
+        peers.sort_by_key(|peer| (well(peer), !peer.connected));
         peers.truncate(STATUS_PEERS);
         (members, peers, site.shards().owned_by(site.me()))
     }
@@ -80,6 +85,8 @@ fn peer(site: &Membership, member: MemberId, known: &Known, now: Instant) -> Pee
         skipped_as_holder_ms: left_ms(site.skipped_until(member, Role::Holder)),
         avoided: site.avoided(member, now),
         avoided_ms: left_ms(site.avoided_until(member)),
+        doubted: site.trust().verdict(member, now) == Verdict::Doubted,
+        left_out_ms: u64::try_from(site.trust().left_out_for(member, now).as_millis()).unwrap_or(u64::MAX),
         wrong_pages: site.wrong_pages(member),
     }
 }

@@ -16,15 +16,40 @@ use crate::{
     node::{Peer, blocking},
     serve::distinct,
     shard::{MemberId, ShardId},
+    trust::Evidence,
     wire::{IndexRequest, IndexResponse, PagesRequest},
 };
 
 /// A batch of pages for a local client.
 pub(crate) type FoundBatch = (FoundOn, Vec<(ShortId, Box<Page>)>);
 
+/// Who holds which pages.
+#[derive(Default)]
+struct Holders {
+    /// As the holders said.
+    said: Vec<(ShortId, MemberId)>,
+    /// As owners passed it on among each other.
+    hearsay: Vec<(ShortId, MemberId)>,
+}
+
+impl Holders {
+    fn of(claims: impl Iterator<Item = (ShortId, MemberId, bool)>) -> Self {
+        let mut holders = Self::default();
+        for (id, member, hearsay) in claims {
+            let list = if hearsay { &mut holders.hearsay } else { &mut holders.said };
+            list.push((id, member));
+        }
+        holders
+    }
+
+    fn members(self) -> impl Iterator<Item = MemberId> {
+        self.said.into_iter().chain(self.hearsay).map(|(_, member)| member)
+    }
+}
+
 /// What came of a request.
 enum Outcome {
-    Holders { ticket: Ticket, owner: MemberId, holders: Vec<(ShortId, MemberId)> },
+    Holders { ticket: Ticket, owner: MemberId, holders: Holders },
     Pages { ticket: Ticket, holder: MemberId, pages: FoundPages, wrong: usize },
     Failed { ticket: Ticket },
 }
@@ -83,15 +108,17 @@ impl Peer {
         let sampled: Vec<ShortId> = ids.iter().copied().filter(|id| sampling.keeps(*id)).collect();
         let known = self.known_holders(&sampled, now);
         let mut search = Search::new(ids, sampling, |shard| owners[shard.index()].iter().copied());
-        search.known(known);
+        self.site().trust().doubted(now).for_each(|holder| search.doubt(holder));
+        search.known(known.said);
+        search.hearsay(known.hearsay);
         search
     }
 
     /// Holders that this peer knows as an owner.
-    fn known_holders(&self, ids: &[ShortId], now: Instant) -> Vec<(ShortId, MemberId)> {
+    fn known_holders(&self, ids: &[ShortId], now: Instant) -> Holders {
         let me = self.site().me();
         let claims = self.claims(ids, me, now).into_iter().filter(|claim| claim.member != me);
-        claims.map(|claim| (ids[claim.at as usize], claim.member)).collect()
+        Holders::of(claims.map(|claim| (ids[claim.at as usize], claim.member, claim.hearsay)))
     }
 
     /// Sends pages of other hosts.
@@ -149,11 +176,13 @@ impl Peer {
         match outcome {
             Outcome::Holders { ticket, owner, holders } => {
                 self.site().answered(owner, Role::Owner);
-                search.on_holders(ticket, &holders);
+                search.hearsay(holders.hearsay);
+                search.on_holders(ticket, &holders.said);
             }
             Outcome::Pages { ticket, holder, pages, wrong } => {
                 let ids: Vec<_> = pages.iter().map(|(id, _)| *id).collect();
                 let news = search.on_pages(ticket, &ids);
+                search.take_evidence().into_iter().for_each(|evidence| self.judge(evidence));
                 let pages: Vec<_> =
                     pages.into_iter().zip(news).filter(|p| p.1).map(|(page, _)| page).collect();
                 self.fetched(holder, &ids, wrong);
@@ -166,6 +195,15 @@ impl Peer {
             }
         }
         true
+    }
+
+    /// Counts what a holder delivered of what it had announced.
+    fn judge(&self, evidence: Evidence) {
+        let worse = self.site().delivered(evidence, Instant::now());
+        if let Some(verdict) = worse {
+            let holder = evidence.holder;
+            tracing::warn!(?holder, ?verdict, "a peer delivers few or none of the pages that it announces");
+        }
     }
 
     fn fetched(&self, holder: MemberId, ids: &[ShortId], wrong: usize) {
@@ -191,7 +229,7 @@ impl Peer {
     }
 
     /// Asks an owner who holds `ids`; `None` if it does not answer as it should.
-    async fn ask_owner(&self, owner: MemberId, ids: &[ShortId]) -> Option<Vec<(ShortId, MemberId)>> {
+    async fn ask_owner(&self, owner: MemberId, ids: &[ShortId]) -> Option<Holders> {
         let to = self.directory().get(&owner)?.peer_id;
         self.counters.lookup_sent(ids.len());
         match self.network.index(to, IndexRequest::Lookup { ids: ids.to_vec() }).await {
@@ -204,9 +242,9 @@ impl Peer {
                 let named = claims.into_iter().filter_map(|claim| {
                     let id = *ids.get(usize::try_from(claim.at).ok()?)?;
                     let holder = *members.get(usize::from(claim.peer))?;
-                    site.usable_holder(holder, now).then_some((id, holder))
+                    site.usable_holder(holder, now).then_some((id, holder, claim.hearsay))
                 });
-                Some(named.collect())
+                Some(Holders::of(named))
             }
             Ok(IndexResponse::Announced | IndexResponse::Digests { .. } | IndexResponse::Claims { .. }) => {
                 tracing::warn!(peer = %to, "an owner answered another question than a lookup");
@@ -224,7 +262,8 @@ impl Peer {
         let Some(to) = self.directory().get(&holder).map(|known| known.peer_id) else {
             return Outcome::Failed { ticket };
         };
-        if self.site().avoided(holder, Instant::now()) {
+        // It may have been found out by an earlier request of this search.
+        if !self.site().usable_holder(holder, Instant::now()) {
             return Outcome::Failed { ticket };
         }
         self.counters.fetch_sent();
@@ -249,12 +288,11 @@ impl Peer {
     /// The other peers that hold a page, by all owners' word.
     pub(crate) async fn holders_on_site(&self, id: ShortId) -> Vec<MemberId> {
         let now = Instant::now();
-        let mut holders: Vec<_> =
-            self.known_holders(&[id], now).into_iter().map(|(_, member)| member).collect();
+        let mut holders: Vec<_> = self.known_holders(&[id], now).members().collect();
         let owners: Vec<_> = self.site().owners_to_ask(ShardId::of(id), now).collect();
         for owner in owners {
             let answer = tokio::time::timeout(LOOKUP_TIMEOUT, self.ask_owner(owner, &[id])).await;
-            holders.extend(answer.ok().flatten().unwrap_or_default().into_iter().map(|(_, member)| member));
+            holders.extend(answer.ok().flatten().unwrap_or_default().members());
         }
         holders.sort_unstable();
         holders.dedup();

@@ -158,6 +158,7 @@ impl Peer {
             match peer.fault {
                 None | Some(Fault::OldOwners) => {}
                 Some(Fault::WrongBytes) => pages.iter_mut().for_each(|(_, page)| page[0] ^= 0xff),
+                Some(Fault::AnnounceFalse) => pages.clear(),
                 Some(Fault::Silent) => {
                     // Kept open until the asker has long given up.
                     tokio::time::sleep(REQUEST_TIMEOUT).await;

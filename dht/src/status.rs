@@ -52,11 +52,16 @@ pub struct Members {
     pub skipped: u64,
     /// Of those known, avoided because they served wrong pages.
     pub avoided: u64,
+    /// Of those known, asked for pages after all others: they deliver few of those that they announced.
+    pub doubted: u64,
+    /// Of those known, not asked for pages for a while: they delivered next to none of those that they announced.
+    pub left_out: u64,
     /// The size of the site, this peer included: those known, or in a large site an estimate.
     pub site_size: u64,
 }
 
 /// Another peer, as seen from this one.
+#[expect(clippy::struct_excessive_bools, reason = "a report, in which each says one thing by itself")]
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct PeerStatus {
     /// Its libp2p identity.
@@ -75,6 +80,10 @@ pub struct PeerStatus {
     pub avoided: bool,
     /// For how many more milliseconds.
     pub avoided_ms: u64,
+    /// Whether it is asked for pages after all others because it delivers few of those that it announced.
+    pub doubted: bool,
+    /// How much longer it is not asked for pages because it delivered next to none of those that it announced, in milliseconds.
+    pub left_out_ms: u64,
     /// Wrong pages that came from it.
     pub wrong_pages: u64,
 }

@@ -94,6 +94,10 @@ impl Text {
         note("did not answer as an owner: skipped", peer.skipped_as_owner_ms);
         note("did not serve pages: skipped", peer.skipped_as_holder_ms);
         note("served wrong pages: avoided", peer.avoided_ms);
+        note("announced pages that it does not have: left out", peer.left_out_ms);
+        if peer.doubted {
+            notes.push_str(", has few of the pages that it announced: asked last");
+        }
         self.line(format_args!("  {} {}{notes}", peer.peer_id, peer.address));
     }
 

@@ -10,3 +10,4 @@ mod metrics;
 mod repair;
 mod retain;
 mod site;
+mod trust;
