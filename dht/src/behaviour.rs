@@ -58,7 +58,7 @@ pub(crate) struct Protocols {
 }
 
 impl Protocols {
-    fn new(site: &SiteKey, domain: DomainId) -> Self {
+    pub(crate) fn new(site: &SiteKey, domain: DomainId) -> Self {
         let (site, domain) = (site.fingerprint(), hex::encode(domain.0));
         let name = |rest: String| {
             StreamProtocol::try_from_owned(format!("/tern/{site}/{rest}")).expect("it starts with a slash")
@@ -87,7 +87,10 @@ pub(crate) fn swarm(config: &NodeConfig) -> Result<(Swarm<Behaviour>, Protocols)
 #[error("no connection")]
 struct Unreachable(#[source] io::Error);
 
-fn transport(identity: &Keypair, site: &SiteKey) -> Result<Boxed<(PeerId, StreamMuxerBox)>, NodeError> {
+pub(crate) fn transport(
+    identity: &Keypair,
+    site: &SiteKey,
+) -> Result<Boxed<(PeerId, StreamMuxerBox)>, NodeError> {
     let secure = Arc::new(Secure::new(identity, site)?);
     let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true));
     let secured = tcp.map_err(Unreachable).and_then(move |socket, point| {

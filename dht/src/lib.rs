@@ -14,6 +14,8 @@ mod anti_entropy;
 #[cfg(feature = "node")]
 mod asked;
 #[cfg(feature = "node")]
+pub mod asker;
+#[cfg(feature = "node")]
 mod behaviour;
 #[cfg(feature = "node")]
 pub mod budget;

@@ -380,7 +380,8 @@ impl Message for PagesResponse {
 }
 
 /// libp2p's view of a pair of messages.
-pub(crate) struct MessageCodec<Q, R>(PhantomData<fn() -> (Q, R)>);
+#[derive(Debug)]
+pub struct MessageCodec<Q, R>(PhantomData<fn() -> (Q, R)>);
 
 impl<Q, R> Default for MessageCodec<Q, R> {
     fn default() -> Self {
