@@ -318,6 +318,10 @@ async fn main() -> Result<(), Failure> {
     // The peers keep the first records that come, so that these are found below.
     let provided = nobodys(options.records, 3);
     node.queries(&provided, What::StartProviding, PARALLEL[1]).await?;
+    // Its own records would be found without asking anybody.
+    for id in &provided {
+        node.swarm.behaviour_mut().kad.stop_providing(&RecordKey::new(&id.0.to_be_bytes()));
+    }
     let (kad_hits, hit_parallel, kad_found) = node.best(|_| provided.clone(), What::GetProviders).await?;
     let (kad_misses, _, _) =
         node.best(|round| nobodys(options.records, 10 + round as u64), What::GetProviders).await?;

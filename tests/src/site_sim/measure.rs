@@ -97,8 +97,6 @@ pub struct Figures {
     pub heard_per_s: f64,
     /// Bytes of entries new to their owner, a host and minute.
     pub rehomed_bytes_per_min: f64,
-    /// Anti-entropy bytes a host and minute.
-    pub repair_bytes_per_min: f64,
     /// Messages of Kademlia queries for owners, a host and second.
     pub kademlia_messages_per_s: f64,
     /// Their bytes.

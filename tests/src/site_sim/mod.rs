@@ -58,13 +58,13 @@ impl Options {
     /// What the figures in docs/ were made with.
     #[must_use]
     pub fn full(seed: u64) -> Self {
-        Self { seed, announcers: 400, background_names: 4096, lookups: 24 }
+        Self { seed, announcers: 128, background_names: 2048, lookups: 12 }
     }
 
     /// What takes seconds.
     #[must_use]
     pub fn quick(seed: u64) -> Self {
-        Self { seed, announcers: 100, background_names: 1024, lookups: 4 }
+        Self { seed, announcers: 40, background_names: 1024, lookups: 4 }
     }
 }
 
@@ -232,7 +232,6 @@ fn figures(world: &World) -> Figures {
         announce_messages_per_s: announced,
         heard_per_s: mean(announced * hosts, owners as f64),
         rehomed_bytes_per_min: sums.rehomed_bytes as f64 * world.stride as f64 / hosts / seconds * 60.0,
-        repair_bytes_per_min: 0.0,
         kademlia_messages_per_s: mean(sums.kademlia_messages as f64, sums.mind_seconds as f64),
         kademlia_bytes_per_s: mean(sums.kademlia_bytes as f64, sums.mind_seconds as f64),
     }

@@ -37,7 +37,6 @@ const HOSTS: &[Column] = &[
     ("messages/s", |f| format!("{:.2}", f.announce_messages_per_s)),
     ("heard by an owner/s", |f| format!("{:.1}", f.heard_per_s)),
     ("re-homed, B/min", |f| bytes(f.rehomed_bytes_per_min)),
-    ("anti-entropy, B/min", |f| bytes(f.repair_bytes_per_min)),
     ("Kademlia messages/s", |f| format!("{:.1}", f.kademlia_messages_per_s)),
     ("Kademlia, B/s", |f| bytes(f.kademlia_bytes_per_s)),
 ];
