@@ -462,16 +462,12 @@ impl Bucket {
         self.ids.resize(length, 0);
         self.claims.resize(length, claim);
         while new > 0 {
-            let at = old + new - 1;
-            if old > 0 && self.ids[old - 1] > fresh[new - 1] {
-                old -= 1;
-                self.ids[at] = self.ids[old];
-                self.claims[at] = self.claims[old];
-            } else {
-                new -= 1;
-                self.ids[at] = fresh[new];
-                self.claims[at] = claim;
-            }
+            let at = self.ids[..old].partition_point(|id| *id <= fresh[new - 1]);
+            self.ids.copy_within(at..old, at + new);
+            self.claims.copy_within(at..old, at + new);
+            self.ids[at + new - 1] = fresh[new - 1];
+            self.claims[at + new - 1] = claim;
+            (old, new) = (at, new - 1);
         }
     }
 }
