@@ -15,7 +15,7 @@ use libp2p::{
 use crate::{
     limits::{
         BOOTSTRAP_EVERY, BOOTSTRAP_LARGE_EVERY, DIALS_PER_TICK, KNOWN_ADDRESSES, MEETING_TIMEOUT, MEETINGS,
-        REFRESH_ABOVE, REFRESH_CLOSEST,
+        REFRESH_ABOVE, REFRESH_CLOSEST, REFRESH_PAUSE,
     },
     network::Driver,
     node::Peer,
@@ -67,7 +67,7 @@ impl Driver {
             // An error says that no other peer is known yet.
             let _ = self.swarm.behaviour_mut().kad.bootstrap();
         }
-        self.ask_kademlia(true);
+        self.ask_kademlia();
     }
 
     /// Takes in a change of the members.
@@ -193,18 +193,19 @@ impl Driver {
         }
     }
 
-    /// Asks who is closest to the shards that are due. While there are more connections than there should be, this goes on at the
-    /// pace of the ticks, since a question makes connections.
-    pub(crate) fn ask_kademlia(&mut self, tick: bool) {
+    /// Asks who is closest to the shards that are due. A question makes connections: while there are as many as there should be, there
+    /// is one question now and then.
+    pub(crate) fn ask_kademlia(&mut self) {
         let few = self.peer.site().members().len() <= REFRESH_ABOVE;
         if self.full && few {
             return;
         }
         let now = Instant::now();
-        let mut room = if self.mesh.has_room() { usize::MAX } else { usize::from(tick) };
+        let rested = now.saturating_duration_since(self.asked) >= REFRESH_PAUSE;
+        let mut room = if self.mesh.has_room() { usize::MAX } else { usize::from(rested) };
         while room > 0 {
             let Some(shard) = self.refresh.next(now) else { return };
-            room -= 1;
+            (room, self.asked) = (room - 1, now);
             let count = NonZeroUsize::new(REFRESH_CLOSEST).expect("it is not 0");
             let query = self.swarm.behaviour_mut().kad.get_n_closest_peers(shard.preimage(), count);
             self.queries.insert(query, shard);
@@ -234,7 +235,7 @@ impl Driver {
                 if step.last {
                     self.queries.remove(&id);
                     self.refresh.done(shard, Instant::now());
-                    self.ask_kademlia(false);
+                    self.ask_kademlia();
                 }
             }
             other => tracing::trace!(?other, "kad"),

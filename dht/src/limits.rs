@@ -218,6 +218,8 @@ pub const REFRESH_ABOVE: usize = 20;
 pub const REFRESH_EVERY: Duration = Duration::from_secs(600);
 /// Shards that it is asked for at once.
 pub const REFRESHES_IN_FLIGHT: usize = 4;
+/// How long it is left alone between two questions while there are as many connections as there should be.
+pub const REFRESH_PAUSE: Duration = Duration::from_secs(5);
 /// Peers that it is asked for: the owners, and some more from whose distances the site's size is estimated.
 pub const REFRESH_CLOSEST: usize = 4;
 /// How often Kademlia looks for peers that it does not know in a large site; asking for the shards' owners does the same.

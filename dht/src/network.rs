@@ -141,6 +141,8 @@ pub(crate) struct Driver {
     pub(crate) estimate: SizeEstimate,
     /// Kademlia's searches for the closest peers to shards.
     pub(crate) queries: HashMap<kad::QueryId, ShardId>,
+    /// When the last of them began.
+    pub(crate) asked: Instant,
     pub(crate) bootstrapped: Instant,
 }
 
@@ -185,6 +187,7 @@ impl Driver {
             refresh: Refresh::new(me, now),
             estimate: SizeEstimate::default(),
             queries: HashMap::new(),
+            asked: now,
             bootstrapped: now,
         }
     }

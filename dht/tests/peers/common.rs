@@ -11,6 +11,7 @@ use std::{
 
 use dht::{Found, MemoryExtent, SiteClient, SiteStatus};
 use page::{Domain, PAGE_SIZE, Page, ShortId};
+use rustix::process::Signal;
 
 /// No condition in these tests takes longer, even on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -42,10 +43,28 @@ impl Site {
     }
 
     pub(crate) fn peer_with_key(&self, name: &str, key: &Path, join: &[&Peer], more: &[&str]) -> Peer {
+        self.start(dht(), name, key, "127.0.0.1", join, more)
+    }
+
+    /// A peer that another program starts: one that puts it into a namespace, and then becomes the peer or outlives it.
+    pub(crate) fn peer_within(&self, wrapper: &[&str], name: &str, ip: &str, join: &[&Peer]) -> Peer {
+        let mut command = Command::new(wrapper[0]);
+        command.args(&wrapper[1..]).arg(env!("CARGO_BIN_EXE_dht"));
+        self.start(command, name, &self.key, ip, join, &[])
+    }
+
+    fn start(
+        &self,
+        mut command: Command,
+        name: &str,
+        key: &Path,
+        ip: &str,
+        join: &[&Peer],
+        more: &[&str],
+    ) -> Peer {
         let socket = self.path(&format!("{name}.sock"));
         let log = self.path(&format!("{name}.log"));
-        let mut command = dht();
-        command.arg("serve").arg("--site-key").arg(key).args(["--listen", "127.0.0.1:0"]);
+        command.arg("serve").arg("--site-key").arg(key).arg("--listen").arg(format!("{ip}:0"));
         command.arg("--local").arg(&socket).args(more);
         for peer in join {
             command.arg("--join").arg(&peer.address);
@@ -102,9 +121,13 @@ impl Peer {
     }
 
     pub(crate) fn terminate(&mut self) -> ExitStatus {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.signal(Signal::TERM);
         self.child.wait().unwrap()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).unwrap();
     }
 
     pub(crate) fn run(&self, args: &[&str]) -> String {
@@ -129,6 +152,9 @@ impl Drop for Peer {
         }
     }
 }
+
+/// Sites of a dozen peers take turns: on two cores they would starve each other.
+pub(crate) static DOZENS: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(1);
 
 /// Waits until `done` says so.
 pub(crate) async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut done: impl FnMut() -> F) -> T {
@@ -187,13 +213,25 @@ pub(crate) fn whole(pages: u64) -> [MemoryExtent; 1] {
 
 /// Resolves `ids`, and checks that each page hashes to the id it came for, and comes once.
 pub(crate) async fn resolve(client: &SiteClient, ids: Vec<ShortId>) -> Vec<Found> {
-    let mut receiver = client.resolve(ids.clone());
+    resolve_while(client, ids, || ()).await
+}
+
+/// As [`resolve`]; `meanwhile` happens once the first page has come.
+pub(crate) async fn resolve_while(
+    client: &SiteClient,
+    ids: Vec<ShortId>,
+    meanwhile: impl FnOnce(),
+) -> Vec<Found> {
+    let mut meanwhile = Some(meanwhile);
+    let wanted: std::collections::BTreeSet<_> = ids.iter().copied().collect();
+    let mut receiver = client.resolve(ids);
     let (mut found, mut seen) = (Vec::new(), std::collections::BTreeSet::new());
     let all = async {
         while let Some(page) = receiver.recv().await {
             assert_eq!(client.domain().name(&page.bytes).short(), page.id);
-            assert!(ids.contains(&page.id) && seen.insert(page.id));
+            assert!(wanted.contains(&page.id) && seen.insert(page.id));
             found.push(page);
+            meanwhile.take().into_iter().for_each(|meanwhile| meanwhile());
         }
     };
     tokio::time::timeout(PATIENCE, all).await.expect("a search ends");

@@ -1,6 +1,6 @@
 //! A site that is large for its peers: each is connected to few of the others, and connects to others as it needs them.
 
-use crate::common::{Peer, Site, ids, pages, resolve, until};
+use crate::common::{DOZENS, Peer, Site, ids, pages, resolve, until};
 use dht::SiteStatus;
 
 const PEERS: u64 = 12;
@@ -35,6 +35,7 @@ async fn all_know_all(peers: &[Peer]) -> Vec<SiteStatus> {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_peer_finds_what_any_other_holds_though_it_is_connected_to_few() {
     const HELD: u64 = 200;
+    let _turn = DOZENS.acquire().await.unwrap();
     let site = Site::new();
     let peers = site_of_twelve(&site, HELD);
     all_know_all(&peers).await;

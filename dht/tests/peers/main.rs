@@ -4,6 +4,7 @@
 
 mod budget;
 mod common;
+mod faults;
 mod host;
 mod large;
 mod metrics;
