@@ -78,10 +78,6 @@ async fn a_vm_that_comes_back_finds_the_memory_that_it_left_behind() {
     there.assert_ends_well().await;
     back.assert_lives().await;
     assert!(report.rungs.host.pages >= STILL, "{report:#?}");
-    assert!(
-        report.rungs.source.pages < report.rungs.host.pages + guest.memory_bytes / 4096 / 4,
-        "{report:#?}"
-    );
     // What b did not keep, it does not have.
     assert!(site_b.peers[0].status().await.contents.is_empty());
 }

@@ -118,7 +118,8 @@ async fn scan(
         async move { (chunk, work.await) }
     };
     let at_once = match urgency {
-        Urgency::First => workers.threads(),
+        // As many again wait in the queue: no thread rests while this task is on its way to the next chunk.
+        Urgency::First => workers.threads() * 2,
         // Threads are for contents that are of no use yet.
         Urgency::Again => 1,
     };
