@@ -10,6 +10,7 @@ use libp2p::{
     core::{
         muxing::StreamMuxerBox,
         transport::{Boxed, timeout::TransportTimeout},
+        upgrade::Version,
     },
     identify,
     identity::Keypair,
@@ -77,7 +78,10 @@ pub(crate) fn swarm(config: &NodeConfig) -> Result<(Swarm<Behaviour>, Protocols)
     let transport = transport(&config.identity, &config.site_key)?;
     let behaviour = behaviour(config, &protocols);
     let me = PeerId::from(config.identity.public());
-    let limits = swarm::Config::with_tokio_executor().with_idle_connection_timeout(IDLE_CONNECTION);
+    let limits = swarm::Config::with_tokio_executor()
+        .with_idle_connection_timeout(IDLE_CONNECTION)
+        // Each stream has one protocol on offer: the request goes along with its name and does not wait for the echo.
+        .with_substream_upgrade_protocol_override(Version::V1Lazy);
     let swarm = Swarm::new(transport, behaviour, me, limits);
     Ok((swarm, protocols))
 }

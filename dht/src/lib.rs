@@ -13,6 +13,7 @@ pub mod announce;
 mod anti_entropy;
 #[cfg(feature = "node")]
 mod asked;
+pub mod batch;
 #[cfg(feature = "node")]
 pub mod asker;
 #[cfg(feature = "node")]
@@ -36,6 +37,8 @@ mod counters;
 pub mod error;
 #[cfg(feature = "node")]
 pub mod estimate;
+#[cfg(feature = "node")]
+pub mod fair;
 #[cfg(feature = "node")]
 pub mod identity;
 #[cfg(feature = "node")]

@@ -6,8 +6,8 @@ use page::PAGE_SIZE;
 
 /// Ids in one resolve request on the local socket, the pages of 1 GiB; the client splits longer lists.
 pub const LOCAL_RESOLVE_IDS: usize = 262_144;
-/// Pages in one answer frame on the local socket (256 KiB and their ids).
-pub const LOCAL_PAGES_PER_FRAME: usize = 64;
+/// Pages in one answer frame on the local socket (512 KiB and their ids).
+pub const LOCAL_PAGES_PER_FRAME: usize = 128;
 /// Bytes of one frame on the local socket, its kind included, its length field not.
 pub const LOCAL_FRAME_BYTES: usize = LOCAL_RESOLVE_IDS * 8 + 4096;
 /// Bytes of a registered memory's name.
@@ -164,9 +164,9 @@ pub const LOOKUPS_IN_FLIGHT: usize = 8;
 pub const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 /// How much longer a lookup may take for each of its names: a fifth of the rate that one core of an owner reaches.
 pub const LOOKUP_TIMEOUT_PER_ID: Duration = Duration::from_micros(10);
-/// Pages in one request to a holder (256 KiB).
-pub const FETCH_BATCH: usize = 64;
-/// Page requests in flight for one resolve (2 MiB of pages).
+/// Pages in one request to a holder (512 KiB).
+pub const FETCH_BATCH: usize = 128;
+/// Page requests in flight for one resolve (4 MiB of pages).
 pub const FETCHES_IN_FLIGHT: usize = 8;
 /// Page requests in flight to one holder for one resolve.
 pub const FETCHES_PER_HOLDER: usize = 4;
@@ -176,6 +176,7 @@ pub const FETCH_HEDGE: Duration = Duration::from_millis(250);
 pub const FETCH_TIMEOUT: Duration = Duration::from_secs(3);
 
 const _: () = {
+    assert!(FETCH_BATCH <= LOCAL_PAGES_PER_FRAME);
     assert!(RENEW_AFTER.as_secs() * 2 < LEASE.as_secs());
     // Names that were told at the beginning of one renewal are told in the next before their lease runs out.
     assert!(RENEW_LATEST.as_secs() + RENEW_URGENT.as_secs() < LEASE.as_secs());
@@ -248,13 +249,13 @@ pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 pub const INBOUND_STREAMS: usize = 64;
 /// Records of Kademlia's store: coarse content alone, never one a page.
 pub const KAD_RECORDS: usize = 1024;
-/// Requests from other peers that are worked on at once. With pages this is 16 MiB.
+/// Requests from other peers that are worked on at once. With pages this is 32 MiB.
 pub const SERVING: usize = 64;
 /// Requests from other peers that wait or are worked on; further ones are refused.
 pub const WAITING: usize = 1024;
 /// Names in those requests (64 MiB); further ones are refused.
 pub const WAITING_IDS: usize = 8 << 20;
-/// Searches of the site for this host's processes at once (64 MiB of pages in flight).
+/// Searches of the site for this host's processes at once (128 MiB of pages in flight).
 pub const SEARCHES: usize = 32;
 /// Commands that wait for the network task.
 pub const COMMANDS: usize = 256;

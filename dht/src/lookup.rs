@@ -290,11 +290,17 @@ impl Search {
         let Some(flight) = self.flights.remove(&ticket) else { return vec![false; found.len()] };
         let answers = &mut self.peers.answers[usize::from(flight.peer)];
         *answers = answers.saturating_add(1);
+        let (asked, mut next) = (flight.wants.len(), 0);
         let news = found
             .iter()
             .map(|id| {
-                let Some(at) = self.at(*id) else { return false };
-                !self.change(at, |want| std::mem::replace(&mut want.found, true))
+                // Pages come in about the order in which they were asked: each is looked for from the one before on.
+                let mut places = (0..asked).map(|step| (next + step) % asked);
+                let Some(n) = places.find(|n| self.ids[flight.wants[*n] as usize] == *id) else {
+                    return false;
+                };
+                next = n + 1;
+                !self.change(flight.wants[n], |want| std::mem::replace(&mut want.found, true))
             })
             .collect();
         self.testify(&flight, found);

@@ -22,6 +22,7 @@ use crate::{
     connections::{dialable, member},
     content::{
         Content, Contents, Source,
+        check::CheckKey,
         scan::{self, Ended},
         store::{self, RetainError, Store},
         workers::{Urgency, Workers},
@@ -134,12 +135,13 @@ impl Peer {
         let lan = budgets.lan_bytes_per_second.map(|rate| Budget::new(rate, rate / LAN_BURST_DIVISOR));
         let store = config.retention.as_ref().map(Store::open).transpose()?;
         let peer_id = PeerId::from(config.identity.public());
+        let check_key = CheckKey::generate().map_err(NodeError::Random)?;
         let now = Instant::now();
         Ok(Self {
             me: peer_id,
             peer_text: peer_id.to_string(),
             fault: config.fault,
-            contents: Arc::new(Contents::new(config.domain.clone())),
+            contents: Arc::new(Contents::new(config.domain.clone(), check_key)),
             workers: Arc::new(workers),
             store,
             lan: lan.unwrap_or_default(),

@@ -3,12 +3,12 @@
 use std::{collections::HashSet, sync::Arc, time::Instant};
 
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream, stream::FuturesUnordered};
-use page::{Page, ShortId};
+use page::ShortId;
 use tokio::sync::mpsc;
 
 use crate::{
+    batch::PageBatch,
     connections::member,
-    content::FoundPages,
     limits::{FETCH_TIMEOUT, LOCAL_PAGES_PER_FRAME, LOCAL_READERS, LOOKUP_TIMEOUT},
     local::protocol::FoundOn,
     lookup::{Request, Search, Ticket},
@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// A batch of pages for a local client.
-pub(crate) type FoundBatch = (FoundOn, Vec<(ShortId, Box<Page>)>);
+pub(crate) type FoundBatch = (FoundOn, PageBatch);
 
 /// Who holds which pages.
 #[derive(Default)]
@@ -50,7 +50,7 @@ impl Holders {
 /// What came of a request.
 enum Outcome {
     Holders { ticket: Ticket, owner: MemberId, holders: Holders },
-    Pages { ticket: Ticket, holder: MemberId, pages: FoundPages, wrong: usize },
+    Pages { ticket: Ticket, holder: MemberId, pages: PageBatch, wrong: usize },
     Failed { ticket: Ticket },
 }
 
@@ -89,7 +89,7 @@ impl Peer {
         let mut stale = Vec::new();
         while let Some((ids, pages)) = results.next().await {
             if pages.len() < ids.len() {
-                stale.extend(ids.into_iter().filter(|id| !pages.iter().any(|(found, _)| found == id)));
+                stale.extend(ids.into_iter().filter(|id| !pages.ids().any(|found| found == *id)));
             }
             self.counters.host_hits(pages.len());
             if !pages.is_empty() && found.send((FoundOn::Host, pages)).await.is_err() {
@@ -179,12 +179,11 @@ impl Peer {
                 search.hearsay(holders.hearsay);
                 search.on_holders(ticket, &holders.said);
             }
-            Outcome::Pages { ticket, holder, pages, wrong } => {
-                let ids: Vec<_> = pages.iter().map(|(id, _)| *id).collect();
-                let news = search.on_pages(ticket, &ids);
+            Outcome::Pages { ticket, holder, mut pages, wrong } => {
+                let ids: Vec<_> = pages.ids().collect();
+                let mut news = search.on_pages(ticket, &ids).into_iter();
                 search.take_evidence().into_iter().for_each(|evidence| self.judge(evidence));
-                let pages: Vec<_> =
-                    pages.into_iter().zip(news).filter(|p| p.1).map(|(page, _)| page).collect();
+                pages.retain(|_, _| news.next().unwrap_or(false));
                 self.fetched(holder, &ids, wrong);
                 self.counters.fetched(pages.len());
                 return pages.is_empty() || found.send((FoundOn::Site, pages)).await.is_ok();
@@ -277,10 +276,11 @@ impl Peer {
         let peer = Arc::clone(&self);
         let verify = move || {
             let domain = peer.domain();
-            let right =
-                |(id, page): &(ShortId, Box<Page>)| ids.contains(id) && domain.name(page).short() == *id;
-            let (pages, wrong): (FoundPages, FoundPages) = response.pages.into_iter().partition(right);
-            Outcome::Pages { ticket, holder, pages, wrong: wrong.len() }
+            let mut pages = response.pages;
+            let came = pages.len();
+            pages.retain(|id, page| ids.contains(&id) && domain.name(page).short() == id);
+            let wrong = came - pages.len();
+            Outcome::Pages { ticket, holder, pages, wrong }
         };
         blocking(verify).await
     }

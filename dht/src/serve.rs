@@ -157,8 +157,8 @@ impl Peer {
             let mut pages = blocking(move || contents.read_pages(&request.ids)).await;
             match peer.fault {
                 None | Some(Fault::OldOwners) => {}
-                Some(Fault::WrongBytes) => pages.iter_mut().for_each(|(_, page)| page[0] ^= 0xff),
-                Some(Fault::AnnounceFalse) => pages.clear(),
+                Some(Fault::WrongBytes) => pages.for_each_mut(|page| page[0] ^= 0xff),
+                Some(Fault::AnnounceFalse) => pages.retain(|_, _| false),
                 Some(Fault::Silent) => {
                     // Kept open until the asker has long given up.
                     tokio::time::sleep(REQUEST_TIMEOUT).await;

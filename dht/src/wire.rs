@@ -20,16 +20,19 @@ use std::{fmt, io, marker::PhantomData};
 
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use libp2p::{Multiaddr, PeerId, StreamProtocol, request_response};
-use page::{PAGE_SIZE, Page, ShortId};
+use page::{PAGE_SIZE, ShortId};
 
 pub use crate::codec::CodecError;
 use crate::{
+    batch::PageBatch,
     codec::{Reader, put_count, put_sized},
     limits::{FETCH_BATCH, HOLDERS_PER_NAME, INDEX_BATCH, LOOKUP_BATCH, MEMBERS, PULL_CLAIMS},
     repair::ClaimDigest,
     shard::{MemberId, ShardId},
 };
 
+/// What a message's reader makes room for at once.
+const READ_STEP_BYTES: usize = 64 << 10;
 /// Bytes of a peer id on the wire at most (an inlined Ed25519 key takes 38).
 const PEER_ID_BYTES: usize = 64;
 /// Bytes of an address on the wire at most (IPv6, TCP and the peer's id take 60).
@@ -59,6 +62,20 @@ pub trait Message: Sized + Send + Sync + fmt::Debug + 'static {
     /// # Errors
     /// [`CodecError`] names the field that is wrong.
     fn decode(body: &[u8]) -> Result<Self, CodecError>;
+
+    /// Decodes a body that may be kept, as one with pages is.
+    ///
+    /// # Errors
+    /// As of [`Message::decode`].
+    fn of_body(body: Vec<u8>) -> Result<Self, CodecError> {
+        Self::decode(&body)
+    }
+
+    /// Appends the front of the body to `out` and returns the rest of it, to be written without a copy.
+    fn parts(&self, out: &mut Vec<u8>) -> &[u8] {
+        self.encode(out);
+        &[]
+    }
 }
 
 /// What an owner is asked or told.
@@ -155,16 +172,10 @@ pub struct PagesRequest {
 }
 
 /// Those of the pages that the holder has.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(PartialEq, Eq, Debug)]
 pub struct PagesResponse {
     /// The pages, each with the id it was asked by.
-    pub pages: Vec<(ShortId, Box<Page>)>,
-}
-
-impl fmt::Debug for PagesResponse {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "PagesResponse({} pages)", self.pages.len())
-    }
+    pub pages: PageBatch,
 }
 
 fn put_ids(out: &mut Vec<u8>, ids: impl ExactSizeIterator<Item = ShortId>) {
@@ -365,17 +376,31 @@ impl Message for PagesResponse {
 
     fn encode(&self, out: &mut Vec<u8>) {
         out.reserve(4 + self.pages.len() * (8 + PAGE_SIZE));
-        put_ids(out, self.pages.iter().map(|(id, _)| *id));
-        self.pages.iter().for_each(|(_, page)| out.extend_from_slice(&page[..]));
+        put_ids(out, self.pages.ids());
+        self.pages.pieces().for_each(|piece| out.extend_from_slice(piece));
     }
 
     fn decode(body: &[u8]) -> Result<Self, CodecError> {
-        let mut body = Reader::new(body);
-        let ids = ids(&mut body, FETCH_BATCH)?;
-        let pages = body.bytes(ids.len() * PAGE_SIZE, "pages")?.as_chunks::<PAGE_SIZE>().0;
-        body.end()?;
-        let boxed = |page: &Page| Box::<[u8]>::from(&page[..]).try_into().expect("a page's length");
-        Ok(Self { pages: ids.into_iter().zip(pages.iter().map(boxed)).collect() })
+        Self::of_body(body.to_vec())
+    }
+
+    fn of_body(body: Vec<u8>) -> Result<Self, CodecError> {
+        let mut reader = Reader::new(&body);
+        let ids = ids(&mut reader, FETCH_BATCH)?;
+        reader.bytes(ids.len() * PAGE_SIZE, "pages")?;
+        reader.end()?;
+        let start = body.len() - ids.len() * PAGE_SIZE;
+        Ok(Self { pages: PageBatch::of_buffer(body, start, ids) })
+    }
+
+    fn parts(&self, out: &mut Vec<u8>) -> &[u8] {
+        let mut pieces = self.pages.pieces();
+        if let (Some(piece), None) = (pieces.next(), pieces.next()) {
+            put_ids(out, self.pages.ids());
+            return piece;
+        }
+        self.encode(out);
+        &[]
     }
 }
 
@@ -445,21 +470,23 @@ async fn read<M: Message, T: AsyncRead + Unpin + Send>(io: &mut T) -> io::Result
         let bound = M::BOUND as u64;
         return Err(invalid(CodecError::TooLarge { field: "message length", value: length.into(), bound }));
     }
-    // The buffer grows as bytes arrive: a length alone reserves nothing.
-    let mut body = Vec::new();
-    io.take(u64::from(length)).read_to_end(&mut body).await?;
-    if body.len() < size {
-        return Err(io::ErrorKind::UnexpectedEof.into());
+    // The buffer is touched as bytes arrive: a length alone takes addresses and no memory.
+    let mut body = Vec::with_capacity(size);
+    while body.len() < size {
+        let from = body.len();
+        body.resize(size.min(from + READ_STEP_BYTES), 0);
+        io.read_exact(&mut body[from..]).await?;
     }
-    M::decode(&body).map_err(invalid)
+    M::of_body(body).map_err(invalid)
 }
 
 async fn write<M: Message, T: AsyncWrite + Unpin + Send>(io: &mut T, message: &M) -> io::Result<()> {
-    let mut bytes = vec![0; 4];
-    message.encode(&mut bytes);
-    let length = u32::try_from(bytes.len() - 4).map_err(io::Error::other)?;
-    bytes[..4].copy_from_slice(&length.to_be_bytes());
-    io.write_all(&bytes).await
+    let mut front = vec![0; 4];
+    let rest = message.parts(&mut front);
+    let length = u32::try_from(front.len() - 4 + rest.len()).map_err(io::Error::other)?;
+    front[..4].copy_from_slice(&length.to_be_bytes());
+    io.write_all(&front).await?;
+    io.write_all(rest).await
 }
 
 #[cfg(test)]
@@ -473,6 +500,9 @@ mod tests {
         message.encode(&mut bytes);
         assert!(bytes.len() <= M::BOUND);
         assert_eq!(M::decode(&bytes).as_ref(), Ok(message));
+        let mut front = Vec::new();
+        let rest = message.parts(&mut front);
+        assert_eq!([&front[..], rest].concat(), bytes);
         for cut in [0, 1, bytes.len() / 2, bytes.len() - 1] {
             assert!(cut == bytes.len() || M::decode(&bytes[..cut]).is_err(), "cut at {cut}");
         }
@@ -510,7 +540,7 @@ mod tests {
             let claims = raw_claims.into_iter().map(|(at, peer, hearsay)| Claim { at, peer, hearsay }).collect();
             let peers = vec![holder("/ip4/10.1.2.3/tcp/4160"), HolderPeer { peer: PeerId::random(), address: None }];
             round_trip(&IndexResponse::Holders { peers, claims });
-            round_trip(&PagesResponse { pages: ids.iter().take(3).map(|id| (*id, Box::new([7; PAGE_SIZE]))).collect() });
+            round_trip(&PagesResponse { pages: ids.iter().take(3).map(|id| (*id, [7; PAGE_SIZE])).collect() });
             round_trip(&PagesRequest { ids });
         }
 
@@ -531,7 +561,7 @@ mod tests {
         let longest = format!("/ip6/fe80::1/tcp/65535/p2p/{}", PeerId::random());
         let (peers, claims) = (vec![holder(&longest); MEMBERS], vec![claim; CLAIMS]);
         round_trip(&IndexResponse::Holders { peers, claims });
-        let pages = (0..FETCH_BATCH as u64).map(|id| (ShortId(id), Box::new([1; PAGE_SIZE]))).collect();
+        let pages = (0..FETCH_BATCH as u64).map(|id| (ShortId(id), [1; PAGE_SIZE])).collect();
         round_trip(&PagesResponse { pages });
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! `cargo build --release -p dht && cargo run --release -p bench --bin fetch-rate [-- --mib N]` prints one JSON object. Two real `dht serve`
 //! processes: one holds a file, and a client of the other asks for all of its pages, as a VM does. The copy is one sender and one receiver, which
-//! hashes each page that has come. The two are measured in turn, so that a machine whose speed drifts cannot favour one.
+//! hashes each page that has come. The two are measured in turn, so that a machine whose speed drifts cannot favour one. `ratio` is of all rounds together,
+//! `best_ratio` of the best round of each, which a machine with other work disturbs least; the CPU time a GiB says where the work is.
 
 use std::error::Error;
 use std::fs::{self, File};
@@ -34,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const COPY_BYTES: usize = 256 << 10;
 
 struct Peer {
-    _process: Killed,
+    process: Killed,
     address: String,
     socket: PathBuf,
 }
@@ -52,7 +53,7 @@ fn serve(dht: &Path, dir: &Path, name: &str, join: Option<&Peer>) -> Result<Peer
     let mut line = String::new();
     BufReader::new(process.stdout.take().ok_or("its output is piped")?).read_line(&mut line)?;
     let address = line.split_whitespace().last().ok_or("the peer did not start")?.to_owned();
-    Ok(Peer { _process: Killed(process), address, socket })
+    Ok(Peer { process: Killed(process), address, socket })
 }
 
 /// Waits until the peer sees the other one and has told it all it has.
@@ -68,6 +69,20 @@ async fn ready(client: &SiteClient) -> Result<(), Box<dyn Error>> {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// CPU time of a peer so far (proc(5), fields 14 and 15 of stat).
+fn cpu_s(peer: &Peer) -> Result<f64, Box<dyn Error>> {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", peer.process.0.id()))?;
+    let fields = stat.rsplit(')').next().ok_or("stat has a name")?.split_whitespace();
+    let ticks = fields.skip(11).take(2).map(str::parse::<f64>).sum::<Result<f64, _>>()?;
+    Ok(ticks / rustix::param::clock_ticks_per_second() as f64)
+}
+
+/// CPU time of this process so far.
+fn own_cpu_s() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
 /// Seconds for all of `ids` to come.
@@ -149,18 +164,34 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let ids: Vec<ShortId> = content.iter().map(|page| asks.domain().name(page).short()).collect();
     drop(content);
 
-    let (mut fetch_s, mut copy_s) = (0.0, 0.0);
+    let (mut fetch_s, mut copy_s, mut copy_cpu_s) = (Vec::new(), Vec::new(), 0.0);
+    let cpu = || -> Result<[f64; 3], Box<dyn Error>> { Ok([cpu_s(&holder)?, cpu_s(&asker)?, own_cpu_s()]) };
+    let before = cpu()?;
     for _ in 0..options.rounds {
-        fetch_s += fetch(&asks, &ids).await?;
-        copy_s += tokio::task::block_in_place(|| copy(&file))?;
+        fetch_s.push(fetch(&asks, &ids).await?);
+        let start = own_cpu_s();
+        copy_s.push(tokio::task::block_in_place(|| copy(&file))?);
+        copy_cpu_s += own_cpu_s() - start;
     }
+    let after = cpu()?;
     let bytes = f64::from(options.rounds) * (options.mib << 20) as f64;
+    let (all, least) =
+        (|s: &[f64]| s.iter().sum::<f64>(), |s: &[f64]| s.iter().copied().fold(f64::MAX, f64::min));
+    let a_gib = |seconds: f64| seconds * f64::from(1 << 30) / bytes;
     let report = serde_json::json!({
         "bytes": options.mib << 20,
+        "rounds": options.rounds,
         "ready_s": ready_s,
-        "fetched_bytes_per_s": bytes / fetch_s,
-        "copied_and_hashed_bytes_per_s": bytes / copy_s,
-        "ratio": copy_s / fetch_s,
+        "fetched_bytes_per_s": bytes / all(&fetch_s),
+        "copied_and_hashed_bytes_per_s": bytes / all(&copy_s),
+        "ratio": all(&copy_s) / all(&fetch_s),
+        "best_ratio": least(&copy_s) / least(&fetch_s),
+        "cpu_s_per_gib": {
+            "holder": a_gib(after[0] - before[0]),
+            "asker": a_gib(after[1] - before[1]),
+            "client": a_gib(after[2] - before[2] - copy_cpu_s),
+            "copy": a_gib(copy_cpu_s),
+        },
     });
     println!("{report:#}");
     Ok(())

@@ -105,11 +105,6 @@ impl ServedFile {
         Ok(if same { FileNow::Same } else { FileNow::Rewritten })
     }
 
-    fn still_as_seen(&self) -> io::Result<bool> {
-        let now = FileId::of(&self.file.metadata()?);
-        Ok(*self.seen.lock().expect("nothing panics while it holds this lock") == now)
-    }
-
     /// Reads pages from page `first` on; see [`ReadPages`]. A file that shrank reads as zeros behind its end.
     pub(crate) fn read(&self, first: u32, into: &mut [u8]) -> io::Result<ReadPages> {
         let left = usize::try_from(self.pages.saturating_sub(first)).expect("32 bits fit the address space");
@@ -118,12 +113,13 @@ impl ServedFile {
         Ok(ReadPages::Data(length))
     }
 
-    /// Reads one page; `false` if the file has changed or has no such page.
-    pub(crate) fn read_page(&self, page: u32, into: &mut page::Page) -> io::Result<bool> {
-        if page >= self.pages || !self.still_as_seen()? {
+    /// Reads whole pages from page `first` on; `false` if there are not so many. Whether they have changed, whoever reads must see.
+    pub(crate) fn read_run(&self, first: u32, into: &mut [u8]) -> io::Result<bool> {
+        let left = usize::try_from(self.pages.saturating_sub(first)).expect("32 bits fit the address space");
+        if into.len() > left.saturating_mul(PAGE_SIZE) {
             return Ok(false);
         }
-        self.fill(page, into)?;
+        self.fill(first, into)?;
         Ok(true)
     }
 

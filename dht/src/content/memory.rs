@@ -98,9 +98,17 @@ impl Memory {
         Ok(u32::try_from(pages).expect("a read is at most a few MiB"))
     }
 
-    pub(crate) fn read_page(&self, page: u32, into: &mut page::Page) -> io::Result<bool> {
-        let Some((extent, within)) = self.locate(page) else { return Ok(false) };
-        self.file.read_exact_at(into, extent.file_offset + within * PAGE_SIZE as u64)?;
+    /// Reads whole pages from page `first` on, across extents; `false` if there are not so many.
+    pub(crate) fn read_run(&self, first: u32, mut into: &mut [u8]) -> io::Result<bool> {
+        let mut page = first;
+        while !into.is_empty() {
+            let Some((extent, within)) = self.locate(page) else { return Ok(false) };
+            let left = usize::try_from((extent.pages - within).saturating_mul(PAGE_SIZE as u64));
+            let (bytes, rest) = into.split_at_mut(into.len().min(left.unwrap_or(usize::MAX)));
+            self.file.read_exact_at(bytes, extent.file_offset + within * PAGE_SIZE as u64)?;
+            page += u32::try_from(bytes.len() / PAGE_SIZE).expect("a run is at most a few MiB");
+            into = rest;
+        }
         Ok(true)
     }
 }

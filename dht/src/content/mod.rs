@@ -1,5 +1,6 @@
 //! What this host can serve: memories of its VMs, files, and retained checkpoints.
 
+pub(crate) mod check;
 pub(crate) mod file;
 pub(crate) mod memory;
 pub(crate) mod retained;
@@ -20,15 +21,17 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use page::{Domain, PAGE_SIZE, Page, ShortId};
+use page::{Domain, Page, ShortId};
 use tokio_util::sync::CancellationToken;
 
 use self::{
+    check::{CheckKey, Checks},
     file::ServedFile,
     memory::{Memory, ReadPages},
     retained::RetainedFile,
 };
 use crate::{
+    batch::PageBatch,
     checkpoint::Retained,
     error::ContentError,
     index::{ContentId, HostIndex, Leaving, Place},
@@ -63,11 +66,12 @@ impl Source {
         }
     }
 
-    fn read_page(&self, page: u32, into: &mut Page) -> io::Result<bool> {
+    /// Reads whole pages from page `first` on; `false` if there are not so many.
+    fn read_run(&self, first: u32, into: &mut [u8]) -> io::Result<bool> {
         match self {
-            Self::Memory(memory) => memory.read_page(page, into),
-            Self::File(file) => file.read_page(page, into),
-            Self::Checkpoint(file) => file.read_page(page, into),
+            Self::Memory(memory) => memory.read_run(first, into),
+            Self::File(file) => file.read_run(first, into),
+            Self::Checkpoint(file) => file.read_run(first, into),
         }
     }
 
@@ -94,6 +98,8 @@ pub(crate) struct Content {
     pub(crate) id: ContentId,
     name: String,
     pub(crate) source: Source,
+    /// What tells that its pages are as they were when hashed.
+    pub(crate) checks: Checks,
     /// Whether it was read through once.
     pub(crate) scanned: AtomicBool,
     /// Ends its scans.
@@ -106,6 +112,7 @@ pub(crate) struct Content {
 #[derive(Debug)]
 pub(crate) struct Contents {
     pub(crate) domain: Domain,
+    pub(crate) check_key: CheckKey,
     index: RwLock<HostIndex>,
     contents: Mutex<BTreeMap<ContentId, Arc<Content>>>,
     /// Removed contents whose names are still in the index.
@@ -115,13 +122,11 @@ pub(crate) struct Contents {
     pub(crate) stale_misses: AtomicU64,
 }
 
-/// Pages of this host, found and hashed just now.
-pub(crate) type FoundPages = Vec<(ShortId, Box<Page>)>;
-
 impl Contents {
-    pub(crate) fn new(domain: Domain) -> Self {
+    pub(crate) fn new(domain: Domain, check_key: CheckKey) -> Self {
         Self {
             domain,
+            check_key,
             index: RwLock::default(),
             contents: Mutex::default(),
             leaving: Mutex::default(),
@@ -196,6 +201,7 @@ impl Contents {
         let content = Content {
             id: ContentId(self.next.fetch_add(1, Ordering::Relaxed)),
             name,
+            checks: Checks::new(source.pages()),
             source,
             scanned: AtomicBool::new(false),
             removed: CancellationToken::new(),
@@ -237,29 +243,27 @@ impl Contents {
         }
     }
 
-    /// Reads, hashes and returns those of `ids` that this host has; blocks on I/O.
-    pub(crate) fn read_pages(&self, ids: &[ShortId]) -> FoundPages {
+    /// Reads, checks and returns those of `ids` that this host has; blocks on I/O.
+    pub(crate) fn read_pages(&self, ids: &[ShortId]) -> PageBatch {
         let mut placed: Vec<(ShortId, Place)> = {
             let index = self.index();
             ids.iter().filter_map(|id| Some((*id, index.place(*id)?))).collect()
         };
         placed.sort_unstable_by_key(|(_, place)| *place);
-        let mut found = Vec::with_capacity(placed.len());
+        let mut found = PageBatch::with_capacity(placed.len());
         let mut gone = Vec::new();
-        let mut content: Option<Arc<Content>> = None;
-        for (id, place) in placed {
-            if content.as_ref().is_none_or(|content| content.id != place.content) {
-                content = self.contents().get(&place.content).cloned();
-            }
-            let Some(content) = &content else { continue };
-            match self.read_verified(content, place.page, id) {
-                Some(page) => {
-                    found.push((id, page));
-                    if let Source::Checkpoint(file) = &content.source {
-                        file.used(SystemTime::now());
-                    }
-                }
-                None => gone.push((id, place)),
+        let beside = |a: &(_, Place), b: &(_, Place)| {
+            a.1.content == b.1.content && a.1.page.checked_add(1) == Some(b.1.page)
+        };
+        for run in placed.chunk_by(beside) {
+            let content = self.contents().get(&run[0].1.content).cloned();
+            let Some(content) = content else { continue };
+            let before = found.len();
+            self.read_run(&content, run, &mut found, &mut gone);
+            if let Source::Checkpoint(file) = &content.source
+                && found.len() > before
+            {
+                file.used(SystemTime::now());
             }
         }
         if !gone.is_empty() {
@@ -270,18 +274,50 @@ impl Contents {
         found
     }
 
-    fn read_verified(&self, content: &Content, page: u32, id: ShortId) -> Option<Box<Page>> {
-        let mut bytes = Box::new([0; PAGE_SIZE]);
-        let read = content.source.read_page(page, &mut bytes).unwrap_or_else(|error| {
-            // The error costs a miss; who asked goes elsewhere.
-            tracing::debug!(content = content.name, page, %error, "a page cannot be read");
-            false
-        });
-        let same = read && self.domain.name(&bytes).short() == id;
-        if !same && matches!(content.source, Source::File(_)) {
+    /// Reads pages that stand beside each other; those that are not what they were when they were hashed go to `gone`.
+    fn read_run(
+        &self,
+        content: &Content,
+        run: &[(ShortId, Place)],
+        found: &mut PageBatch,
+        gone: &mut Vec<(ShortId, Place)>,
+    ) {
+        let fill = |bytes: &mut [u8]| match content.source.read_run(run[0].1.page, bytes) {
+            Ok(read) => read,
+            Err(error) => {
+                // The error costs a miss; who asked goes elsewhere.
+                let pages = run.len();
+                tracing::debug!(content = content.name, first = run[0].1.page, pages, %error, "pages cannot be read");
+                false
+            }
+        };
+        let mut places = run.iter();
+        let before = gone.len();
+        let keep = |id: ShortId, page: &Page| {
+            let Some(&(_, place)) = places.next() else { return false };
+            let checked = content.checks.same(place.page, &self.check_key, page, id);
+            let same = checked.unwrap_or_else(|| {
+                let same = self.domain.name(page).short() == id;
+                if same {
+                    content.checks.note(place.page, &self.check_key, page, id);
+                }
+                same
+            });
+            if !same {
+                gone.push((id, place));
+            }
+            same
+        };
+        let read = found.add_run(run.iter().map(|(id, _)| *id), fill, keep);
+        match run {
+            _ if read => {}
+            [only] => gone.push(*only),
+            // What cannot be read as a whole may be read in part.
+            several => several.chunks(1).for_each(|page| self.read_run(content, page, found, gone)),
+        }
+        if gone.len() > before && matches!(content.source, Source::File(_)) {
             content.stale.notify_one();
         }
-        same.then_some(bytes)
     }
 
     /// What has the page, for people.

@@ -99,11 +99,12 @@ impl RetainedFile {
         }
     }
 
-    pub(crate) fn read_page(&self, page: u32, into: &mut page::Page) -> io::Result<bool> {
-        if page >= self.header.pages {
+    /// Reads whole pages from page `first` on; `false` if there are not so many.
+    pub(crate) fn read_run(&self, first: u32, into: &mut [u8]) -> io::Result<bool> {
+        if u64::from(first) + (into.len() / PAGE_SIZE) as u64 > u64::from(self.header.pages) {
             return Ok(false);
         }
-        let at = self.header.pages_at() + u64::from(page) * PAGE_SIZE as u64;
+        let at = self.header.pages_at() + u64::from(first) * PAGE_SIZE as u64;
         self.file.read_exact_at(into, at)?;
         Ok(true)
     }

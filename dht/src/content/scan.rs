@@ -162,10 +162,14 @@ fn index_chunk(contents: &Contents, content: &Content, first: u32, look: Look) -
             match content.source.read(at, &mut bytes[..left * PAGE_SIZE])? {
                 ReadPages::Zero(pages) => ids.extend(std::iter::repeat_n(None, left.min(pages as usize))),
                 ReadPages::Data(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
-                ReadPages::Data(length) => ids.extend(
-                    page_chunks(&bytes[..length])
-                        .map(|page| (!is_zero(page)).then(|| contents.domain.name(page).short())),
-                ),
+                ReadPages::Data(length) => {
+                    ids.extend(page_chunks(&bytes[..length]).zip(at..).map(|(page, number)| {
+                        let id = (!is_zero(page)).then(|| contents.domain.name(page).short())?;
+                        // Before the index says so: whoever is asked for the page's former id meanwhile finds it changed.
+                        content.checks.note(number, &contents.check_key, page, id);
+                        Some(id)
+                    }));
+                }
             }
         }
         Ok(true)

@@ -243,7 +243,7 @@ impl Store {
             let work = move || {
                 let mut buffer = vec![0; chunk.len() * PAGE_SIZE];
                 for (page, into) in chunk.iter().zip(buffer.as_chunks_mut::<PAGE_SIZE>().0) {
-                    memory.source.read_page(*page, into).map_err(CopyError::Read)?;
+                    memory.source.read_run(*page, into).map_err(CopyError::Read)?;
                 }
                 file.write_all_at(&buffer, at).map_err(CopyError::Write)
             };

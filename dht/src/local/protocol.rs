@@ -340,12 +340,10 @@ impl Answer {
                 put_sized(out, cut(peer_id, PEER_TEXT_BYTES).as_bytes());
             }),
             Self::Done => frame(out, DONE, |_| {}),
-            Self::Pages { rung, pages } => frame(out, PAGES, |out| {
-                out.push(rung.to_wire());
-                put_count(out, pages.len());
-                pages.iter().for_each(|(id, _)| out.extend_from_slice(&id.0.to_be_bytes()));
+            Self::Pages { rung, pages } => {
+                pages_head(*rung, pages.iter().map(|(id, _)| *id), out);
                 pages.iter().for_each(|(_, page)| out.extend_from_slice(&page[..]));
-            }),
+            }
             Self::Status { json } => frame(out, STATUS_IS, |out| put_sized(out, json)),
             Self::FileAdded { pages } => {
                 frame(out, FILE_ADDED, |out| out.extend_from_slice(&pages.to_be_bytes()));
@@ -421,6 +419,15 @@ impl Answer {
             Self::Failed { .. } => "Failed",
         }
     }
+}
+
+/// Appends a Pages frame up to its ids; the pages' bytes follow, in the order of the ids.
+pub(crate) fn pages_head(rung: FoundOn, ids: impl ExactSizeIterator<Item = ShortId>, out: &mut Vec<u8>) {
+    put_count(out, 1 + 1 + 4 + ids.len() * (8 + PAGE_SIZE));
+    out.push(PAGES);
+    out.push(rung.to_wire());
+    put_count(out, ids.len());
+    ids.for_each(|id| out.extend_from_slice(&id.0.to_be_bytes()));
 }
 
 fn holder(body: &mut Reader<'_>) -> Result<Holder, CodecError> {

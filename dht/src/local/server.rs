@@ -24,7 +24,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::protocol::{Answer, DomainBlock, FailureCode, PROTOCOL_VERSION, Request, take_frame};
+use super::protocol::{Answer, DomainBlock, FailureCode, PROTOCOL_VERSION, Request, pages_head, take_frame};
 use crate::{
     codec::CodecError,
     content::store::RetainError,
@@ -242,11 +242,14 @@ async fn resolve(
     let (found, mut results) = mpsc::channel(LOCAL_FRAME_QUEUE);
     let search = peer.resolve(ids, found);
     let write = async {
-        let mut bytes = Vec::new();
+        let mut head = Vec::new();
         while let Some((rung, pages)) = results.recv().await {
-            bytes.clear();
-            Answer::Pages { rung, pages }.encode(&mut bytes);
-            writer.write_all(&bytes).await?;
+            head.clear();
+            pages_head(rung, pages.ids(), &mut head);
+            writer.write_all(&head).await?;
+            for piece in pages.pieces() {
+                writer.write_all(piece).await?;
+            }
         }
         Ok::<_, io::Error>(())
     };

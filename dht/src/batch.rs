@@ -1,0 +1,164 @@
+//! Pages in one buffer, each with the id it was asked by: from the file or the network to the next socket without a copy a page.
+
+use std::fmt;
+
+use page::{PAGE_SIZE, Page, ShortId};
+
+/// Pages of a holder, or of an answer.
+#[derive(Default)]
+pub struct PageBatch {
+    buffer: Vec<u8>,
+    /// Where the first page's bytes begin.
+    start: usize,
+    /// The ids, and the place of each page among the buffer's, ascending.
+    pages: Vec<(ShortId, u32)>,
+}
+
+impl PageBatch {
+    /// Room for so many pages.
+    #[must_use]
+    pub fn with_capacity(pages: usize) -> Self {
+        Self { buffer: vec![0; pages * PAGE_SIZE], start: 0, pages: Vec::with_capacity(pages) }
+    }
+
+    /// The pages that lie in `buffer` one after the other from `start` on, in the order of `ids`; what the buffer has more is of no use.
+    ///
+    /// # Panics
+    /// If it has fewer than `ids`.
+    #[must_use]
+    pub fn of_buffer(buffer: Vec<u8>, start: usize, ids: Vec<ShortId>) -> Self {
+        assert!(buffer.len() >= start + ids.len() * PAGE_SIZE, "each id has its page");
+        Self { buffer, start, pages: ids.into_iter().zip(0..).collect() }
+    }
+
+    /// Adds a page that `fill` writes into place, unless it returns `false`; grows if there is no room left.
+    pub fn add(&mut self, id: ShortId, fill: impl FnOnce(&mut Page) -> bool) -> bool {
+        let fill = |bytes: &mut [u8]| fill(bytes.first_chunk_mut().expect("there is room for a page"));
+        self.add_run(std::iter::once(id), fill, |_, _| true)
+    }
+
+    /// Adds those of a run of pages that `keep` wants, after `fill` has written all of them into place; none if `fill` returns `false`.
+    pub fn add_run(
+        &mut self,
+        ids: impl ExactSizeIterator<Item = ShortId>,
+        fill: impl FnOnce(&mut [u8]) -> bool,
+        mut keep: impl FnMut(ShortId, &Page) -> bool,
+    ) -> bool {
+        let first = self.pages.last().map_or(0, |(_, number)| number + 1);
+        let at = self.start + first as usize * PAGE_SIZE;
+        let end = at + ids.len() * PAGE_SIZE;
+        if self.buffer.len() < end {
+            self.buffer.resize(end, 0);
+        }
+        if !fill(&mut self.buffer[at..end]) {
+            return false;
+        }
+        let bytes = self.buffer[at..end].as_chunks::<PAGE_SIZE>().0;
+        let kept = ids.zip(bytes).zip(first..).filter(|((id, page), _)| keep(*id, page));
+        self.pages.extend(kept.map(|((id, _), number)| (id, number)));
+        true
+    }
+
+    /// How many pages.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.pages.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.pages.is_empty()
+    }
+
+    /// The ids.
+    pub fn ids(&self) -> impl ExactSizeIterator<Item = ShortId> + '_ {
+        self.pages.iter().map(|(id, _)| *id)
+    }
+
+    /// The pages.
+    pub fn iter(&self) -> impl Iterator<Item = (ShortId, &Page)> + '_ {
+        let all = self.buffer[self.start..].as_chunks::<PAGE_SIZE>().0;
+        self.pages.iter().map(move |(id, number)| (*id, &all[*number as usize]))
+    }
+
+    /// Changes the pages' bytes.
+    pub fn for_each_mut(&mut self, mut change: impl FnMut(&mut Page)) {
+        let all = self.buffer[self.start..].as_chunks_mut::<PAGE_SIZE>().0;
+        self.pages.iter().for_each(|(_, number)| change(&mut all[*number as usize]));
+    }
+
+    /// Keeps the pages that `keep` wants.
+    pub fn retain(&mut self, mut keep: impl FnMut(ShortId, &Page) -> bool) {
+        let all = self.buffer[self.start..].as_chunks::<PAGE_SIZE>().0;
+        self.pages.retain(|(id, number)| keep(*id, &all[*number as usize]));
+    }
+
+    /// The pages' bytes in order, neighbours in one piece.
+    pub fn pieces(&self) -> impl Iterator<Item = &[u8]> + '_ {
+        let runs = self.pages.chunk_by(|(_, a), (_, b)| a + 1 == *b);
+        runs.map(|run| {
+            let at = self.start + run[0].1 as usize * PAGE_SIZE;
+            &self.buffer[at..at + run.len() * PAGE_SIZE]
+        })
+    }
+}
+
+impl PartialEq for PageBatch {
+    fn eq(&self, other: &Self) -> bool {
+        self.iter().eq(other.iter())
+    }
+}
+
+impl Eq for PageBatch {}
+
+impl fmt::Debug for PageBatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PageBatch({} pages)", self.pages.len())
+    }
+}
+
+impl FromIterator<(ShortId, Page)> for PageBatch {
+    fn from_iter<I: IntoIterator<Item = (ShortId, Page)>>(pages: I) -> Self {
+        let mut batch = Self::default();
+        for (id, page) in pages {
+            batch.add(id, |into| {
+                *into = page;
+                true
+            });
+        }
+        batch
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(byte: u8) -> Page {
+        [byte; PAGE_SIZE]
+    }
+
+    #[test]
+    fn what_is_not_filled_or_kept_is_not_there_and_neighbours_are_one_piece() {
+        let mut batch = PageBatch::with_capacity(2);
+        for byte in 0..6u8 {
+            let added = batch.add(ShortId(byte.into()), |into| {
+                *into = page(byte);
+                byte != 2
+            });
+            assert_eq!(added, byte != 2);
+        }
+        assert_eq!(batch.pieces().map(<[u8]>::len).collect::<Vec<_>>(), [5 * PAGE_SIZE]);
+        batch.retain(|id, bytes| {
+            assert_eq!(u64::from(bytes[0]), id.0);
+            id.0 != 1
+        });
+        assert_eq!(batch.pieces().map(<[u8]>::len).collect::<Vec<_>>(), [PAGE_SIZE, 3 * PAGE_SIZE]);
+        assert_eq!(batch.ids().map(|id| id.0).collect::<Vec<_>>(), [0, 3, 4, 5]);
+        assert!(batch.iter().all(|(id, bytes)| bytes == &page(u8::try_from(id.0).unwrap())));
+        let in_buffer =
+            PageBatch::of_buffer([&[9, 9][..], &page(1), &page(2)].concat(), 2, vec![ShortId(1), ShortId(2)]);
+        assert_eq!(in_buffer, [(ShortId(1), page(1)), (ShortId(2), page(2))].into_iter().collect());
+    }
+}
