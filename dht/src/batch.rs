@@ -31,13 +31,8 @@ impl PageBatch {
         Self { buffer, start, pages: ids.into_iter().zip(0..).collect() }
     }
 
-    /// Adds a page that `fill` writes into place, unless it returns `false`; grows if there is no room left.
-    pub fn add(&mut self, id: ShortId, fill: impl FnOnce(&mut Page) -> bool) -> bool {
-        let fill = |bytes: &mut [u8]| fill(bytes.first_chunk_mut().expect("there is room for a page"));
-        self.add_run(std::iter::once(id), fill, |_, _| true)
-    }
-
-    /// Adds those of a run of pages that `keep` wants, after `fill` has written all of them into place; none if `fill` returns `false`.
+    /// Adds those of a run of pages that `keep` wants, after `fill` has written all of them into place; none if `fill` returns
+    /// `false`. Grows if there is no room left.
     pub fn add_run(
         &mut self,
         ids: impl ExactSizeIterator<Item = ShortId>,
@@ -122,10 +117,11 @@ impl FromIterator<(ShortId, Page)> for PageBatch {
     fn from_iter<I: IntoIterator<Item = (ShortId, Page)>>(pages: I) -> Self {
         let mut batch = Self::default();
         for (id, page) in pages {
-            batch.add(id, |into| {
-                *into = page;
+            let fill = |bytes: &mut [u8]| {
+                bytes.copy_from_slice(&page);
                 true
-            });
+            };
+            batch.add_run(std::iter::once(id), fill, |_, _| true);
         }
         batch
     }
@@ -142,13 +138,16 @@ mod tests {
     #[test]
     fn what_is_not_filled_or_kept_is_not_there_and_neighbours_are_one_piece() {
         let mut batch = PageBatch::with_capacity(2);
-        for byte in 0..6u8 {
-            let added = batch.add(ShortId(byte.into()), |into| {
-                *into = page(byte);
-                byte != 2
-            });
-            assert_eq!(added, byte != 2);
-        }
+        let write = |first: u8| {
+            move |bytes: &mut [u8]| {
+                bytes.chunks_mut(PAGE_SIZE).zip(first..).for_each(|(bytes, byte)| bytes.fill(byte));
+                true
+            }
+        };
+        let ids = |range: std::ops::Range<u64>| range.map(ShortId).collect::<Vec<_>>().into_iter();
+        assert!(batch.add_run(ids(0..2), write(0), |_, _| true));
+        assert!(!batch.add_run(ids(2..3), |_| false, |_, _| true));
+        assert!(batch.add_run(ids(3..7), write(3), |id, _| id.0 != 6));
         assert_eq!(batch.pieces().map(<[u8]>::len).collect::<Vec<_>>(), [5 * PAGE_SIZE]);
         batch.retain(|id, bytes| {
             assert_eq!(u64::from(bytes[0]), id.0);

@@ -122,7 +122,7 @@ struct Serve {
     /// Connections beyond which unused ones are let go.
     #[arg(long, hide = true, default_value_t = CONNECTIONS)]
     connections: usize,
-    /// Misbehave towards other peers, to test a site's tolerance: wrong-bytes, silent, slow=MILLISECONDS, old-owners or announce-false.
+    /// Misbehave towards other peers, to test a site's tolerance: wrong-bytes, silent, slow=MILLISECONDS, old-owners, announce-false or flood.
     #[arg(long, hide = true, value_parser = parse_fault)]
     fault: Option<Fault>,
 }

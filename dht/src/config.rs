@@ -133,9 +133,11 @@ pub enum Fault {
     OldOwners,
     /// Has none of the pages that it announces.
     AnnounceFalse,
+    /// Sends requests as fast as it can.
+    Flood,
 }
 
-/// Reads `wrong-bytes`, `silent`, `slow=MILLISECONDS`, `old-owners` or `announce-false`.
+/// Reads `wrong-bytes`, `silent`, `slow=MILLISECONDS`, `old-owners`, `announce-false` or `flood`.
 ///
 /// # Errors
 /// A text that says what is allowed.
@@ -143,11 +145,12 @@ pub fn parse_fault(text: &str) -> Result<Fault, String> {
     match (text, text.strip_prefix("slow=").map(str::parse)) {
         ("wrong-bytes", _) => Ok(Fault::WrongBytes),
         ("silent", _) => Ok(Fault::Silent),
+        ("flood", _) => Ok(Fault::Flood),
         ("old-owners", _) => Ok(Fault::OldOwners),
         ("announce-false", _) => Ok(Fault::AnnounceFalse),
         (_, Some(Ok(ms))) => Ok(Fault::Slow(Duration::from_millis(ms))),
         (_, Some(Err(_)) | None) => {
-            Err("give wrong-bytes, silent, slow=MILLISECONDS, old-owners or announce-false".to_owned())
+            Err("give wrong-bytes, silent, slow=MILLISECONDS, old-owners, announce-false or flood".to_owned())
         }
     }
 }

@@ -29,6 +29,7 @@ pub(crate) struct Counters {
     wrong_pages: AtomicU64,
     failed_requests: AtomicU64,
     refused_requests: AtomicU64,
+    refused_over_share: AtomicU64,
     malformed_requests: AtomicU64,
     refused_connections: AtomicU64,
     connections_over_limit: AtomicU64,
@@ -107,6 +108,10 @@ impl Counters {
         add(&self.refused_requests, 1);
     }
 
+    pub(crate) fn refused_share(&self) {
+        add(&self.refused_over_share, 1);
+    }
+
     pub(crate) fn malformed_request(&self) {
         add(&self.malformed_requests, 1);
     }
@@ -143,6 +148,7 @@ impl Counters {
             wrong_pages: self.wrong_pages.load(Relaxed),
             failed_requests: self.failed_requests.load(Relaxed),
             refused_requests: self.refused_requests.load(Relaxed),
+            refused_over_share: self.refused_over_share.load(Relaxed),
             malformed_requests: self.malformed_requests.load(Relaxed),
             refused_connections: self.refused_connections.load(Relaxed),
             connections_over_limit: self.connections_over_limit.load(Relaxed),

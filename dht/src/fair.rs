@@ -168,7 +168,7 @@ impl<K: Ord + Clone, T> Fair<K, T> {
     }
 
     /// The next request to work on, if there is room to.
-    pub fn next(&mut self) -> Option<Turn<K, T>> {
+    pub fn take(&mut self) -> Option<Turn<K, T>> {
         let (bounds, works) = (self.bounds, self.works);
         let ready = |requester: &Requester<T>| {
             let load = Load::one(requester.waiting.front()?.0);
@@ -195,10 +195,10 @@ impl<K: Ord + Clone, T> Fair<K, T> {
         let Some(requester) = self.requesters.get_mut(from) else { return };
         requester.works = requester.works.minus(Load::one(bytes));
         self.works = self.works.minus(Load::one(bytes));
-        if requester.waiting.is_empty() && requester.works.requests == 0 {
-            // Forgotten with its tag: it owes at most what it was just served.
-            self.requesters.remove(from);
-        }
+        // One that has been served more than others is remembered until they have caught up, or nobody is left to: otherwise whoever
+        // asks anew as soon as it is answered would always be first.
+        let served = if self.waits.plus(self.works).requests == 0 { u128::MAX } else { self.served };
+        self.requesters.retain(|_, r| r.waits.plus(r.works).requests > 0 || r.tag > served);
     }
 
     /// What waits.

@@ -40,6 +40,8 @@ pub mod estimate;
 #[cfg(feature = "node")]
 pub mod fair;
 #[cfg(feature = "node")]
+mod flood;
+#[cfg(feature = "node")]
 pub mod identity;
 #[cfg(feature = "node")]
 pub mod index;
@@ -71,6 +73,8 @@ pub mod proof;
 pub mod repair;
 #[cfg(feature = "node")]
 mod report;
+#[cfg(feature = "node")]
+mod requests;
 #[cfg(feature = "node")]
 mod resolve;
 #[cfg(feature = "node")]

@@ -246,15 +246,39 @@ pub const REJOIN_EVERY: Duration = Duration::from_secs(1);
 /// How long the outermost bound on any request to a peer is; the search's own deadlines are shorter.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Requests of one protocol that one connection may have open.
-pub const INBOUND_STREAMS: usize = 64;
+pub const INBOUND_STREAMS: usize = 128;
 /// Records of Kademlia's store: coarse content alone, never one a page.
 pub const KAD_RECORDS: usize = 1024;
-/// Requests from other peers that are worked on at once. With pages this is 32 MiB.
+/// Requests from other peers that are worked on at once, until their answers are on the wire.
 pub const SERVING: usize = 64;
-/// Requests from other peers that wait or are worked on; further ones are refused.
+/// Bytes of their answers.
+pub const SERVING_BYTES: usize = 36 << 20;
+/// Of those requests, one peer's.
+pub const SERVING_EACH: usize = 16;
+/// Of those bytes, one peer's.
+pub const SERVING_BYTES_EACH: usize = 9 << 20;
+/// Requests from other peers that wait.
 pub const WAITING: usize = 1024;
-/// Names in those requests (64 MiB); further ones are refused.
-pub const WAITING_IDS: usize = 8 << 20;
+/// Bytes that their answers will have (they themselves have a four-hundredth, or a quarter in lookups and announcements).
+pub const WAITING_BYTES: usize = 256 << 20;
+/// Of those requests, one peer's.
+pub const WAITING_EACH: usize = 128;
+/// Of those bytes, one peer's.
+pub const WAITING_BYTES_EACH: usize = 64 << 20;
+/// Requests that a peer with the fault `flood` has in flight to each other one.
+pub const FLOOD_IN_FLIGHT: usize = 256;
+const _: () = {
+    // What one host's searches may ask of one holder at once is served or waits: a peer that behaves is not refused.
+    assert!(SEARCHES * FETCHES_PER_HOLDER <= WAITING_EACH && WAITING_EACH <= INBOUND_STREAMS);
+    assert!(
+        SEARCHES * FETCHES_PER_HOLDER * (FETCH_BATCH + 1) * PAGE_SIZE
+            <= WAITING_BYTES_EACH + SERVING_BYTES_EACH
+    );
+    // No single peer takes all there is.
+    assert!(SERVING_EACH * 4 <= SERVING && SERVING_BYTES_EACH * 4 <= SERVING_BYTES);
+    assert!(WAITING_EACH * 4 <= WAITING && WAITING_BYTES_EACH * 4 <= WAITING_BYTES);
+};
+
 /// Searches of the site for this host's processes at once (128 MiB of pages in flight).
 pub const SEARCHES: usize = 32;
 /// Commands that wait for the network task.

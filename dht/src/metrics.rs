@@ -210,6 +210,7 @@ impl Page {
             wrong_pages,
             failed_requests,
             refused_requests,
+            refused_over_share,
             malformed_requests,
             refused_connections,
             connections_over_limit,
@@ -224,7 +225,7 @@ impl Page {
             "tern_dht_refused_requests_total",
             "Requests of other peers that were not answered.",
             "reason",
-            &[("busy", refused_requests), ("malformed", malformed_requests)],
+            &[("busy", refused_requests), ("share", refused_over_share), ("malformed", malformed_requests)],
         );
         self.counters(
             "tern_dht_refused_connections_total",

@@ -31,6 +31,7 @@ use crate::{
     limits::{HANDSHAKE_LOG_EVERY, REJOIN_EVERY},
     mesh::{Mesh, Refresh},
     node::Peer,
+    requests::{Ask, RequestId},
     shard::{MemberId, ShardId},
     wire::{IndexRequest, IndexResponse, PagesRequest, PagesResponse},
 };
@@ -419,9 +420,10 @@ impl Driver {
     fn on_index(&mut self, event: request_response::Event<IndexRequest, IndexResponse>) {
         use request_response::Event;
         match event {
-            Event::Message { peer, message: Message::Request { request, channel, .. }, .. } => {
+            Event::Message { peer, message: Message::Request { request_id, request, channel }, .. } => {
                 self.mesh.began(member(&peer), Instant::now());
-                self.peer.serve_index(peer, request, channel);
+                let ask = Ask::Index { request, channel };
+                self.peer.requested(peer, RequestId::Index(request_id), ask);
             }
             Event::Message { peer, message: Message::Response { request_id, response }, .. } => {
                 self.mesh.ended(member(&peer), Instant::now());
@@ -431,8 +433,14 @@ impl Driver {
                 self.mesh.ended(member(&peer), Instant::now());
                 reply(&mut self.index_replies, request_id, Err(error.into()));
             }
-            Event::InboundFailure { peer, error, .. } => self.inbound_failed(peer, &error),
-            Event::ResponseSent { peer, .. } => self.mesh.ended(member(&peer), Instant::now()),
+            Event::InboundFailure { peer, request_id, error, .. } => {
+                self.inbound_failed(peer, &error);
+                self.peer.request_ended(RequestId::Index(request_id));
+            }
+            Event::ResponseSent { peer, request_id, .. } => {
+                self.mesh.ended(member(&peer), Instant::now());
+                self.peer.request_ended(RequestId::Index(request_id));
+            }
         }
     }
 
@@ -453,9 +461,10 @@ impl Driver {
     fn on_pages(&mut self, event: request_response::Event<PagesRequest, PagesResponse>) {
         use request_response::Event;
         match event {
-            Event::Message { peer, message: Message::Request { request, channel, .. }, .. } => {
+            Event::Message { peer, message: Message::Request { request_id, request, channel }, .. } => {
                 self.mesh.began(member(&peer), Instant::now());
-                self.peer.serve_pages(peer, request, channel);
+                let ask = Ask::Pages { request, channel };
+                self.peer.requested(peer, RequestId::Pages(request_id), ask);
             }
             Event::Message { peer, message: Message::Response { request_id, response }, .. } => {
                 self.mesh.ended(member(&peer), Instant::now());
@@ -465,8 +474,14 @@ impl Driver {
                 self.mesh.ended(member(&peer), Instant::now());
                 reply(&mut self.pages_replies, request_id, Err(error.into()));
             }
-            Event::InboundFailure { peer, error, .. } => self.inbound_failed(peer, &error),
-            Event::ResponseSent { peer, .. } => self.mesh.ended(member(&peer), Instant::now()),
+            Event::InboundFailure { peer, request_id, error, .. } => {
+                self.inbound_failed(peer, &error);
+                self.peer.request_ended(RequestId::Pages(request_id));
+            }
+            Event::ResponseSent { peer, request_id, .. } => {
+                self.mesh.ended(member(&peer), Instant::now());
+                self.peer.request_ended(RequestId::Pages(request_id));
+            }
         }
     }
 }

@@ -29,12 +29,10 @@ use crate::{
     },
     counters::Counters,
     error::{ContentError, NodeError},
+    flood,
     index::ContentId,
     lease::OwnerTable,
-    limits::{
-        COMMANDS, LAN_BURST_DIVISOR, LISTEN_ADDRESSES, RECENT_SOURCES, SEARCHES, SERVING, WAITING,
-        WAITING_IDS,
-    },
+    limits::{COMMANDS, LAN_BURST_DIVISOR, LISTEN_ADDRESSES, RECENT_SOURCES, SEARCHES},
     local::{
         protocol::{FoundOn, Holder, MemoryExtent},
         server::LocalSocket,
@@ -43,6 +41,7 @@ use crate::{
     metrics_server::MetricsServer,
     network::{Driver, Network},
     pace::Budget,
+    requests::Requests,
     shard::MemberId,
     upkeep,
     wire::HolderPeer,
@@ -62,12 +61,8 @@ pub(crate) struct Peer {
     pub(crate) lan: Budget,
     pub(crate) network: Network,
     pub(crate) counters: Counters,
-    /// Bounds the requests of other peers that wait or are worked on.
-    pub(crate) waiting: Arc<Semaphore>,
-    /// Bounds the names in them.
-    pub(crate) waiting_ids: Arc<Semaphore>,
-    /// Bounds those that are worked on.
-    pub(crate) serving: Arc<Semaphore>,
+    /// The requests of other peers.
+    pub(crate) requests: Requests,
     /// Bounds the searches of this host that are under way.
     pub(crate) searching: Semaphore,
     /// Wakes the announcer.
@@ -147,9 +142,7 @@ impl Peer {
             lan: lan.unwrap_or_default(),
             network,
             counters: Counters::default(),
-            waiting: Arc::new(Semaphore::new(WAITING)),
-            waiting_ids: Arc::new(Semaphore::new(WAITING_IDS)),
-            serving: Arc::new(Semaphore::new(SERVING)),
+            requests: Requests::default(),
             searching: Semaphore::new(SEARCHES),
             news: Notify::new(),
             listening: Mutex::default(),
@@ -419,6 +412,7 @@ where
         () = local.serve(Arc::clone(&peer)) => {}
         () = upkeep::run(&peer) => {}
         () = anti_entropy::run(&peer) => {}
+        () = flood::run(&peer), if config.fault == Some(Fault::Flood) => {}
         () = serve_metrics(metrics.as_ref(), &peer) => {}
         _ = terminate.recv() => tracing::info!("SIGTERM: leaving the site"),
         _ = interrupt.recv() => tracing::info!("SIGINT: leaving the site"),

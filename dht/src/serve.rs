@@ -6,15 +6,16 @@ use std::{
     time::Instant,
 };
 
-use libp2p::{PeerId, request_response::ResponseChannel};
+use libp2p::PeerId;
 use page::ShortId;
-use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{
+    batch::PageBatch,
     config::Fault,
     limits::{HOLDERS_PER_NAME, LOOKUP_TURN, REQUEST_TIMEOUT},
     network::Command,
     node::{Known, Peer, blocking},
+    requests::Ask,
     shard::MemberId,
     wire::{Claim, HolderPeer, IndexRequest, IndexResponse, PagesRequest, PagesResponse},
 };
@@ -30,49 +31,22 @@ pub(crate) struct Named {
 }
 
 impl Peer {
-    /// Answers about the index, on another task. A request beyond the bounds is dropped, which the asker sees at once.
-    pub(crate) fn serve_index(
-        self: &Arc<Self>,
-        from: PeerId,
-        request: IndexRequest,
-        channel: ResponseChannel<IndexResponse>,
-    ) {
-        let ids = match &request {
-            IndexRequest::Announce { ids } | IndexRequest::Lookup { ids } => ids.len(),
-            IndexRequest::Digests { .. } => 0,
-            // A holder's key is as long as four ids.
-            IndexRequest::Claims { holders, .. } => holders.len() * 4,
+    /// Answers a request of another peer.
+    pub(crate) async fn answer(self: Arc<Self>, from: PeerId, ask: Ask) {
+        let response = match ask {
+            Ask::Index { request, channel } => {
+                let answerer = Arc::clone(&self);
+                let response = blocking(move || answerer.answer_index(from, &request)).await;
+                Some(Command::RespondIndex { channel, response })
+            }
+            Ask::Pages { request, channel } => {
+                let pages = self.answer_pages(request).await;
+                pages.map(|pages| Command::RespondPages { channel, response: PagesResponse { pages } })
+            }
         };
-        let (Some(place), Some(room)) = (self.queue(from), self.queue_ids(from, ids)) else { return };
-        let peer = Arc::clone(self);
-        tokio::spawn(async move {
-            let turn = peer.serving.acquire().await.expect("the semaphore is never closed");
-            let answerer = Arc::clone(&peer);
-            let response = blocking(move || answerer.answer_index(from, &request)).await;
-            peer.network.respond(Command::RespondIndex { channel, response }).await;
-            drop((turn, place, room));
-        });
-    }
-
-    /// A place among the requests that wait; none is left when others flood this peer.
-    fn queue(&self, from: PeerId) -> Option<OwnedSemaphorePermit> {
-        let place = Arc::clone(&self.waiting).try_acquire_owned().ok();
-        if place.is_none() {
-            self.counters.refused_request();
-            tracing::debug!(%from, "too many requests wait; one is refused");
+        if let Some(response) = response {
+            self.network.respond(response).await;
         }
-        place
-    }
-
-    /// Room for the names of a request that waits.
-    fn queue_ids(&self, from: PeerId, ids: usize) -> Option<OwnedSemaphorePermit> {
-        let ids = u32::try_from(ids).ok()?;
-        let room = Arc::clone(&self.waiting_ids).try_acquire_many_owned(ids).ok();
-        if room.is_none() {
-            self.counters.refused_request();
-            tracing::debug!(%from, ids, "too many names wait in requests; one request is refused");
-        }
-        room
     }
 
     fn answer_index(&self, from: PeerId, request: &IndexRequest) -> IndexResponse {
@@ -142,34 +116,23 @@ impl Peer {
         claims
     }
 
-    /// Serves pages, on another task.
-    pub(crate) fn serve_pages(
-        self: &Arc<Self>,
-        from: PeerId,
-        request: PagesRequest,
-        channel: ResponseChannel<PagesResponse>,
-    ) {
-        let Some(place) = self.queue(from) else { return };
-        let peer = Arc::clone(self);
-        tokio::spawn(async move {
-            let turn = peer.serving.acquire().await.expect("the semaphore is never closed");
-            let contents = Arc::clone(&peer.contents);
-            let mut pages = blocking(move || contents.read_pages(&request.ids)).await;
-            match peer.fault {
-                None | Some(Fault::OldOwners) => {}
-                Some(Fault::WrongBytes) => pages.for_each_mut(|page| page[0] ^= 0xff),
-                Some(Fault::AnnounceFalse) => pages.retain(|_, _| false),
-                Some(Fault::Silent) => {
-                    // Kept open until the asker has long given up.
-                    tokio::time::sleep(REQUEST_TIMEOUT).await;
-                    return;
-                }
-                Some(Fault::Slow(delay)) => tokio::time::sleep(delay).await,
+    /// The pages that this host has; none at all from a peer that is silent by its fault.
+    async fn answer_pages(&self, request: PagesRequest) -> Option<PageBatch> {
+        let contents = Arc::clone(&self.contents);
+        let mut pages = blocking(move || contents.read_pages(&request.ids)).await;
+        match self.fault {
+            None | Some(Fault::Flood | Fault::OldOwners) => {}
+            Some(Fault::WrongBytes) => pages.for_each_mut(|page| page[0] ^= 0xff),
+            Some(Fault::AnnounceFalse) => pages.retain(|_, _| false),
+            Some(Fault::Silent) => {
+                // Kept open until the asker has long given up.
+                tokio::time::sleep(REQUEST_TIMEOUT).await;
+                return None;
             }
-            peer.counters.served(pages.len());
-            peer.network.respond(Command::RespondPages { channel, response: PagesResponse { pages } }).await;
-            drop((turn, place));
-        });
+            Some(Fault::Slow(delay)) => tokio::time::sleep(delay).await,
+        }
+        self.counters.served(pages.len());
+        Some(pages)
     }
 }
 

@@ -166,6 +166,8 @@ pub struct Counters {
     pub failed_requests: u64,
     /// Requests of other peers that were refused because too many waited.
     pub refused_requests: u64,
+    /// Requests of other peers that were refused because their own peer had too many waiting.
+    pub refused_over_share: u64,
     /// Requests of other peers that were cut off because they were malformed.
     pub malformed_requests: u64,
     /// Connections that failed before a peer was authenticated (a wrong site key, for one).

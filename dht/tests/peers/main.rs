@@ -5,6 +5,7 @@
 mod budget;
 mod common;
 mod faults;
+mod fair;
 mod host;
 mod large;
 mod metrics;

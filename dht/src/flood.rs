@@ -1,0 +1,40 @@
+//! The fault `flood`: a peer that sends page and index requests as fast as it can, to test that others do not suffer.
+
+use std::sync::Arc;
+
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use libp2p::PeerId;
+use page::ShortId;
+
+use crate::{
+    limits::{FETCH_BATCH, FLOOD_IN_FLIGHT, UPKEEP_EVERY},
+    node::Peer,
+    wire::{IndexRequest, PagesRequest},
+};
+
+/// Runs for ever.
+pub(crate) async fn run(peer: &Arc<Peer>) {
+    loop {
+        let others: Vec<PeerId> = peer.directory().values().map(|known| known.peer_id).collect();
+        let ids: Vec<ShortId> = peer.contents.index().ids().take(FETCH_BATCH).collect();
+        if others.is_empty() || ids.is_empty() {
+            // There is nobody to flood, or nothing to flood with: its operator brings it.
+            tokio::time::sleep(UPKEEP_EVERY).await;
+            continue;
+        }
+        let mut flying: FuturesUnordered<BoxFuture<'_, ()>> = FuturesUnordered::new();
+        let every = others.iter().cycle().take(FLOOD_IN_FLIGHT * others.len());
+        flying.extend(every.enumerate().map(|(n, to)| request(peer, *to, &ids, n % 4 == 0)));
+        while flying.next().await.is_some() {}
+    }
+}
+
+fn request<'a>(peer: &'a Peer, to: PeerId, ids: &'a [ShortId], index: bool) -> BoxFuture<'a, ()> {
+    let ids = ids.to_vec();
+    // What comes of it is of no interest.
+    if index {
+        async move { drop(peer.network.index(to, IndexRequest::Lookup { ids }).await) }.boxed()
+    } else {
+        async move { drop(peer.network.pages(to, PagesRequest { ids }).await) }.boxed()
+    }
+}

@@ -1,0 +1,29 @@
+//! One peer's demands, and what they may not cost the others.
+
+use crate::common::{Site, ids, pages, ready, resolve, until};
+
+/// The flooder holds a part of what the holder has, and asks for it without end; the asker wants the rest.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flooding_peer_keeps_nobody_from_their_pages() {
+    let site = Site::new();
+    let holder = site.peer("holder", &[], &[]);
+    let flooder = site.peer("flooder", &[&holder], &["--fault", "flood"]);
+    let asker = site.peer("asker", &[&holder], &[]);
+    let (wanted, bait) = (pages(1, 3000), pages(2, 2000));
+    holder.run(&["add", site.file("wanted", &wanted).to_str().unwrap()]);
+    holder.run(&["add", site.file("bait", &bait).to_str().unwrap()]);
+    flooder.run(&["add", site.file("copy", &bait).to_str().unwrap()]);
+    let (at_holder, at_asker) = (holder.client().await, asker.client().await);
+    ready(&at_holder, 2).await;
+    ready(&at_asker, 2).await;
+    until("the flood to go beyond the flooder's share", || async {
+        (at_holder.status().await.unwrap().counters.refused_over_share > 0).then_some(())
+    })
+    .await;
+    let asked = ids(at_asker.domain(), &wanted);
+    // On a machine that is slow enough an answer may come too late, and the page is asked for again.
+    until("all pages to come", || async {
+        (resolve(&at_asker, asked.clone()).await.len() == wanted.len()).then_some(())
+    })
+    .await;
+}
