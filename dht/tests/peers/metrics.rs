@@ -79,6 +79,7 @@ fn expected(status: &SiteStatus) -> Samples {
         ("wrong_pages", "tern_dht_wrong_pages_total"),
         ("failed_requests", "tern_dht_failed_requests_total"),
         ("refused_requests", "tern_dht_refused_requests_total{reason=\"busy\"}"),
+        ("refused_over_share", "tern_dht_refused_requests_total{reason=\"share\"}"),
         ("malformed_requests", "tern_dht_refused_requests_total{reason=\"malformed\"}"),
         ("refused_connections", "tern_dht_refused_connections_total{reason=\"unauthenticated\"}"),
         ("connections_over_limit", "tern_dht_refused_connections_total{reason=\"limit\"}"),
