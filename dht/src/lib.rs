@@ -13,9 +13,9 @@ pub mod announce;
 mod anti_entropy;
 #[cfg(feature = "node")]
 mod asked;
-pub mod batch;
 #[cfg(feature = "node")]
 pub mod asker;
+pub mod batch;
 #[cfg(feature = "node")]
 mod behaviour;
 #[cfg(feature = "node")]
