@@ -4,8 +4,8 @@
 
 mod budget;
 mod common;
-mod faults;
 mod fair;
+mod faults;
 mod host;
 mod large;
 mod metrics;
