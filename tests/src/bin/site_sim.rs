@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use clap::Parser;
-use tern_tests::site_sim::{Options, Scenario, plot, run_all, table};
+use tern_tests::site_sim::{Options, Scenario, filters, plot, run_all, table};
 
 /// Simulated sites: the real index code of `dht` in virtual time; one seed replays a run.
 #[derive(Debug, Parser)]
@@ -50,9 +50,10 @@ fn main() -> anyhow::Result<()> {
         cli.seed
     );
     let tables = format!(
-        "Made by `{command}`.\n\n### A lookup of a 1 GiB VM\n\n{}\n### The index, a host\n\n{}",
+        "Made by `{command}`.\n\n### A lookup of a 1 GiB VM\n\n{}\n### The index, a host\n\n{}\n### Holder filters in its place, or besides it (computed)\n\n{}",
         table::lookups(&all),
-        table::hosts(&all)
+        table::hosts(&all),
+        filters::table(&all)
     );
     if cli.json {
         println!("{}", serde_json::to_string_pretty(&all)?);

@@ -16,6 +16,7 @@
 
 mod asker;
 mod content;
+pub mod filters;
 mod measure;
 mod net;
 mod peer;

@@ -80,7 +80,7 @@ fn scaled(value: f64, units: &[&str]) -> String {
     format!("{value:.1}e12")
 }
 
-fn bytes(value: f64) -> String {
+pub(super) fn bytes(value: f64) -> String {
     scaled(value, &["", " kB", " MB", " GB"])
 }
 
