@@ -54,6 +54,15 @@ impl PageBatch {
         true
     }
 
+    /// Takes the pages of another batch, without a copy if it has none itself.
+    pub fn append(&mut self, other: Self) {
+        if self.is_empty() {
+            *self = other;
+        } else {
+            self.extend(other.iter().map(|(id, page)| (id, *page)));
+        }
+    }
+
     /// How many pages.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -113,16 +122,22 @@ impl fmt::Debug for PageBatch {
     }
 }
 
-impl FromIterator<(ShortId, Page)> for PageBatch {
-    fn from_iter<I: IntoIterator<Item = (ShortId, Page)>>(pages: I) -> Self {
-        let mut batch = Self::default();
+impl Extend<(ShortId, Page)> for PageBatch {
+    fn extend<I: IntoIterator<Item = (ShortId, Page)>>(&mut self, pages: I) {
         for (id, page) in pages {
             let fill = |bytes: &mut [u8]| {
                 bytes.copy_from_slice(&page);
                 true
             };
-            batch.add_run(std::iter::once(id), fill, |_, _| true);
+            self.add_run(std::iter::once(id), fill, |_, _| true);
         }
+    }
+}
+
+impl FromIterator<(ShortId, Page)> for PageBatch {
+    fn from_iter<I: IntoIterator<Item = (ShortId, Page)>>(pages: I) -> Self {
+        let mut batch = Self::default();
+        batch.extend(pages);
         batch
     }
 }

@@ -48,8 +48,11 @@ impl Counters {
         add(&self.host_hits, pages);
     }
 
-    pub(crate) fn fetched(&self, pages: usize) {
+    pub(crate) fn site_hits(&self, pages: usize) {
         add(&self.site_hits, pages);
+    }
+
+    pub(crate) fn fetched(&self, pages: usize) {
         add(&self.bytes_fetched, pages * PAGE_SIZE);
     }
 

@@ -40,6 +40,10 @@ pub mod estimate;
 #[cfg(feature = "node")]
 pub mod fair;
 #[cfg(feature = "node")]
+mod fetch;
+#[cfg(feature = "node")]
+pub mod flight;
+#[cfg(feature = "node")]
 mod flood;
 #[cfg(feature = "node")]
 pub mod identity;

@@ -29,6 +29,7 @@ use crate::{
     },
     counters::Counters,
     error::{ContentError, NodeError},
+    fetch::OnTheWay,
     flood,
     index::ContentId,
     lease::OwnerTable,
@@ -63,6 +64,8 @@ pub(crate) struct Peer {
     pub(crate) counters: Counters,
     /// The requests of other peers.
     pub(crate) requests: Requests,
+    /// The pages on their way to this host.
+    pub(crate) on_the_way: OnTheWay,
     /// Bounds the searches of this host that are under way.
     pub(crate) searching: Semaphore,
     /// Wakes the announcer.
@@ -119,7 +122,7 @@ pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().expect("nothing panics while it holds this lock")
 }
 
@@ -143,6 +146,7 @@ impl Peer {
             network,
             counters: Counters::default(),
             requests: Requests::default(),
+            on_the_way: OnTheWay::default(),
             searching: Semaphore::new(SEARCHES),
             news: Notify::new(),
             listening: Mutex::default(),
@@ -336,9 +340,9 @@ impl Peer {
     }
 
     /// Remembers where pages came from.
-    pub(crate) fn note_source(&self, ids: &[ShortId], from: MemberId) {
+    pub(crate) fn note_source(&self, ids: impl Iterator<Item = ShortId>, from: MemberId) {
         let mut sources = lock(&self.sources);
-        sources.extend(ids.iter().map(|id| (*id, from)));
+        sources.extend(ids.map(|id| (id, from)));
         let over = sources.len().saturating_sub(RECENT_SOURCES);
         sources.drain(..over);
     }

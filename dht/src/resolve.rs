@@ -4,11 +4,13 @@ use std::{collections::HashSet, sync::Arc, time::Instant};
 
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream, stream::FuturesUnordered};
 use page::ShortId;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::JoinError};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     batch::PageBatch,
     connections::member,
+    flight::SearchId,
     limits::{FETCH_TIMEOUT, LOCAL_PAGES_PER_FRAME, LOCAL_READERS, LOOKUP_TIMEOUT},
     local::protocol::FoundOn,
     lookup::{Request, Search, Ticket},
@@ -17,7 +19,7 @@ use crate::{
     serve::distinct,
     shard::{MemberId, ShardId},
     trust::Evidence,
-    wire::{IndexRequest, IndexResponse, PagesRequest},
+    wire::{IndexRequest, IndexResponse},
 };
 
 /// A batch of pages for a local client.
@@ -50,7 +52,7 @@ impl Holders {
 /// What came of a request.
 enum Outcome {
     Holders { ticket: Ticket, owner: MemberId, holders: Holders },
-    Pages { ticket: Ticket, holder: MemberId, pages: PageBatch, wrong: usize },
+    Pages { ticket: Ticket, pages: PageBatch },
     Failed { ticket: Ticket },
 }
 
@@ -130,10 +132,11 @@ impl Peer {
         let _turn = self.searching.acquire().await.expect("the semaphore is never closed");
         let peer = Arc::clone(self);
         let mut search = blocking(move || peer.search(ids)).await;
+        let by = self.on_the_way.search();
         let mut flying: FuturesUnordered<BoxFuture<'static, Outcome>> = FuturesUnordered::new();
         while !search.done() {
             while let Some(request) = search.next(Instant::now()) {
-                flying.extend(Arc::clone(self).make(request));
+                flying.extend(Arc::clone(self).make(by, request));
             }
             if search.done() {
                 break;
@@ -154,13 +157,23 @@ impl Peer {
     }
 
     /// Starts a request.
-    fn make(self: Arc<Self>, request: Request) -> Option<BoxFuture<'static, Outcome>> {
+    fn make(self: Arc<Self>, by: SearchId, request: Request) -> Option<BoxFuture<'static, Outcome>> {
         match request {
             Request::Lookup { ticket, owner, ids } => {
                 Some(async move { self.lookup(ticket, owner, ids).await }.boxed())
             }
             Request::Fetch { ticket, holder, ids } => {
-                Some(async move { self.fetch(ticket, holder, ids).await }.boxed())
+                // On a task of its own: others may wait for these pages, and this search for a client that takes its time.
+                let task = AbortOnDropHandle::new(tokio::spawn(self.fetch(by, holder, ids)));
+                let outcome = move |pages| match pages {
+                    Ok(Some(pages)) => Outcome::Pages { ticket, pages },
+                    Ok(None) => Outcome::Failed { ticket },
+                    Err(error) => match JoinError::try_into_panic(error) {
+                        Ok(panic) => std::panic::resume_unwind(panic),
+                        Err(_cancelled) => Outcome::Failed { ticket },
+                    },
+                };
+                Some(task.map(outcome).boxed())
             }
             Request::TimedOut { peer, role } => {
                 self.counters.failed_request();
@@ -179,13 +192,12 @@ impl Peer {
                 search.hearsay(holders.hearsay);
                 search.on_holders(ticket, &holders.said);
             }
-            Outcome::Pages { ticket, holder, mut pages, wrong } => {
+            Outcome::Pages { ticket, mut pages } => {
                 let ids: Vec<_> = pages.ids().collect();
                 let mut news = search.on_pages(ticket, &ids).into_iter();
                 search.take_evidence().into_iter().for_each(|evidence| self.judge(evidence));
                 pages.retain(|_, _| news.next().unwrap_or(false));
-                self.fetched(holder, &ids, wrong);
-                self.counters.fetched(pages.len());
+                self.counters.site_hits(pages.len());
                 return pages.is_empty() || found.send((FoundOn::Site, pages)).await.is_ok();
             }
             Outcome::Failed { ticket } => {
@@ -202,21 +214,6 @@ impl Peer {
         if let Some(verdict) = worse {
             let holder = evidence.holder;
             tracing::warn!(?holder, ?verdict, "a peer delivers few or none of the pages that it announces");
-        }
-    }
-
-    fn fetched(&self, holder: MemberId, ids: &[ShortId], wrong: usize) {
-        self.note_source(ids, holder);
-        let mut site = self.site();
-        site.answered(holder, Role::Holder);
-        if wrong > 0 {
-            self.counters.wrong_pages(wrong);
-            site.lied(holder, wrong as u64, Instant::now());
-            tracing::warn!(
-                ?holder,
-                wrong,
-                "a peer served pages that do not hash to their names; avoiding it"
-            );
         }
     }
 
@@ -254,35 +251,6 @@ impl Peer {
                 None
             }
         }
-    }
-
-    /// Asks a holder for pages, and hashes what comes.
-    async fn fetch(self: Arc<Self>, ticket: Ticket, holder: MemberId, ids: Vec<ShortId>) -> Outcome {
-        let Some(to) = self.directory().get(&holder).map(|known| known.peer_id) else {
-            return Outcome::Failed { ticket };
-        };
-        // It may have been found out by an earlier request of this search.
-        if !self.site().usable_holder(holder, Instant::now()) {
-            return Outcome::Failed { ticket };
-        }
-        self.counters.fetch_sent();
-        let response = match self.network.pages(to, PagesRequest { ids: ids.clone() }).await {
-            Ok(response) => response,
-            Err(error) => {
-                tracing::debug!(peer = %to, %error, "a fetch failed");
-                return Outcome::Failed { ticket };
-            }
-        };
-        let peer = Arc::clone(&self);
-        let verify = move || {
-            let domain = peer.domain();
-            let mut pages = response.pages;
-            let came = pages.len();
-            pages.retain(|id, page| ids.contains(&id) && domain.name(page).short() == id);
-            let wrong = came - pages.len();
-            Outcome::Pages { ticket, holder, pages, wrong }
-        };
-        blocking(verify).await
     }
 
     /// The other peers that hold a page, by all owners' word.

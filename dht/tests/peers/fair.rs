@@ -27,3 +27,21 @@ async fn a_flooding_peer_keeps_nobody_from_their_pages() {
     })
     .await;
 }
+
+/// Both clients ask while the holder, which takes its time, has answered neither.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_two_clients_of_a_host_want_at_once_comes_once() {
+    let site = Site::new();
+    let holder = site.peer("holder", &[], &["--fault", "slow=1500"]);
+    let asker = site.peer("asker", &[&holder], &[]);
+    let held = pages(1, 300);
+    holder.run(&["add", site.file("image", &held).to_str().unwrap()]);
+    let (at_holder, at_asker) = (holder.client().await, asker.client().await);
+    ready(&at_holder, 1).await;
+    ready(&at_asker, 1).await;
+    let asked = ids(at_asker.domain(), &held);
+    let (one, other) = tokio::join!(resolve(&at_asker, asked.clone()), resolve(&at_asker, asked.clone()));
+    assert_eq!([one.len(), other.len()], [held.len(); 2]);
+    let counters = at_holder.status().await.unwrap().counters;
+    assert_eq!(counters.bytes_served, held.concat().len() as u64, "one copy of each page");
+}
