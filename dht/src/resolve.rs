@@ -107,7 +107,13 @@ impl Peer {
             let site = self.site();
             (site.sampling(), ShardId::all().map(|shard| site.owners_to_ask(shard, now).collect()).collect())
         };
-        let sampled: Vec<ShortId> = ids.iter().copied().filter(|id| sampling.keeps(*id)).collect();
+        // What is left of shards that it owned before is not all that the owners know by now.
+        let owned: Vec<bool> = {
+            let site = self.site();
+            ShardId::all().map(|shard| site.shards().owners(shard).contains(&site.me())).collect()
+        };
+        let mine = |id: &ShortId| sampling.keeps(*id) && owned[ShardId::of(*id).index()];
+        let sampled: Vec<ShortId> = ids.iter().copied().filter(mine).collect();
         let known = self.known_holders(&sampled, now);
         let mut search = Search::new(ids, sampling, |shard| owners[shard.index()].iter().copied());
         self.site().trust().doubted(now).for_each(|holder| search.doubt(holder));

@@ -17,7 +17,8 @@ async fn a_peer_that_announces_what_it_does_not_hold_is_found_out_and_left_out()
     }
     let client = asking.client().await;
     let found = resolve(&client, ids(client.domain(), &held)).await;
-    assert_eq!(found.len(), 4000, "what the false one lacks comes from elsewhere");
+    let state = || [&good, &bad, &third, &asking].map(|peer| peer.run(&["status"])).join("\n");
+    assert_eq!(found.len(), 4000, "what the false one lacks comes from elsewhere: {}", state());
     let first = client.status().await.unwrap();
     let bad_id = bad.client().await.peer_id().to_owned();
     for peer in &first.peers {
