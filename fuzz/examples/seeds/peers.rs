@@ -1,7 +1,9 @@
 //! The messages between peers.
 
 use dht::checkpoint::{DIGEST_AT, Header, front};
-use dht::wire::{IndexRequest, IndexResponse, Message, PagesRequest, PagesResponse};
+use dht::repair::ClaimDigest;
+use dht::shard::{MemberId, ShardId};
+use dht::wire::{Claim, IndexRequest, IndexResponse, Message, PagesRequest, PagesResponse, PassedOn};
 use page::{DomainId, PAGE_SIZE, ShortId};
 
 use super::Target;
@@ -13,13 +15,21 @@ pub(super) fn all() -> Vec<Target> {
         out
     };
     let ids = vec![ShortId(1), ShortId(2)];
+    let (shard, member) = (ShardId(3), MemberId([4; 32]));
+    let claim = Claim { at: 1, peer: 0, hearsay: true };
+    let digest = ClaimDigest { claims: 5, sum: 6 };
+    let passed_on = PassedOn { id: ShortId(8), holder: 0, left_seconds: 300 };
     let seeds = vec![
         body(&|out| IndexRequest::Announce { ids: ids.clone() }.encode(out)),
         body(&|out| IndexRequest::Lookup { ids: ids.clone() }.encode(out)),
         body(&|out| IndexResponse::Announced.encode(out)),
-        body(&|out| IndexResponse::Holders { peers: Vec::new(), claims: Vec::new() }.encode(out)),
+        body(&|out| IndexRequest::Digests { shard }.encode(out)),
+        body(&|out| IndexRequest::Claims { shard, from: ShortId(7), holders: vec![member] }.encode(out)),
+        body(&|out| IndexResponse::Holders { peers: Vec::new(), claims: vec![claim] }.encode(out)),
+        body(&|out| IndexResponse::Digests { digests: vec![(member, digest)] }.encode(out)),
+        body(&|out| IndexResponse::Claims { claims: vec![passed_on], next: Some(ShortId(9)) }.encode(out)),
         body(&|out| PagesRequest { ids: ids.clone() }.encode(out)),
-        body(&|out| PagesResponse { pages: vec![(ShortId(1), Box::new([1; PAGE_SIZE]))] }.encode(out)),
+        body(&|out| PagesResponse { pages: [(ShortId(1), [1; PAGE_SIZE])].into_iter().collect() }.encode(out)),
     ];
     let takes = |body: &[u8]| {
         IndexRequest::decode(body).is_ok()
