@@ -29,7 +29,9 @@ pub(super) fn all() -> Vec<Target> {
         body(&|out| IndexResponse::Digests { digests: vec![(member, digest)] }.encode(out)),
         body(&|out| IndexResponse::Claims { claims: vec![passed_on], next: Some(ShortId(9)) }.encode(out)),
         body(&|out| PagesRequest { ids: ids.clone() }.encode(out)),
-        body(&|out| PagesResponse { pages: [(ShortId(1), [1; PAGE_SIZE])].into_iter().collect() }.encode(out)),
+        body(&|out| {
+            PagesResponse { pages: [(ShortId(1), [1; PAGE_SIZE])].into_iter().collect() }.encode(out)
+        }),
     ];
     let takes = |body: &[u8]| {
         IndexRequest::decode(body).is_ok()
