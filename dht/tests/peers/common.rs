@@ -38,6 +38,13 @@ impl Site {
         self.dir.path().join(name)
     }
 
+    /// A peer's key file with `secret` in it, for a test that minds who owns what.
+    pub(crate) fn identity(&self, name: &str, secret: [u8; 32]) -> PathBuf {
+        let path = self.path(name);
+        std::fs::write(&path, format!("tern peer identity 1\n{}\n", hex::encode(secret))).unwrap();
+        path
+    }
+
     pub(crate) fn peer(&self, name: &str, join: &[&Peer], more: &[&str]) -> Peer {
         self.peer_with_key(name, &self.key, join, more)
     }

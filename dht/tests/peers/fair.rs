@@ -2,11 +2,12 @@
 
 use crate::common::{Site, ids, pages, ready, resolve, until};
 
-/// The flooder holds a part of what the holder has, and asks for it without end; the asker wants the rest.
+/// The flooder holds a part of what the holder has, and asks for it without end; the asker wants the rest. The holder takes its time, so that
+/// the flood is one however fast the machine is.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flooding_peer_keeps_nobody_from_their_pages() {
     let site = Site::new();
-    let holder = site.peer("holder", &[], &[]);
+    let holder = site.peer("holder", &[], &["--fault", "slow=100"]);
     let flooder = site.peer("flooder", &[&holder], &["--fault", "flood"]);
     let asker = site.peer("asker", &[&holder], &[]);
     let (wanted, bait) = (pages(1, 3000), pages(2, 2000));

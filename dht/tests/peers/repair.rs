@@ -5,9 +5,13 @@ use crate::common::{Peer, Site, ids, pages, ready, resolve, until};
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_owner_learns_from_the_other_owner_what_a_holder_does_not_tell_it() {
     let site = Site::new();
-    let first = site.peer("first", &[], &[]);
-    let others: Vec<Peer> = ["second", "third"].map(|name| site.peer(name, &[&first], &[])).into();
-    let holder = site.peer("holder", &[&first], &["--fault", "old-owners"]);
+    // Who owns what hangs on the identities: with these the late one owns shards together with peers that were told.
+    let keys: Vec<_> = (1..=5).map(|n| site.identity(&format!("key{n}"), [n; 32])).collect();
+    let key = |at: usize| keys[at].to_str().unwrap();
+    let first = site.peer("first", &[], &["--identity", key(0)]);
+    let other = |(name, at)| site.peer(name, &[&first], &["--identity", key(at)]);
+    let others: Vec<Peer> = [("second", 1), ("third", 2)].map(other).into();
+    let holder = site.peer("holder", &[&first], &["--identity", key(3), "--fault", "old-owners"]);
     let old = || std::iter::once(&first).chain(&others);
     for peer in old().chain([&holder]) {
         ready(&peer.client().await, 3).await;
@@ -17,7 +21,7 @@ async fn a_new_owner_learns_from_the_other_owner_what_a_holder_does_not_tell_it(
     ready(&holder.client().await, 3).await;
 
     // The holder never says a word to it.
-    let late = site.peer("late", &[&first], &[]);
+    let late = site.peer("late", &[&first], &["--identity", key(4)]);
     let client = late.client().await;
     ready(&client, 4).await;
     let status = until("the late owner to learn from the others", || async {
