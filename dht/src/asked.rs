@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::shard::MemberId;
+use crate::{round_trip::RoundTrip, shard::MemberId};
 
 /// A peer's number in a search.
 pub(crate) type PeerNo = u16;
@@ -18,6 +18,8 @@ pub(crate) struct Peers {
     /// How often each has answered as a holder, and whether it was given up as one.
     pub(crate) answers: Vec<u32>,
     pub(crate) silent: Vec<bool>,
+    /// How long each takes to answer as a holder.
+    pub(crate) round_trips: Vec<RoundTrip>,
 }
 
 impl Peers {
@@ -32,6 +34,7 @@ impl Peers {
         self.doubted.push(false);
         self.answers.push(0);
         self.silent.push(false);
+        self.round_trips.push(RoundTrip::default());
         self.numbers.insert(member, number);
         Some(number)
     }

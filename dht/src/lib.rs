@@ -82,6 +82,8 @@ mod requests;
 #[cfg(feature = "node")]
 mod resolve;
 #[cfg(feature = "node")]
+mod round_trip;
+#[cfg(feature = "node")]
 pub mod sample;
 #[cfg(feature = "node")]
 mod secure;

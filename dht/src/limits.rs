@@ -170,8 +170,12 @@ pub const FETCH_BATCH: usize = 128;
 pub const FETCHES_IN_FLIGHT: usize = 8;
 /// Page requests in flight to one holder for one resolve.
 pub const FETCHES_PER_HOLDER: usize = 4;
-/// How long a holder may take before another one is asked as well.
+/// How long a holder of which nothing is known may take before another one is asked as well.
 pub const FETCH_HEDGE: Duration = Duration::from_millis(250);
+/// The least such time, however quickly it has answered before: less would be the scheduler's doing.
+pub const FETCH_HEDGE_LEAST: Duration = Duration::from_millis(25);
+/// The longest, however slowly.
+pub const FETCH_HEDGE_MOST: Duration = Duration::from_millis(1500);
 /// How long a holder may take at all.
 pub const FETCH_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -182,7 +186,9 @@ const _: () = {
     assert!(RENEW_LATEST.as_secs() + RENEW_URGENT.as_secs() < LEASE.as_secs());
     assert!(RENEW_AFTER.as_secs() < RENEW_LATEST.as_secs());
     assert!(LEASE.as_secs() < (1 << 15));
-    assert!(FETCH_HEDGE.as_millis() < FETCH_TIMEOUT.as_millis());
+    assert!(FETCH_HEDGE_LEAST.as_millis() < FETCH_HEDGE.as_millis());
+    assert!(FETCH_HEDGE.as_millis() < FETCH_HEDGE_MOST.as_millis());
+    assert!(FETCH_HEDGE_MOST.as_millis() < FETCH_TIMEOUT.as_millis());
     assert!(NEAR_HOLDERS <= HOLDERS_PER_NAME);
     assert!(PULL_CLAIMS >= HOLDERS_PER_NAME && PULLS_PER_ROUND as usize * PULL_CLAIMS >= OWNER_ENTRIES);
     // A search of the largest request asks each owner once, and four times more.

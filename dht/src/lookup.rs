@@ -28,8 +28,8 @@ use page::ShortId;
 use crate::{
     asked::{PeerNo, Peers},
     limits::{
-        FETCH_BATCH, FETCH_HEDGE, FETCH_TIMEOUT, FETCHES_IN_FLIGHT, FETCHES_PER_HOLDER, LOOKUP_BATCH,
-        LOOKUP_TIMEOUT, LOOKUP_TIMEOUT_PER_ID, LOOKUPS_IN_FLIGHT, NEAR_HOLDERS,
+        FETCH_BATCH, FETCH_TIMEOUT, FETCHES_IN_FLIGHT, FETCHES_PER_HOLDER, LOOKUP_BATCH, LOOKUP_TIMEOUT,
+        LOOKUP_TIMEOUT_PER_ID, LOOKUPS_IN_FLIGHT, NEAR_HOLDERS,
     },
     membership::Role,
     near::{Windows, nearest},
@@ -89,6 +89,7 @@ enum FlightKind {
         hedge: Option<Instant>,
         /// How often the holder had answered before.
         answers: u32,
+        asked: Instant,
     },
 }
 
@@ -286,10 +287,13 @@ impl Search {
 
     /// A holder answered with pages that hash to these ids; the other pages of the request it did not have. Returns which
     /// of `found` are new.
-    pub fn on_pages(&mut self, ticket: Ticket, found: &[ShortId]) -> Vec<bool> {
+    pub fn on_pages(&mut self, ticket: Ticket, found: &[ShortId], now: Instant) -> Vec<bool> {
         let Some(flight) = self.flights.remove(&ticket) else { return vec![false; found.len()] };
-        let answers = &mut self.peers.answers[usize::from(flight.peer)];
-        *answers = answers.saturating_add(1);
+        let holder = usize::from(flight.peer);
+        self.peers.answers[holder] = self.peers.answers[holder].saturating_add(1);
+        if let FlightKind::Fetch { asked, .. } = flight.kind {
+            self.peers.round_trips[holder].measured(now.saturating_duration_since(asked));
+        }
         let (asked, mut next) = (flight.wants.len(), 0);
         let news = found
             .iter()
@@ -496,7 +500,8 @@ impl Search {
             }
         };
         let answers = self.peers.answers[usize::from(holder)];
-        let kind = FlightKind::Fetch { hedge: Some(now + FETCH_HEDGE), answers };
+        let hedge = now + self.peers.round_trips[usize::from(holder)].slow_after();
+        let kind = FlightKind::Fetch { hedge: Some(hedge), answers, asked: now };
         let flight = Flight { peer: holder, wants, deadline: now + FETCH_TIMEOUT, kind };
         let (ticket, holder, ids) = self.fly(flight);
         Some(Request::Fetch { ticket, holder, ids })

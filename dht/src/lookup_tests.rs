@@ -5,7 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::limits::{LOCAL_RESOLVE_IDS, NEAR_WINDOW};
+use crate::limits::{FETCH_HEDGE, FETCH_HEDGE_LEAST, LOCAL_RESOLVE_IDS, NEAR_WINDOW};
 
 fn member(n: usize) -> MemberId {
     MemberId::of_peer(&n.to_be_bytes())
@@ -72,13 +72,13 @@ fn run(
                     let n = (0..holders.len()).find(|n| member(100 + *n) == holder).unwrap();
                     match holders[n] {
                         Behaviour::Good => {
-                            let news = search.on_pages(ticket, &ids);
+                            let news = search.on_pages(ticket, &ids, now);
                             went.found
                                 .extend(ids.iter().zip(news).filter(|(_, new)| *new).map(|(id, _)| *id));
                         }
                         Behaviour::Silent => out += 1,
                         Behaviour::Failing => search.on_failed(ticket),
-                        Behaviour::Empty => assert!(search.on_pages(ticket, &[]).is_empty()),
+                        Behaviour::Empty => assert!(search.on_pages(ticket, &[], now).is_empty()),
                     }
                 }
                 Request::TimedOut { .. } => out -= 1,
@@ -210,7 +210,7 @@ fn what_a_holder_delivers_is_counted_by_whose_word_it_was_asked() {
     search.on_holders(ticket, &[(ids[2], member(7)), (ids[3], member(7))]);
     let Some(Request::Fetch { ticket, ids: asked, .. }) = search.next(start) else { panic!("a fetch") };
     assert_eq!(asked.len(), 4);
-    search.on_pages(ticket, &ids[..3]);
+    search.on_pages(ticket, &ids[..3], start);
     let said = |owner, asked, delivered| Evidence { holder: member(7), owner, asked, delivered };
     assert_eq!(search.take_evidence(), [said(None, 1, 1), said(Some(member(0)), 2, 1)]);
     assert!(search.take_evidence().is_empty());
@@ -230,10 +230,10 @@ fn a_doubted_holder_is_asked_last() {
     search.known([(ShortId(1), member(1)), (ShortId(1), member(2))]);
     let Some(Request::Fetch { ticket, holder, .. }) = search.next(start) else { panic!("a fetch") };
     assert_eq!(holder, member(2));
-    search.on_pages(ticket, &[]);
+    search.on_pages(ticket, &[], start);
     let Some(Request::Fetch { ticket, holder, .. }) = search.next(start) else { panic!("another") };
     assert_eq!(holder, member(1));
-    assert_eq!(search.on_pages(ticket, &[ShortId(1)]), [true]);
+    assert_eq!(search.on_pages(ticket, &[ShortId(1)], start), [true]);
     assert!(search.done());
 }
 
@@ -263,7 +263,7 @@ fn a_slow_holder_costs_a_hedge_and_not_its_timeout() {
         panic!("a hedge")
     };
     assert_ne!(holder, first);
-    assert_eq!(search.on_pages(ticket, &[ShortId(1)]), [true]);
+    assert_eq!(search.on_pages(ticket, &[ShortId(1)], start), [true]);
     assert!(search.done());
 }
 
@@ -290,8 +290,8 @@ fn a_late_answer_is_taken_once() {
     let Some(Request::Fetch { ticket: quick, .. }) = search.next(start + FETCH_HEDGE) else {
         panic!("a hedge")
     };
-    assert_eq!(search.on_pages(slow, &[ShortId(1)]), [true]);
-    assert_eq!(search.on_pages(quick, &[ShortId(1)]), [false]);
+    assert_eq!(search.on_pages(slow, &[ShortId(1)], start), [true]);
+    assert_eq!(search.on_pages(quick, &[ShortId(1)], start), [false]);
 }
 
 #[test]
@@ -312,4 +312,18 @@ fn pages_that_several_hold_are_asked_of_all_of_them() {
         assert_eq!(ids.len(), 50);
     }
     assert_eq!(search.next(start), None);
+}
+
+#[test]
+fn a_holder_that_is_quick_is_slow_sooner() {
+    let start = Instant::now();
+    let ids: Vec<_> = (0..FETCH_BATCH as u64 * 40).map(ShortId).collect();
+    let mut search = Search::new(ids.clone(), Sampling::ALL, |_| []);
+    search.known(ids.iter().flat_map(|id| [(*id, member(1)), (*id, member(2))]));
+    for _ in 0..30 {
+        let Some(Request::Fetch { ticket, ids, .. }) = search.next(start) else { panic!("a fetch") };
+        search.on_pages(ticket, &ids, start + FETCH_HEDGE_LEAST / 50);
+    }
+    let Some(Request::Fetch { .. }) = search.next(start) else { panic!("one more") };
+    assert_eq!(search.deadline(), Some(start + FETCH_HEDGE_LEAST));
 }

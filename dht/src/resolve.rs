@@ -200,7 +200,7 @@ impl Peer {
             }
             Outcome::Pages { ticket, mut pages } => {
                 let ids: Vec<_> = pages.ids().collect();
-                let mut news = search.on_pages(ticket, &ids).into_iter();
+                let mut news = search.on_pages(ticket, &ids, Instant::now()).into_iter();
                 search.take_evidence().into_iter().for_each(|evidence| self.judge(evidence));
                 pages.retain(|_, _| news.next().unwrap_or(false));
                 self.counters.site_hits(pages.len());

@@ -255,7 +255,7 @@ impl World {
             mind.membership.lied(from, wrong.len() as u64, now);
         }
         if let Some(search) = &mut self.lookups[lookup].search {
-            let news = search.on_pages(ticket, &ids).into_iter().filter(|new| *new).count() as u64;
+            let news = search.on_pages(ticket, &ids, now).into_iter().filter(|new| *new).count() as u64;
             let looked = &mut self.looked[lookup];
             looked.found += news;
             looked.wrong_pages += wrong.len() as u64;
