@@ -155,7 +155,7 @@ pub const LOOKUP_TURN: usize = 4096;
 /// Ids of a request within which a page whose name is not sampled is asked of the holders of sampled ones.
 pub const NEAR_WINDOW: u32 = 512;
 /// Holders that such a page is asked of, one after the other.
-pub const NEAR_HOLDERS: usize = 2;
+pub const NEAR_HOLDERS: usize = 4;
 /// How long an owner that refused or lost an announcement is left alone.
 pub const ANNOUNCE_RETRY: Duration = Duration::from_secs(2);
 /// Lookups in flight for one resolve.

@@ -32,7 +32,7 @@ use crate::{
         LOOKUP_TIMEOUT_PER_ID, LOOKUPS_IN_FLIGHT, NEAR_HOLDERS,
     },
     membership::Role,
-    near::{Windows, nearest},
+    near::{Windows, cover, nearest},
     sample::Sampling,
     shard::{MemberId, ShardId},
     trust::Evidence,
@@ -200,21 +200,25 @@ impl Search {
     fn settle(&mut self) {
         while let Some(window) = self.windows.next_settled() {
             let hits: Vec<At> = window.clone().filter(|at| self.wants[*at as usize].known > 0).collect();
+            let cover = cover(hits.iter().map(|at| self.wants[*at as usize].holders()), NEAR_HOLDERS);
             for at in window {
                 if self.wants[at as usize].stage == Stage::Near {
-                    self.ask_near(&hits, at);
+                    self.ask_near(&hits, &cover, at);
                 }
             }
         }
     }
 
-    fn ask_near(&mut self, hits: &[At], at: At) {
-        for near in nearest(hits, at) {
-            let Want { holders, known, .. } = self.wants[near as usize];
-            for holder in &holders[..usize::from(known)] {
-                if self.wants[at as usize].holders().len() < NEAR_HOLDERS {
-                    self.wants[at as usize].add(*holder, Word::Nobody);
-                }
+    fn ask_near(&mut self, hits: &[At], cover: &[PeerNo], at: At) {
+        // Of those who hold a page beside it one after the other has its turn, a request's worth of pages each.
+        let turn = at as usize / FETCH_BATCH;
+        let beside = nearest(hits, at).map(|near| {
+            let holders = self.wants[near as usize].holders();
+            holders[turn % holders.len()]
+        });
+        for holder in beside.collect::<Vec<_>>().into_iter().chain(cover.iter().copied()) {
+            if self.wants[at as usize].holders().len() < NEAR_HOLDERS {
+                self.wants[at as usize].add(holder, Word::Nobody);
             }
         }
         self.change(at, |want| want.stage = Stage::Over);
@@ -257,13 +261,14 @@ impl Search {
         }
     }
 
-    /// Queues a page at the holder with the shortest queue among those left, if one is left.
+    /// Queues a page at the holder with the shortest queue among those left, if one is left. Those that are only guessed have their order.
     fn queue_next(&mut self, at: At) {
         let want = &self.wants[at as usize];
         let left = |n: &usize| want.asked & 1 << n == 0 && !self.peers.silent[usize::from(want.holders[*n])];
         let cost = |n: &usize| {
-            let holder = want.holders[*n];
-            (self.peers.doubted[usize::from(holder)], self.queues.get(&holder).map_or(0, VecDeque::len))
+            let (holder, guess) = (want.holders[*n], want.word[*n] == Word::Nobody);
+            let queued = self.queues.get(&holder).map_or(0, VecDeque::len);
+            (self.peers.doubted[usize::from(holder)], if guess { *n } else { 0 }, queued)
         };
         let best = (0..want.holders().len()).filter(left).min_by_key(cost);
         let Some(best) = best.filter(|_| !want.found) else { return };

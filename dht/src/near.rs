@@ -2,11 +2,13 @@
 //!
 //! The order is that of the memory or file which the pages belong to, and whoever holds one page of a run is likely to hold
 //! those beside it. The request is cut into windows of [`NEAR_WINDOW`] ids; once all sampled names of a window are looked up it is
-//! settled, and each other page in it is asked of the holders found nearest before it and behind it, and of nobody else.
+//! settled, and each other page in it is asked of a holder of the nearest page found before it and behind it, then of those who between them hold
+//! all that was found in the window. A VM's memory mixes pages that many hold with pages that one holds: who has the rare ones shows only in
+//! what the others lack.
 
 use std::ops::Range;
 
-use crate::limits::NEAR_WINDOW;
+use crate::{asked::PeerNo, limits::NEAR_WINDOW};
 
 /// The windows of one search.
 #[derive(Debug)]
@@ -75,6 +77,22 @@ pub(crate) fn nearest(hits: &[u32], at: u32) -> impl Iterator<Item = u32> + use<
     order.into_iter().flatten()
 }
 
+/// Holders who between them hold all of `hits`, at most `most` of them: first who holds most of them, then who holds most of what is left,
+/// and so on.
+pub(crate) fn cover<'a>(hits: impl Iterator<Item = &'a [PeerNo]>, most: usize) -> Vec<PeerNo> {
+    let mut left: Vec<&[PeerNo]> = hits.collect();
+    let mut chosen = Vec::new();
+    while chosen.len() < most {
+        let mut all: Vec<PeerNo> = left.iter().flat_map(|holders| holders.iter().copied()).collect();
+        all.sort_unstable();
+        let Some(run) = all.chunk_by(PartialEq::eq).max_by_key(|run| run.len()) else { break };
+        let best = run[0];
+        left.retain(|holders| !holders.contains(&best));
+        chosen.push(best);
+    }
+    chosen
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -97,6 +115,20 @@ mod tests {
             let places: Vec<u32> = settled.into_iter().flatten().collect();
             let whole = (0..).take(sampled.len()).collect::<Vec<u32>>();
             prop_assert!(places == whole || sampled.iter().all(|sampled| *sampled));
+        }
+
+        #[test]
+        fn a_cover_holds_all_and_nobody_in_it_is_idle(hits in prop::collection::vec(prop::collection::btree_set(0u16..9, 1..4), 0..20), most in 0usize..9) {
+            let hits: Vec<Vec<PeerNo>> = hits.into_iter().map(|hit| hit.into_iter().collect()).collect();
+            let chosen = cover(hits.iter().map(Vec::as_slice), most);
+            let covered = |by: &[PeerNo]| hits.iter().filter(|hit| hit.iter().any(|holder| by.contains(holder))).count();
+            prop_assert!(chosen.len() <= most);
+            prop_assert!(covered(&chosen) == hits.len() || chosen.len() == most);
+            for many in 0..chosen.len() {
+                let (before, more) = (covered(&chosen[..many]), covered(&chosen[..=many]));
+                let best = (0..9).map(|other| covered(&[&chosen[..many], &[other]].concat())).max();
+                prop_assert!(more > before && Some(more) == best);
+            }
         }
 
         #[test]
