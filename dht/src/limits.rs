@@ -153,7 +153,7 @@ pub const LOOKUP_BATCH: usize = 65_536;
 /// Names of a lookup that are looked up without letting others at the table.
 pub const LOOKUP_TURN: usize = 4096;
 /// Ids of a request within which a page whose name is not sampled is asked of the holders of sampled ones.
-pub const NEAR_WINDOW: u32 = 512;
+pub const NEAR_WINDOW: u32 = 2048;
 /// Holders that such a page is asked of, one after the other.
 pub const NEAR_HOLDERS: usize = 4;
 /// How long an owner that refused or lost an announcement is left alone.

@@ -290,7 +290,14 @@ async fn keep_registered(
         };
         tracing::warn!(?end, "the site's peer let the memory go; offering it again");
         connection = loop {
-            tokio::time::sleep(REREGISTER_EVERY).await;
+            tokio::select! {
+                () = tokio::time::sleep(REREGISTER_EVERY) => {}
+                // Nobody is there to keep a copy, and a VM that has left does not wait for somebody to come.
+                Some(reply) = wishes.recv() => {
+                    let _ = reply.send(Err(SiteError::Closed));
+                    continue;
+                }
+            }
             match client.register(&request, memfd.as_fd()).await {
                 Ok(connection) => break connection,
                 Err(error) => {
