@@ -23,8 +23,9 @@ pub(crate) async fn run(peer: &Arc<Peer>) {
             continue;
         }
         let mut flying: FuturesUnordered<BoxFuture<'_, ()>> = FuturesUnordered::new();
-        let every = others.iter().cycle().take(FLOOD_IN_FLIGHT * others.len());
-        flying.extend(every.enumerate().map(|(n, to)| request(peer, *to, &ids, n % 4 == 0)));
+        // A quarter of what each of them gets is about the index.
+        let rounds = (0..FLOOD_IN_FLIGHT).flat_map(|n| others.iter().map(move |to| (*to, n % 4 == 0)));
+        flying.extend(rounds.map(|(to, index)| request(peer, to, &ids, index)));
         while flying.next().await.is_some() {}
     }
 }
