@@ -1,6 +1,10 @@
 //! Answering a VM: the pages of this host, then those of the site.
 
-use std::{collections::HashSet, sync::Arc, time::Instant};
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream, stream::FuturesUnordered};
 use page::ShortId;
@@ -46,6 +50,31 @@ impl Holders {
 
     fn members(self) -> impl Iterator<Item = MemberId> {
         self.said.into_iter().chain(self.hearsay).map(|(_, member)| member)
+    }
+}
+
+/// The time of one search. It stands still while the search waits for its client: whoever was asked has long answered then, and is not late.
+#[derive(Default)]
+struct Clock {
+    stood: Duration,
+}
+
+impl Clock {
+    fn now(&self) -> Instant {
+        Instant::now() - self.stood
+    }
+
+    /// When it will be `then` on this clock if it goes on.
+    fn real(&self, then: Instant) -> Instant {
+        then + self.stood
+    }
+
+    /// Does what takes none of its time.
+    async fn stands<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let start = Instant::now();
+        let result = work.await;
+        self.stood += start.elapsed();
+        result
     }
 }
 
@@ -139,24 +168,25 @@ impl Peer {
         let peer = Arc::clone(self);
         let mut search = blocking(move || peer.search(ids)).await;
         let by = self.on_the_way.search();
+        let mut clock = Clock::default();
         let mut flying: FuturesUnordered<BoxFuture<'static, Outcome>> = FuturesUnordered::new();
         while !search.done() {
-            while let Some(request) = search.next(Instant::now()) {
+            while let Some(request) = search.next(clock.now()) {
                 flying.extend(Arc::clone(self).make(by, request));
             }
             if search.done() {
                 break;
             }
-            let deadline = search.deadline().unwrap_or_else(|| Instant::now() + FETCH_TIMEOUT);
+            let deadline = search.deadline().unwrap_or_else(|| clock.now() + FETCH_TIMEOUT);
             tokio::select! {
-                // What has come goes before deadlines: they are no fault of a peer while this task waits for its client.
+                // What has come goes before deadlines.
                 biased;
                 Some(outcome) = flying.next() => {
-                    if !self.take(&mut search, outcome, found).await {
+                    if !self.take(&mut search, &mut clock, outcome, found).await {
                         return;
                     }
                 }
-                () = tokio::time::sleep_until(deadline.into()) => {}
+                () = tokio::time::sleep_until(clock.real(deadline).into()) => {}
             }
         }
         self.counters.missed(search.missing());
@@ -191,7 +221,13 @@ impl Peer {
     }
 
     /// Hands an outcome to the search and its pages to the client; `false` if the client is gone.
-    async fn take(&self, search: &mut Search, outcome: Outcome, found: &mpsc::Sender<FoundBatch>) -> bool {
+    async fn take(
+        &self,
+        search: &mut Search,
+        clock: &mut Clock,
+        outcome: Outcome,
+        found: &mpsc::Sender<FoundBatch>,
+    ) -> bool {
         match outcome {
             Outcome::Holders { ticket, owner, holders } => {
                 self.site().answered(owner, Role::Owner);
@@ -200,11 +236,11 @@ impl Peer {
             }
             Outcome::Pages { ticket, mut pages } => {
                 let ids: Vec<_> = pages.ids().collect();
-                let mut news = search.on_pages(ticket, &ids, Instant::now()).into_iter();
+                let mut news = search.on_pages(ticket, &ids, clock.now()).into_iter();
                 search.take_evidence().into_iter().for_each(|evidence| self.judge(evidence));
                 pages.retain(|_, _| news.next().unwrap_or(false));
                 self.counters.site_hits(pages.len());
-                return pages.is_empty() || found.send((FoundOn::Site, pages)).await.is_ok();
+                return pages.is_empty() || clock.stands(found.send((FoundOn::Site, pages))).await.is_ok();
             }
             Outcome::Failed { ticket } => {
                 self.counters.failed_request();

@@ -1,5 +1,9 @@
 //! One peer's demands, and what they may not cost the others.
 
+use std::time::Instant;
+
+use dht::limits::FETCH_TIMEOUT;
+
 use crate::common::{Site, ids, pages, ready, resolve, until};
 
 /// The flooder holds a part of what the holder has, and asks for it without end; the asker wants the rest. The holder takes its time, so that
@@ -45,4 +49,37 @@ async fn what_two_clients_of_a_host_want_at_once_comes_once() {
     assert_eq!([one.len(), other.len()], [held.len(); 2]);
     let counters = at_holder.status().await.unwrap().counters;
     assert_eq!(counters.bytes_served, held.concat().len() as u64, "one copy of each page");
+}
+
+/// What the holders sent had long come, and waited for the client; it was taken for late, asked for again of others, and the holders were skipped.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_takes_its_time_makes_no_holder_late() {
+    let site = Site::new();
+    let first = site.peer("first", &[], &[]);
+    let second = site.peer("second", &[&first], &[]);
+    let asker = site.peer("asker", &[&first], &[]);
+    let held = pages(1, 12_000);
+    let image = site.file("image", &held);
+    for peer in [&first, &second] {
+        peer.run(&["add", image.to_str().unwrap()]);
+    }
+    for peer in [&first, &second, &asker] {
+        ready(&peer.client().await, 2).await;
+    }
+    let client = asker.client().await;
+    let mut found = client.resolve(ids(client.domain(), &held));
+    let mut came = usize::from(found.recv().await.is_some());
+    let stopped = Instant::now();
+    until("a holder's time to be over", || async { (stopped.elapsed() > FETCH_TIMEOUT).then_some(()) }).await;
+    while found.recv().await.is_some() {
+        came += 1;
+    }
+    assert_eq!(came, held.len());
+    let status = client.status().await.unwrap();
+    assert_eq!(status.counters.failed_requests, 0, "{status:#?}");
+    let mut served = 0;
+    for peer in [&first, &second] {
+        served += peer.client().await.status().await.unwrap().counters.bytes_served;
+    }
+    assert_eq!(served, held.concat().len() as u64, "one copy of each page");
 }
