@@ -1,5 +1,7 @@
 //! Helpers that the benches share.
 
+pub mod site;
+
 use std::process::Child;
 
 use page::{PAGE_SIZE, Page};

@@ -7,13 +7,13 @@
 
 use std::error::Error;
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::Instant;
 
-use bench::{Killed, random_pages};
+use bench::random_pages;
+use bench::site::{Site, ready};
 use clap::Parser;
 use dht::SiteClient;
 use page::{PAGE_SIZE, ShortId, page_chunks};
@@ -30,54 +30,8 @@ struct Options {
     rounds: u32,
 }
 
-const PATIENCE: Duration = Duration::from_secs(120);
 /// What the plain copy hands to the kernel at once.
 const COPY_BYTES: usize = 256 << 10;
-
-struct Peer {
-    process: Killed,
-    address: String,
-    socket: PathBuf,
-}
-
-fn serve(dht: &Path, dir: &Path, name: &str, join: Option<&Peer>) -> Result<Peer, Box<dyn Error>> {
-    let socket = dir.join(format!("{name}.sock"));
-    let mut command = Command::new(dht);
-    command.args(["serve", "--listen", "127.0.0.1:0", "--site-key"]).arg(dir.join("key"));
-    command.arg("--local").arg(&socket).stdout(Stdio::piped());
-    command.stderr(File::create(dir.join(format!("{name}.log")))?);
-    if let Some(peer) = join {
-        command.args(["--join", &peer.address]);
-    }
-    let mut process = command.spawn()?;
-    let mut line = String::new();
-    BufReader::new(process.stdout.take().ok_or("its output is piped")?).read_line(&mut line)?;
-    let address = line.split_whitespace().last().ok_or("the peer did not start")?.to_owned();
-    Ok(Peer { process: Killed(process), address, socket })
-}
-
-/// Waits until the peer sees the other one and has told it all it has.
-async fn ready(client: &SiteClient) -> Result<(), Box<dyn Error>> {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        let status = client.status().await?;
-        if status.ready && status.peers.len() == 1 {
-            return Ok(());
-        }
-        if Instant::now() > end {
-            return Err(format!("the peer does not become ready: {status:#?}").into());
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-/// CPU time of a peer so far (proc(5), fields 14 and 15 of stat).
-fn cpu_s(peer: &Peer) -> Result<f64, Box<dyn Error>> {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", peer.process.0.id()))?;
-    let fields = stat.rsplit(')').next().ok_or("stat has a name")?.split_whitespace();
-    let ticks = fields.skip(11).take(2).map(str::parse::<f64>).sum::<Result<f64, _>>()?;
-    Ok(ticks / rustix::param::clock_ticks_per_second() as f64)
-}
 
 /// CPU time of this process so far.
 fn own_cpu_s() -> f64 {
@@ -139,33 +93,26 @@ fn copy(path: &Path) -> Result<f64, Box<dyn Error>> {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let options = Options::parse();
-    let dht = std::env::current_exe()?.with_file_name("dht");
-    if !dht.exists() {
-        return Err(format!("{} is missing: `cargo build --release -p dht` first", dht.display()).into());
-    }
     let place = tempfile::tempdir()?;
     let dir = place.path();
-    let keygen = Command::new(&dht).args(["keygen", "--out"]).arg(dir.join("key")).status()?;
-    if !keygen.success() {
-        return Err("dht keygen failed".into());
-    }
+    let site = Site::new(dir)?;
     let content = random_pages((options.mib << 20) / PAGE_SIZE, 1);
     let file = dir.join("content");
     fs::write(&file, content.as_flattened())?;
 
-    let holder = serve(&dht, dir, "holder", None)?;
-    let asker = serve(&dht, dir, "asker", Some(&holder))?;
+    let holder = site.serve("holder", None)?;
+    let asker = site.serve("asker", Some(&holder))?;
     let (holds, asks) =
         (SiteClient::connect(&holder.socket).await?, SiteClient::connect(&asker.socket).await?);
     let start = Instant::now();
     holds.add_file(&file).await?;
-    ready(&holds).await?;
+    ready(&holds, 1).await?;
     let ready_s = start.elapsed().as_secs_f64();
     let ids: Vec<ShortId> = content.iter().map(|page| asks.domain().name(page).short()).collect();
     drop(content);
 
     let (mut fetch_s, mut copy_s, mut copy_cpu_s) = (Vec::new(), Vec::new(), 0.0);
-    let cpu = || -> Result<[f64; 3], Box<dyn Error>> { Ok([cpu_s(&holder)?, cpu_s(&asker)?, own_cpu_s()]) };
+    let cpu = || -> Result<[f64; 3], Box<dyn Error>> { Ok([holder.cpu_s()?, asker.cpu_s()?, own_cpu_s()]) };
     let before = cpu()?;
     for _ in 0..options.rounds {
         fetch_s.push(fetch(&asks, &ids).await?);

@@ -7,13 +7,12 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use bench::{Killed, random_pages};
+use bench::random_pages;
+use bench::site::{self, Site, ready};
 use clap::Parser;
 use dht::SiteClient;
 use dht::asker::{Asker, AskerEvent, asker};
@@ -54,44 +53,24 @@ const PATIENCE: Duration = Duration::from_secs(120);
 type Failure = Box<dyn Error>;
 
 struct Peer {
-    _process: Killed,
+    process: site::Peer,
     address: Multiaddr,
     id: PeerId,
-    socket: PathBuf,
 }
 
-fn serve(dht: &Path, dir: &Path, n: usize, join: Option<&Peer>) -> Result<Peer, Failure> {
-    let socket = dir.join(format!("{n}.sock"));
-    let mut command = Command::new(dht);
-    command.args(["serve", "--listen", "127.0.0.1:0", "--site-key"]).arg(dir.join("key"));
-    command.arg("--local").arg(&socket).stdout(Stdio::piped());
-    command.stderr(File::create(dir.join(format!("{n}.log")))?);
-    if let Some(peer) = join {
-        command.args(["--join", &peer.address.to_string()]);
+impl Peer {
+    fn start(site: &Site, n: usize, join: Option<&Self>) -> Result<Self, Failure> {
+        let process = site.serve(&n.to_string(), join.map(|peer| &peer.process))?;
+        let address: Multiaddr = process.address.parse()?;
+        let id = address.iter().find_map(|part| match part {
+            Protocol::P2p(id) => Some(id),
+            _ => None,
+        });
+        Ok(Self { process, address, id: id.ok_or("the address names the peer")? })
     }
-    let mut process = command.spawn()?;
-    let mut line = String::new();
-    BufReader::new(process.stdout.take().ok_or("its output is piped")?).read_line(&mut line)?;
-    let address: Multiaddr = line.split_whitespace().last().ok_or("the peer did not start")?.parse()?;
-    let id = address.iter().find_map(|part| match part {
-        Protocol::P2p(id) => Some(id),
-        _ => None,
-    });
-    Ok(Peer { _process: Killed(process), address, id: id.ok_or("the address names the peer")?, socket })
-}
 
-/// Waits until a peer sees all others and has told them all it has.
-async fn ready(client: &SiteClient, others: usize) -> Result<(), Failure> {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        let status = client.status().await?;
-        if status.ready && status.peers.len() == others {
-            return Ok(());
-        }
-        if Instant::now() > end {
-            return Err(format!("the peer does not become ready: {status:#?}").into());
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+    async fn client(&self) -> Result<SiteClient, Failure> {
+        Ok(SiteClient::connect(&self.process.socket).await?)
     }
 }
 
@@ -270,28 +249,23 @@ fn nobodys(count: usize, salt: u64) -> Vec<ShortId> {
     (1..=count as u64).map(name).collect()
 }
 
-/// Starts the site and fills it; returns it with the names that the first peer holds, and the key's file.
-async fn site(
+/// Starts the peers and fills the first; returns them with the names that it holds, and the domain.
+async fn filled(
     options: &Options,
-    dht: &Path,
+    site: &Site,
     dir: &Path,
 ) -> Result<(Vec<Peer>, Vec<ShortId>, page::DomainId), Failure> {
-    let keygen = Command::new(dht).args(["keygen", "--out"]).arg(dir.join("key")).status()?;
-    if !keygen.success() {
-        return Err("dht keygen failed".into());
-    }
     let mut peers: Vec<Peer> = Vec::new();
     for n in 0..options.peers {
-        let peer = serve(dht, dir, n, peers.first())?;
-        peers.push(peer);
+        peers.push(Peer::start(site, n, peers.first())?);
     }
     let content = random_pages((options.mib << 20) / PAGE_SIZE, 1);
     let file = dir.join("content");
     fs::write(&file, content.as_flattened())?;
-    let holder = SiteClient::connect(&peers[0].socket).await?;
+    let holder = peers[0].client().await?;
     holder.add_file(&file).await?;
     for peer in &peers {
-        ready(&SiteClient::connect(&peer.socket).await?, options.peers - 1).await?;
+        ready(&peer.client().await?, options.peers - 1).await?;
     }
     let ids = content.iter().map(|page| holder.domain().name(page).short()).collect();
     Ok((peers, ids, holder.domain().id()))
@@ -300,14 +274,11 @@ async fn site(
 #[tokio::main]
 async fn main() -> Result<(), Failure> {
     let options = Options::parse();
-    let dht = std::env::current_exe()?.with_file_name("dht");
-    if !dht.exists() {
-        return Err(format!("{} is missing: `cargo build --release -p dht` first", dht.display()).into());
-    }
     let place = tempfile::tempdir()?;
     let dir = place.path();
-    let (peers, held, domain) = site(&options, &dht, dir).await?;
-    let key = SiteKey::read(&dir.join("key"))?;
+    let site = Site::new(dir)?;
+    let (peers, held, domain) = filled(&options, &site, dir).await?;
+    let key = SiteKey::read(&site.key())?;
     let records = options.records * (PARALLEL.len() + 1);
     let swarm = asker(&Keypair::generate_ed25519(), &key, domain, records)?;
     let mut node = Node::connect(swarm, &peers).await?;

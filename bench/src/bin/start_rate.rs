@@ -7,15 +7,15 @@
 //! work too, the ratio of CPU time is what counts.
 
 use std::error::Error;
-use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::fs::File;
+use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use bench::{Killed, random_pages};
+use bench::random_pages;
+use bench::site::{Site, ready};
 use clap::Parser;
 use dht::SiteClient;
 use page::{Domain, DomainKey, PAGE_SIZE, page_chunks};
@@ -37,7 +37,6 @@ struct Options {
 
 /// What is read at once, by both.
 const CHUNK_BYTES: usize = 2 << 20;
-const PATIENCE: Duration = Duration::from_secs(1800);
 
 /// What one side took.
 #[derive(Clone, Copy, Default)]
@@ -94,62 +93,29 @@ fn hash(path: &Path) -> Result<Took, Box<dyn Error>> {
     Ok(Took { cpu: cpu?.into_iter().sum(), elapsed: start.elapsed() })
 }
 
-/// CPU time of all threads of a process.
-fn cpu_of(pid: u32) -> Result<Duration, Box<dyn Error>> {
-    let mut nanos = 0;
-    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let stat = fs::read_to_string(task?.path().join("schedstat"))?;
-        nanos += stat.split(' ').next().ok_or("an empty schedstat")?.parse::<u64>()?;
-    }
-    Ok(Duration::from_nanos(nanos))
-}
-
 /// Starts a peer, has it serve the file, and waits until it does.
-async fn start(dht: &Path, dir: &Path, file: &Path) -> Result<Took, Box<dyn Error>> {
+async fn start(site: &Site, file: &Path) -> Result<Took, Box<dyn Error>> {
     let start = Instant::now();
-    let socket = dir.join("peer.sock");
-    let mut command = Command::new(dht);
-    command.args(["serve", "--listen", "127.0.0.1:0", "--site-key"]).arg(dir.join("key"));
-    command.arg("--local").arg(&socket).stdout(Stdio::piped());
-    command.stderr(File::create(dir.join("peer.log"))?);
-    let mut process = Killed(command.spawn()?);
-    let mut line = String::new();
-    let output = process.0.stdout.take().ok_or("its output is piped")?;
-    BufReader::new(output).read_line(&mut line)?;
-    if line.is_empty() {
-        return Err(fs::read_to_string(dir.join("peer.log"))?.into());
-    }
-    let client = SiteClient::connect(&socket).await?;
+    let peer = site.serve("peer", None)?;
+    let client = SiteClient::connect(&peer.socket).await?;
     client.add_file(file).await?;
-    while !client.status().await?.ready {
-        if start.elapsed() > PATIENCE {
-            return Err("the peer does not become ready".into());
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    Ok(Took { elapsed: start.elapsed(), cpu: cpu_of(process.0.id())? })
+    ready(&client, 0).await?;
+    Ok(Took { elapsed: start.elapsed(), cpu: Duration::from_secs_f64(peer.cpu_s()?) })
 }
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let options = Options::parse();
-    let dht = std::env::current_exe()?.with_file_name("dht");
-    if !dht.exists() {
-        return Err(format!("{} is missing: `cargo build --release -p dht` first", dht.display()).into());
-    }
     let place = tempfile::tempdir_in(&options.dir)?;
     let dir = place.path();
-    let keygen = Command::new(&dht).args(["keygen", "--out"]).arg(dir.join("key")).status()?;
-    if !keygen.success() {
-        return Err("dht keygen failed".into());
-    }
+    let site = Site::new(dir)?;
     let (file, bytes) = (dir.join("content"), options.gib << 30);
     make(&file, bytes)?;
 
     let (mut peer, mut plain) = (Took::default(), Took::default());
     for _ in 0..options.rounds {
         plain.add(tokio::task::block_in_place(|| hash(&file))?);
-        peer.add(start(&dht, dir, &file).await?);
+        peer.add(start(&site, &file).await?);
     }
     let seconds = |time: Duration| time.as_secs_f64() / f64::from(options.rounds);
     let report = serde_json::json!({

@@ -193,7 +193,11 @@ async fn keep(
             retained = peer.retain(registered) => match retained {
                 Ok((pages, bytes)) => Answer::Retained { pages, bytes },
                 Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "a VM's memory is not retained");
+                    // Without --retain nobody wants it to be kept.
+                    if !matches!(error, RetainError::Off) {
+                        let error = &error as &dyn std::error::Error;
+                        tracing::warn!(error, "a VM's memory is not retained");
+                    }
                     Answer::Failed { code: code_of_retain(&error), message: error.to_string() }
                 }
             },
