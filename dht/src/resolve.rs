@@ -20,6 +20,7 @@ use crate::{
     lookup::{Request, Search, Ticket},
     membership::Role,
     node::{Peer, blocking},
+    sample::Sampling,
     serve::distinct,
     shard::{MemberId, ShardId},
     trust::Evidence,
@@ -36,6 +37,8 @@ struct Holders {
     said: Vec<(ShortId, MemberId)>,
     /// As owners passed it on among each other.
     hearsay: Vec<(ShortId, MemberId)>,
+    /// The shards of which the owner that answered does not keep every name.
+    sampled: Vec<(ShardId, Sampling)>,
 }
 
 impl Holders {
@@ -132,19 +135,20 @@ impl Peer {
 
     fn search(&self, ids: Vec<ShortId>) -> Search {
         let now = Instant::now();
-        let (sampling, owners): (_, Vec<Vec<MemberId>>) = {
+        let (owners, owned): (Vec<Vec<(MemberId, Sampling)>>, Vec<bool>) = {
             let site = self.site();
-            (site.sampling(), ShardId::all().map(|shard| site.owners_to_ask(shard, now).collect()).collect())
+            let owners = |shard| {
+                let asked = site.owners_to_ask(shard, now);
+                asked.map(|owner| (owner, site.sampling(owner, shard))).collect()
+            };
+            // What is left of shards that it owned before is not all that the owners know by now.
+            let owned = |shard| site.shards().owners(shard).contains(&site.me());
+            (ShardId::all().map(owners).collect(), ShardId::all().map(owned).collect())
         };
-        // What is left of shards that it owned before is not all that the owners know by now.
-        let owned: Vec<bool> = {
-            let site = self.site();
-            ShardId::all().map(|shard| site.shards().owners(shard).contains(&site.me())).collect()
-        };
-        let mine = |id: &ShortId| sampling.keeps(*id) && owned[ShardId::of(*id).index()];
-        let sampled: Vec<ShortId> = ids.iter().copied().filter(mine).collect();
-        let known = self.known_holders(&sampled, now);
-        let mut search = Search::new(ids, sampling, |shard| owners[shard.index()].iter().copied());
+        let mine = |id: &ShortId| owned[ShardId::of(*id).index()];
+        let mine: Vec<ShortId> = ids.iter().copied().filter(mine).collect();
+        let known = self.known_holders(&mine, now);
+        let mut search = Search::new(ids, |shard| owners[shard.index()].iter().copied());
         self.site().trust().doubted(now).for_each(|holder| search.doubt(holder));
         search.known(known.said);
         search.hearsay(known.hearsay);
@@ -232,7 +236,7 @@ impl Peer {
             Outcome::Holders { ticket, owner, holders } => {
                 self.site().answered(owner, Role::Owner);
                 search.hearsay(holders.hearsay);
-                search.on_holders(ticket, &holders.said);
+                search.on_holders(ticket, &holders.said, &holders.sampled);
             }
             Outcome::Pages { ticket, mut pages } => {
                 let ids: Vec<_> = pages.ids().collect();
@@ -271,8 +275,9 @@ impl Peer {
         let to = self.directory().get(&owner)?.peer_id;
         self.counters.lookup_sent(ids.len());
         match self.network.index(to, IndexRequest::Lookup { ids: ids.to_vec() }).await {
-            Ok(IndexResponse::Holders { peers, claims }) => {
+            Ok(IndexResponse::Holders { sampled, peers, claims }) => {
                 self.counters.lookup_found(distinct(claims.iter().map(|claim| claim.at)));
+                self.sampled(owner, sampled.clone());
                 self.meet(&peers).await;
                 let now = Instant::now();
                 let site = self.site();
@@ -282,9 +287,13 @@ impl Peer {
                     let holder = *members.get(usize::from(claim.peer))?;
                     site.usable_holder(holder, now).then_some((id, holder, claim.hearsay))
                 });
-                Some(Holders::of(named))
+                Some(Holders { sampled, ..Holders::of(named) })
             }
-            Ok(IndexResponse::Announced | IndexResponse::Digests { .. } | IndexResponse::Claims { .. }) => {
+            Ok(
+                IndexResponse::Announced { .. }
+                | IndexResponse::Digests { .. }
+                | IndexResponse::Claims { .. },
+            ) => {
                 tracing::warn!(peer = %to, "an owner answered another question than a lookup");
                 None
             }
