@@ -3,6 +3,8 @@
 //! It is there to compare: the page index on one side, Kademlia's provider records, one query or record a name, on the other, asked of the same
 //! peers by the same process (`bench`, `lookup-rate`). It announces no protocol that would make it a member.
 
+use std::sync::Arc;
+
 use libp2p::{
     PeerId, StreamProtocol, Swarm, identify,
     identity::Keypair,
@@ -18,6 +20,7 @@ use crate::{
     error::NodeError,
     identity::SiteKey,
     limits::{IDLE_CONNECTION, REQUEST_TIMEOUT},
+    secure::Secure,
 };
 
 mod protocols {
@@ -73,5 +76,6 @@ pub fn asker(
         index: Index::new(asks(&protocols.index), requests),
     };
     let limits = swarm::Config::with_tokio_executor().with_idle_connection_timeout(IDLE_CONNECTION);
-    Ok(Swarm::new(transport(identity, site)?, behaviour, me, limits))
+    let secure = Arc::new(Secure::new(identity, site, None)?);
+    Ok(Swarm::new(transport(secure), behaviour, me, limits))
 }

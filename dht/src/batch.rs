@@ -8,8 +8,6 @@ use page::{PAGE_SIZE, Page, ShortId};
 #[derive(Default)]
 pub struct PageBatch {
     buffer: Vec<u8>,
-    /// Where the first page's bytes begin.
-    start: usize,
     /// The ids, and the place of each page among the buffer's, ascending.
     pages: Vec<(ShortId, u32)>,
 }
@@ -18,17 +16,24 @@ impl PageBatch {
     /// Room for so many pages.
     #[must_use]
     pub fn with_capacity(pages: usize) -> Self {
-        Self { buffer: vec![0; pages * PAGE_SIZE], start: 0, pages: Vec::with_capacity(pages) }
+        Self { buffer: vec![0; pages * PAGE_SIZE], pages: Vec::with_capacity(pages) }
     }
 
-    /// The pages that lie in `buffer` one after the other from `start` on, in the order of `ids`; what the buffer has more is of no use.
+    /// Those of the pages in `buffer`, one after the other, that are named with their ids and places, ascending.
     ///
     /// # Panics
-    /// If it has fewer than `ids`.
+    /// If there is no page at one of the places, or they do not ascend.
     #[must_use]
-    pub fn of_buffer(buffer: Vec<u8>, start: usize, ids: Vec<ShortId>) -> Self {
-        assert!(buffer.len() >= start + ids.len() * PAGE_SIZE, "each id has its page");
-        Self { buffer, start, pages: ids.into_iter().zip(0..).collect() }
+    pub fn of_buffer(buffer: Vec<u8>, pages: Vec<(ShortId, u32)>) -> Self {
+        assert!(pages.is_sorted_by(|(_, a), (_, b)| a < b), "the places ascend");
+        let last = pages.last().map_or(0, |(_, number)| *number as usize + 1);
+        assert!(buffer.len() >= last * PAGE_SIZE, "each id has its page");
+        Self { buffer, pages }
+    }
+
+    /// Takes all pages out; the room stays.
+    pub fn clear(&mut self) {
+        self.pages.clear();
     }
 
     /// Adds those of a run of pages that `keep` wants, after `fill` has written all of them into place; none if `fill` returns
@@ -40,7 +45,7 @@ impl PageBatch {
         mut keep: impl FnMut(ShortId, &Page) -> bool,
     ) -> bool {
         let first = self.pages.last().map_or(0, |(_, number)| number + 1);
-        let at = self.start + first as usize * PAGE_SIZE;
+        let at = first as usize * PAGE_SIZE;
         let end = at + ids.len() * PAGE_SIZE;
         if self.buffer.len() < end {
             self.buffer.resize(end, 0);
@@ -82,19 +87,19 @@ impl PageBatch {
 
     /// The pages.
     pub fn iter(&self) -> impl Iterator<Item = (ShortId, &Page)> + '_ {
-        let all = self.buffer[self.start..].as_chunks::<PAGE_SIZE>().0;
+        let all = self.buffer.as_chunks::<PAGE_SIZE>().0;
         self.pages.iter().map(move |(id, number)| (*id, &all[*number as usize]))
     }
 
     /// Changes the pages' bytes.
     pub fn for_each_mut(&mut self, mut change: impl FnMut(&mut Page)) {
-        let all = self.buffer[self.start..].as_chunks_mut::<PAGE_SIZE>().0;
+        let all = self.buffer.as_chunks_mut::<PAGE_SIZE>().0;
         self.pages.iter().for_each(|(_, number)| change(&mut all[*number as usize]));
     }
 
     /// Keeps the pages that `keep` wants.
     pub fn retain(&mut self, mut keep: impl FnMut(ShortId, &Page) -> bool) {
-        let all = self.buffer[self.start..].as_chunks::<PAGE_SIZE>().0;
+        let all = self.buffer.as_chunks::<PAGE_SIZE>().0;
         self.pages.retain(|(id, number)| keep(*id, &all[*number as usize]));
     }
 
@@ -102,7 +107,7 @@ impl PageBatch {
     pub fn pieces(&self) -> impl Iterator<Item = &[u8]> + '_ {
         let runs = self.pages.chunk_by(|(_, a), (_, b)| a + 1 == *b);
         runs.map(|run| {
-            let at = self.start + run[0].1 as usize * PAGE_SIZE;
+            let at = run[0].1 as usize * PAGE_SIZE;
             &self.buffer[at..at + run.len() * PAGE_SIZE]
         })
     }
@@ -171,8 +176,13 @@ mod tests {
         assert_eq!(batch.pieces().map(<[u8]>::len).collect::<Vec<_>>(), [PAGE_SIZE, 3 * PAGE_SIZE]);
         assert_eq!(batch.ids().map(|id| id.0).collect::<Vec<_>>(), [0, 3, 4, 5]);
         assert!(batch.iter().all(|(id, bytes)| bytes == &page(u8::try_from(id.0).unwrap())));
-        let in_buffer =
-            PageBatch::of_buffer([&[9, 9][..], &page(1), &page(2)].concat(), 2, vec![ShortId(1), ShortId(2)]);
+        let in_buffer = PageBatch::of_buffer(
+            [page(1), page(9), page(2)].concat(),
+            vec![(ShortId(1), 0), (ShortId(2), 2)],
+        );
         assert_eq!(in_buffer, [(ShortId(1), page(1)), (ShortId(2), page(2))].into_iter().collect());
+        batch.clear();
+        assert!(batch.add_run(ids(8..9), write(8), |_, _| true) && batch.len() == 1, "{batch:?}");
+        assert!(batch.iter().all(|(id, bytes)| id == ShortId(8) && bytes == &page(8)));
     }
 }

@@ -1,9 +1,11 @@
 //! What this peer speaks with the other peers of its site, and the transport below it.
 //!
-//! TCP, then TLS with the peers' own keys, then a proof of the site's key, then Yamux: see [`crate::secure`].
+//! TCP, then TLS with the peers' own keys, then a proof of the site's key, then Yamux: see [`crate::secure`]. Pages do not travel here but on connections
+//! of their own ([`crate::page_connection`]), made to the same address.
 
 use std::{io, num::NonZeroUsize, sync::Arc};
 
+use futures::TryFutureExt;
 use libp2p::{
     PeerId, StreamProtocol, Swarm, Transport,
     connection_limits::{self, ConnectionLimits},
@@ -12,9 +14,7 @@ use libp2p::{
         transport::{Boxed, timeout::TransportTimeout},
         upgrade::Version,
     },
-    identify,
-    identity::Keypair,
-    kad, ping,
+    identify, kad, ping,
     request_response::{self, ProtocolSupport},
     swarm::{self, NetworkBehaviour},
     tcp,
@@ -23,19 +23,17 @@ use page::DomainId;
 
 use crate::{
     config::NodeConfig,
-    error::NodeError,
     identity::SiteKey,
     limits::{
         CONNECTIONS_PER_PEER, IDLE_CONNECTION, INBOUND_STREAMS, KAD_RECORDS, PENDING_CONNECTIONS, PING_EVERY,
         PING_TIMEOUT, REQUEST_TIMEOUT, UPGRADE_TIMEOUT,
     },
     proof::End,
-    secure::Secure,
-    wire::{IndexRequest, IndexResponse, MessageCodec, PagesRequest, PagesResponse},
+    secure::{Secure, SecureError},
+    wire::{IndexRequest, IndexResponse, MessageCodec},
 };
 
 pub(crate) type Index = request_response::Behaviour<MessageCodec<IndexRequest, IndexResponse>>;
-pub(crate) type Pages = request_response::Behaviour<MessageCodec<PagesRequest, PagesResponse>>;
 
 /// All protocols of a peer.
 #[derive(NetworkBehaviour)]
@@ -47,7 +45,6 @@ pub(crate) struct Behaviour {
     /// Membership and routing. It holds no page's record.
     pub(crate) kad: kad::Behaviour<kad::store::MemoryStore>,
     pub(crate) index: Index,
-    pub(crate) pages: Pages,
 }
 
 /// The site's protocol names.
@@ -55,7 +52,6 @@ pub(crate) struct Behaviour {
 pub(crate) struct Protocols {
     pub(crate) kad: StreamProtocol,
     pub(crate) index: StreamProtocol,
-    pub(crate) pages: StreamProtocol,
 }
 
 impl Protocols {
@@ -64,26 +60,21 @@ impl Protocols {
         let name = |rest: String| {
             StreamProtocol::try_from_owned(format!("/tern/{site}/{rest}")).expect("it starts with a slash")
         };
-        Self {
-            kad: name("kad/1".to_owned()),
-            index: name(format!("{domain}/index/3")),
-            pages: name(format!("{domain}/pages/1")),
-        }
+        Self { kad: name("kad/1".to_owned()), index: name(format!("{domain}/index/3")) }
     }
 }
 
 /// A swarm that does not listen yet.
-pub(crate) fn swarm(config: &NodeConfig) -> Result<(Swarm<Behaviour>, Protocols), NodeError> {
+pub(crate) fn swarm(config: &NodeConfig, secure: Arc<Secure>) -> (Swarm<Behaviour>, Protocols) {
     let protocols = Protocols::new(&config.site_key, config.domain.id());
-    let transport = transport(&config.identity, &config.site_key)?;
+    let transport = transport(secure);
     let behaviour = behaviour(config, &protocols);
     let me = PeerId::from(config.identity.public());
     let limits = swarm::Config::with_tokio_executor()
         .with_idle_connection_timeout(IDLE_CONNECTION)
         // Each stream has one protocol on offer: the request goes along with its name and does not wait for the echo.
         .with_substream_upgrade_protocol_override(Version::V1Lazy);
-    let swarm = Swarm::new(transport, behaviour, me, limits);
-    Ok((swarm, protocols))
+    (Swarm::new(transport, behaviour, me, limits), protocols)
 }
 
 /// No TCP connection. libp2p's wrappers show the sources of an error and hide the error itself, so the cause is a source here.
@@ -91,17 +82,18 @@ pub(crate) fn swarm(config: &NodeConfig) -> Result<(Swarm<Behaviour>, Protocols)
 #[error("no connection")]
 struct Unreachable(#[source] io::Error);
 
-pub(crate) fn transport(
-    identity: &Keypair,
-    site: &SiteKey,
-) -> Result<Boxed<(PeerId, StreamMuxerBox)>, NodeError> {
-    let secure = Arc::new(Secure::new(identity, site)?);
+/// No secured connection for the swarm; as [`Unreachable`].
+#[derive(Debug, thiserror::Error)]
+#[error("not for the swarm")]
+struct Unsecured(#[source] SecureError);
+
+pub(crate) fn transport(secure: Arc<Secure>) -> Boxed<(PeerId, StreamMuxerBox)> {
     let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true));
     let secured = tcp.map_err(Unreachable).and_then(move |socket, point| {
         let end = if point.is_dialer() { End::Dialer } else { End::Listener };
-        secure.upgrade(socket, end)
+        Arc::clone(&secure).upgrade(socket, end).map_err(Unsecured)
     });
-    Ok(TransportTimeout::new(secured, UPGRADE_TIMEOUT).boxed())
+    TransportTimeout::new(secured, UPGRADE_TIMEOUT).boxed()
 }
 
 fn behaviour(config: &NodeConfig, protocols: &Protocols) -> Behaviour {
@@ -127,18 +119,14 @@ fn behaviour(config: &NodeConfig, protocols: &Protocols) -> Behaviour {
     let mut kad =
         kad::Behaviour::with_config(me, kad::store::MemoryStore::with_config(me, store), kad_config);
     kad.set_mode(Some(kad::Mode::Server));
-    let requests = || {
-        request_response::Config::default()
-            .with_request_timeout(REQUEST_TIMEOUT)
-            .with_max_concurrent_streams(INBOUND_STREAMS)
-    };
-    let full = |protocol: &StreamProtocol| [(protocol.clone(), ProtocolSupport::Full)];
+    let requests = request_response::Config::default()
+        .with_request_timeout(REQUEST_TIMEOUT)
+        .with_max_concurrent_streams(INBOUND_STREAMS);
     Behaviour {
         limits: connection_limits::Behaviour::new(limits),
         identify: identify::Behaviour::new(identify),
         ping: ping::Behaviour::new(ping::Config::new().with_interval(PING_EVERY).with_timeout(PING_TIMEOUT)),
         kad,
-        index: Index::new(full(&protocols.index), requests()),
-        pages: Pages::new(full(&protocols.pages), requests()),
+        index: Index::new([(protocols.index.clone(), ProtocolSupport::Full)], requests),
     }
 }

@@ -17,9 +17,10 @@ use crate::{
     flight::{Flights, SearchId, Start},
     limits::{FETCH_HEDGE, FETCH_TIMEOUT},
     membership::Role,
-    node::{Peer, blocking, lock},
+    node::{Peer, lock},
+    page_client::FetchError,
+    page_connection::Came,
     shard::MemberId,
-    wire::PagesRequest,
 };
 
 /// What whoever waits for a page is told: the page, or that it must be asked for anew.
@@ -45,9 +46,15 @@ impl OnTheWay {
         }
     }
 
-    fn arrived(&self, id: ShortId, page: &Page) {
-        let waiters = lock(&self.flights).arrived(id);
-        Self::tell(waiters, id, Some(page));
+    fn arrived(&self, pages: &PageBatch) {
+        let waited: Vec<_> = {
+            let mut flights = lock(&self.flights);
+            let waiters = pages.iter().map(|(id, page)| (id, page, flights.arrived(id)));
+            waiters.filter(|(.., waiters)| !waiters.is_empty()).collect()
+        };
+        for (id, page, waiters) in waited {
+            Self::tell(waiters, id, Some(page));
+        }
     }
 }
 
@@ -107,8 +114,11 @@ impl<'a> Share<'a> {
 
     /// The fetch is over: whoever waits for what has not come goes on by itself.
     fn end_fetch(&mut self) {
-        for id in self.fetched.drain(..) {
-            let waiters = lock(&self.on_the_way.flights).ended(id, self.by);
+        let waited: Vec<_> = {
+            let mut flights = lock(&self.on_the_way.flights);
+            self.fetched.drain(..).map(|id| (id, flights.ended(id, self.by))).collect()
+        };
+        for (id, waiters) in waited {
             OnTheWay::tell(waiters, id, None);
         }
     }
@@ -153,32 +163,32 @@ impl Peer {
 
     /// Asks a holder for pages, hashes what comes, and gives others what they wait for.
     async fn ask_holder(self: &Arc<Self>, holder: MemberId, ids: Vec<ShortId>) -> Option<PageBatch> {
-        let to = self.directory().get(&holder).map(|known| known.peer_id)?;
+        let (to, addresses) = {
+            let directory = self.directory();
+            let known = directory.get(&holder)?;
+            (known.peer_id, known.addresses.clone())
+        };
         // It may have been found out by an earlier request of this search.
         if !self.site().usable_holder(holder, Instant::now()) {
             return None;
         }
         self.counters.fetch_sent();
-        let response = match self.network.pages(to, PagesRequest { ids: ids.clone() }).await {
-            Ok(response) => response,
-            Err(error) => {
-                tracing::debug!(peer = %to, %error, "a fetch failed");
-                return None;
+        let domain = self.domain().clone();
+        let right = move |id: ShortId, page: &Page| domain.name(page).short() == id;
+        match self.page_client.fetch(to, &addresses, &ids, right).await {
+            Ok(Came { pages, wrong }) => {
+                self.answered(holder, &pages, wrong);
+                self.on_the_way.arrived(&pages);
+                Some(pages)
             }
-        };
-        let peer = Arc::clone(self);
-        let verify = move || {
-            let domain = peer.domain();
-            let mut pages = response.pages;
-            let came = pages.len();
-            pages.retain(|id, page| ids.contains(&id) && domain.name(page).short() == id);
-            let wrong = came - pages.len();
-            (pages, wrong)
-        };
-        let (pages, wrong) = blocking(verify).await;
-        self.answered(holder, &pages, wrong);
-        pages.iter().for_each(|(id, page)| self.on_the_way.arrived(id, page));
-        Some(pages)
+            Err(error) => {
+                tracing::debug!(peer = %to, error = &error as &dyn std::error::Error, "a fetch failed");
+                if matches!(error, FetchError::Connect(_)) {
+                    self.network.look_after(to).await;
+                }
+                None
+            }
+        }
     }
 
     /// A holder sent pages, those that were right and how many were not.

@@ -72,6 +72,12 @@ pub mod node;
 #[cfg(feature = "node")]
 mod pace;
 #[cfg(feature = "node")]
+mod page_client;
+#[cfg(feature = "node")]
+mod page_connection;
+#[cfg(feature = "node")]
+mod page_server;
+#[cfg(feature = "node")]
 pub mod proof;
 #[cfg(feature = "node")]
 pub mod repair;

@@ -199,8 +199,28 @@ const _: () = {
 
 /// How long a connection may take to prove the site's key and both identities.
 pub const UPGRADE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Streams that one connection may have open: the requests of both protocols, Kademlia's and ping's.
+/// Streams that one connection may have open: the index's requests both ways, Kademlia's and ping's.
 pub const STREAMS: usize = 4 * INBOUND_STREAMS;
+/// Requests for pages that one host has out at one holder, each on a connection of its own.
+pub const FETCHES_EACH: usize = 8;
+/// Connections for pages that a holder takes of one other peer: those of its own closing have a moment.
+pub const PAGE_CONNECTIONS_EACH: usize = 2 * FETCHES_EACH;
+/// Connections for pages that a holder takes of all; each has a thread.
+pub const PAGE_CONNECTIONS: usize = 512;
+/// Such connections that wait for their thread.
+pub const PAGE_ARRIVALS: usize = PENDING_CONNECTIONS as usize;
+/// What such a thread may use of its stack.
+pub const PAGE_STACK_BYTES: usize = 512 << 10;
+/// What is encrypted before it is handed to the kernel.
+pub const PAGE_WRITE_BYTES: usize = 256 << 10;
+/// How long a call on a connection for pages waits before it looks at its deadline, and how long an idle one keeps memory.
+pub const PAGE_CONNECTION_LOOK: Duration = Duration::from_secs(1);
+/// How long a connection for pages stays open without a request, at the end that asks.
+pub const PAGE_CONNECTION_KEPT: Duration = Duration::from_secs(20);
+/// And at the end that is asked.
+pub const PAGE_CONNECTION_IDLE: Duration = Duration::from_secs(30);
+/// Connections to one holder that are kept without a request: one search's.
+pub const PAGE_CONNECTIONS_KEPT: usize = FETCHES_PER_HOLDER;
 /// What is read from a connection's socket at once.
 pub const SOCKET_READ_BYTES: usize = 128 << 10;
 /// What is gathered before it is made into TLS records (16 KiB each) and written.
@@ -275,11 +295,12 @@ pub const WAITING_BYTES_EACH: usize = 64 << 20;
 pub const FLOOD_IN_FLIGHT: usize = 256;
 const _: () = {
     // What one host's searches may ask of one holder at once is served or waits: a peer that behaves is not refused.
-    assert!(SEARCHES * FETCHES_PER_HOLDER <= WAITING_EACH && WAITING_EACH <= INBOUND_STREAMS);
-    assert!(
-        SEARCHES * FETCHES_PER_HOLDER * (FETCH_BATCH + 1) * PAGE_SIZE
-            <= WAITING_BYTES_EACH + SERVING_BYTES_EACH
-    );
+    assert!(FETCHES_PER_HOLDER <= FETCHES_EACH && PAGE_CONNECTIONS_EACH <= SERVING_EACH);
+    assert!(WAITING_EACH <= INBOUND_STREAMS && PAGE_CONNECTIONS_EACH * 8 <= PAGE_CONNECTIONS);
+    assert!(PAGE_CONNECTIONS_EACH * (FETCH_BATCH + 1) * PAGE_SIZE <= WAITING_BYTES_EACH);
+    // Whoever keeps a connection finds it open.
+    assert!(PAGE_CONNECTION_KEPT.as_secs() < PAGE_CONNECTION_IDLE.as_secs());
+    assert!(PAGE_CONNECTION_LOOK.as_millis() < FETCH_TIMEOUT.as_millis());
     // No single peer takes all there is.
     assert!(SERVING_EACH * 4 <= SERVING && SERVING_BYTES_EACH * 4 <= SERVING_BYTES);
     assert!(WAITING_EACH * 4 <= WAITING && WAITING_BYTES_EACH * 4 <= WAITING_BYTES);

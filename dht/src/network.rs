@@ -32,8 +32,9 @@ use crate::{
     mesh::{Mesh, Refresh},
     node::Peer,
     requests::{Ask, RequestId},
+    secure::SecureError,
     shard::{MemberId, ShardId},
-    wire::{IndexRequest, IndexResponse, PagesRequest, PagesResponse},
+    wire::{IndexRequest, IndexResponse},
 };
 
 /// Why a request to another peer brought no answer.
@@ -54,10 +55,9 @@ pub(crate) enum Command {
         request: IndexRequest,
         reply: Reply<IndexResponse>,
     },
-    Pages {
+    /// A connection for pages could not be made: see whether the peer is still there.
+    LookAfter {
         peer: PeerId,
-        request: PagesRequest,
-        reply: Reply<PagesResponse>,
     },
     /// Get to know a peer that was heard of; the reply comes when it is a member, and is dropped if it cannot be reached.
     Meet {
@@ -68,10 +68,6 @@ pub(crate) enum Command {
     RespondIndex {
         channel: ResponseChannel<IndexResponse>,
         response: IndexResponse,
-    },
-    RespondPages {
-        channel: ResponseChannel<PagesResponse>,
-        response: PagesResponse,
     },
 }
 
@@ -93,15 +89,12 @@ impl Network {
         answer.await.map_err(|_| RequestError::Stopping)?
     }
 
-    pub(crate) async fn pages(
-        &self,
-        peer: PeerId,
-        request: PagesRequest,
-    ) -> Result<PagesResponse, RequestError> {
-        let (reply, answer) = oneshot::channel();
-        let sent = self.commands.send(Command::Pages { peer, request, reply }).await;
-        sent.map_err(|_| RequestError::Stopping)?;
-        answer.await.map_err(|_| RequestError::Stopping)?
+    /// A peer could not be reached, though the network task may be connected to it: one that is not is dialled, and is no member any more if it
+    /// does not answer.
+    pub(crate) async fn look_after(&self, peer: PeerId) {
+        if self.commands.send(Command::LookAfter { peer }).await.is_err() {
+            tracing::debug!(%peer, "a peer could not be reached after the network task had ended");
+        }
     }
 
     /// Waits until a peer that was heard of is a member; `false` if it cannot be reached.
@@ -111,8 +104,8 @@ impl Network {
     }
 
     /// Sends a response; one that cannot be sent any more is the asker's time-out.
-    pub(crate) async fn respond(&self, response: Command) {
-        if self.commands.send(response).await.is_err() {
+    pub(crate) async fn respond(&self, channel: ResponseChannel<IndexResponse>, response: IndexResponse) {
+        if self.commands.send(Command::RespondIndex { channel, response }).await.is_err() {
             tracing::debug!("a response was ready after the network task had ended");
         }
     }
@@ -125,7 +118,6 @@ pub(crate) struct Driver {
     pub(crate) peer: Arc<Peer>,
     pub(crate) me: MemberId,
     index_replies: HashMap<OutboundRequestId, Reply<IndexResponse>>,
-    pages_replies: HashMap<OutboundRequestId, Reply<PagesResponse>>,
     join: Vec<Join>,
     last_refusal_logged: Option<Instant>,
     pub(crate) mesh: Mesh,
@@ -176,7 +168,6 @@ impl Driver {
             peer,
             me,
             index_replies: HashMap::new(),
-            pages_replies: HashMap::new(),
             join: join.collect(),
             last_refusal_logged: None,
             mesh: Mesh::new(me, config.mesh),
@@ -263,22 +254,16 @@ impl Driver {
                 let id = index.send_request_with_addresses(&peer, request, addresses);
                 self.index_replies.insert(id, reply);
             }
-            Command::Pages { peer, request, reply } => {
-                let addresses = self.about_to_ask(&peer);
-                let pages = &mut self.swarm.behaviour_mut().pages;
-                let id = pages.send_request_with_addresses(&peer, request, addresses);
-                self.pages_replies.insert(id, reply);
+            Command::LookAfter { peer } => {
+                if !self.mesh.is_connected(member(&peer)) {
+                    self.dial(peer);
+                }
             }
             Command::Meet { peer, address, reply } => self.meet(peer, address, reply),
             // A response that comes too late was the asker's time-out already.
             Command::RespondIndex { channel, response } => {
                 if self.swarm.behaviour_mut().index.send_response(channel, response).is_err() {
                     tracing::debug!("an index response came too late");
-                }
-            }
-            Command::RespondPages { channel, response } => {
-                if self.swarm.behaviour_mut().pages.send_response(channel, response).is_err() {
-                    tracing::debug!("a pages response came too late");
                 }
             }
         }
@@ -305,6 +290,7 @@ impl Driver {
                 self.peer.counters.connection_over_limit();
                 tracing::debug!(%cause, "a connection was refused");
             }
+            SwarmEvent::IncomingConnectionError { error, .. } if for_pages(&error) => {}
             SwarmEvent::IncomingConnectionError { send_back_addr, error, .. } => {
                 self.refused("incoming", &send_back_addr.to_string(), &error);
             }
@@ -396,7 +382,6 @@ impl Driver {
             BehaviourEvent::Ping(ping::Event { result: Ok(_), .. }) => {}
             BehaviourEvent::Kad(event) => self.on_kademlia(event),
             BehaviourEvent::Index(event) => self.on_index(event),
-            BehaviourEvent::Pages(event) => self.on_pages(event),
         }
     }
 
@@ -409,7 +394,7 @@ impl Driver {
                 self.swarm.behaviour_mut().kad.add_address(&peer, address);
             }
         }
-        if speaks.contains(&self.protocols.index) && speaks.contains(&self.protocols.pages) {
+        if speaks.contains(&self.protocols.index) {
             self.met(peer, &info.listen_addrs);
         } else {
             self.meetings.remove(&member(&peer));
@@ -457,33 +442,6 @@ impl Driver {
         }
         tracing::debug!(%peer, %error, "a request of another peer failed");
     }
-
-    fn on_pages(&mut self, event: request_response::Event<PagesRequest, PagesResponse>) {
-        use request_response::Event;
-        match event {
-            Event::Message { peer, message: Message::Request { request_id, request, channel }, .. } => {
-                self.mesh.began(member(&peer), Instant::now());
-                let ask = Ask::Pages { request, channel };
-                self.peer.requested(peer, RequestId::Pages(request_id), ask);
-            }
-            Event::Message { peer, message: Message::Response { request_id, response }, .. } => {
-                self.mesh.ended(member(&peer), Instant::now());
-                reply(&mut self.pages_replies, request_id, Ok(response));
-            }
-            Event::OutboundFailure { peer, request_id, error, .. } => {
-                self.mesh.ended(member(&peer), Instant::now());
-                reply(&mut self.pages_replies, request_id, Err(error.into()));
-            }
-            Event::InboundFailure { peer, request_id, error, .. } => {
-                self.inbound_failed(peer, &error);
-                self.peer.request_ended(RequestId::Pages(request_id));
-            }
-            Event::ResponseSent { peer, request_id, .. } => {
-                self.mesh.ended(member(&peer), Instant::now());
-                self.peer.request_ended(RequestId::Pages(request_id));
-            }
-        }
-    }
 }
 
 /// libp2p's listeners share their port (SO_REUSEPORT), so a second peer at one address would take half of the first one's connections.
@@ -526,6 +484,21 @@ fn chain(error: &(dyn Error + 'static)) -> String {
     texts.retain(|text| !text.is_empty());
     texts.dedup();
     texts.join(": ")
+}
+
+/// Whether a connection is not the swarm's because it is for pages, and in the hands of whoever serves them (or closed, when too many are new).
+fn for_pages(error: &(dyn Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        match error.downcast_ref::<SecureError>() {
+            Some(SecureError::ForPages { .. } | SecureError::TooManyForPages { .. }) => return true,
+            Some(_) => return false,
+            None => {}
+        }
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        cause = inner.map(|inner| inner as &(dyn Error + 'static)).or_else(|| error.source());
+    }
+    false
 }
 
 /// Whether a dial failed because nothing answers there, as opposed to somebody who does not know the site's key.

@@ -33,7 +33,10 @@ use crate::{
     flood,
     index::ContentId,
     lease::OwnerTable,
-    limits::{COMMANDS, LAN_BURST_DIVISOR, LISTEN_ADDRESSES, RECENT_SOURCES, SEARCHES},
+    limits::{
+        COMMANDS, FETCHES_EACH, FLOOD_IN_FLIGHT, LAN_BURST_DIVISOR, LISTEN_ADDRESSES, PAGE_ARRIVALS,
+        RECENT_SOURCES, SEARCHES,
+    },
     local::{
         protocol::{FoundOn, Holder, MemoryExtent},
         server::LocalSocket,
@@ -42,8 +45,11 @@ use crate::{
     metrics_server::MetricsServer,
     network::{Driver, Network},
     pace::Budget,
+    page_client::PageClient,
+    page_server,
     requests::Requests,
     sample::Sampling,
+    secure::Secure,
     shard::{MemberId, ShardId},
     upkeep,
     wire::HolderPeer,
@@ -65,6 +71,8 @@ pub(crate) struct Peer {
     pub(crate) counters: Counters,
     /// The requests of other peers.
     pub(crate) requests: Requests,
+    /// Asks other peers for pages.
+    pub(crate) page_client: PageClient,
     /// The pages on their way to this host.
     pub(crate) on_the_way: OnTheWay,
     /// Bounds the searches of this host that are under way.
@@ -128,7 +136,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Peer {
-    fn new(config: &NodeConfig, network: Network) -> Result<Self, NodeError> {
+    pub(crate) fn new(config: &NodeConfig, network: Network, secure: Arc<Secure>) -> Result<Self, NodeError> {
         let budgets = config.budgets;
         let workers = Workers::start(budgets.cpu_percent).map_err(NodeError::Threads)?;
         let lan = budgets.lan_bytes_per_second.map(|rate| Budget::new(rate, rate / LAN_BURST_DIVISOR));
@@ -136,6 +144,7 @@ impl Peer {
         let peer_id = PeerId::from(config.identity.public());
         let check_key = CheckKey::generate().map_err(NodeError::Random)?;
         let now = Instant::now();
+        let each = if config.fault == Some(Fault::Flood) { FLOOD_IN_FLIGHT } else { FETCHES_EACH };
         Ok(Self {
             me: peer_id,
             peer_text: peer_id.to_string(),
@@ -147,6 +156,7 @@ impl Peer {
             network,
             counters: Counters::default(),
             requests: Requests::default(),
+            page_client: PageClient::new(secure, config.domain.id(), each),
             on_the_way: OnTheWay::default(),
             searching: Semaphore::new(SEARCHES),
             news: Notify::new(),
@@ -411,8 +421,10 @@ where
         None => None,
     };
     let (commands, receiver) = mpsc::channel(COMMANDS);
-    let (swarm, protocols) = behaviour::swarm(&config)?;
-    let peer = Arc::new(Peer::new(&config, Network { commands })?);
+    let (arrivals, for_pages) = mpsc::channel(PAGE_ARRIVALS);
+    let secure = Arc::new(Secure::new(&config.identity, &config.site_key, Some(arrivals))?);
+    let (swarm, protocols) = behaviour::swarm(&config, Arc::clone(&secure));
+    let peer = Arc::new(Peer::new(&config, Network { commands }, secure)?);
     peer.load_retained()?;
     let mut driver = Driver::new(swarm, protocols, Arc::clone(&peer), &config);
     let address = driver.listen(config.listen.clone()).await?;
@@ -421,6 +433,7 @@ where
     tokio::select! {
         result = driver.run(receiver) => result?,
         () = local.serve(Arc::clone(&peer)) => {}
+        () = page_server::run(&peer, for_pages) => {}
         () = upkeep::run(&peer) => {}
         () = anti_entropy::run(&peer) => {}
         () = flood::run(&peer), if config.fault == Some(Fault::Flood) => {}

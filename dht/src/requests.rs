@@ -1,10 +1,13 @@
-//! The requests of other peers: each waits for its turn ([`crate::fair`]), is answered on a task of its own, and makes room for the next when its answer
-//! is on the wire. So answers that nobody reads are bounded too.
+//! The requests of other peers: each waits for its turn ([`crate::fair`]) and makes room for the next when its answer is on the wire. So answers that
+//! nobody reads are bounded too. One about the index is answered on a task of its own, one for pages by the thread of its connection.
 
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use libp2p::{
@@ -12,6 +15,7 @@ use libp2p::{
     request_response::{InboundRequestId, ResponseChannel},
 };
 use page::PAGE_SIZE;
+use tokio::sync::oneshot;
 
 use crate::{
     fair::{Bounds, Fair, Load, Refusal, Refused, Turn},
@@ -20,7 +24,7 @@ use crate::{
         WAITING_BYTES_EACH, WAITING_EACH,
     },
     node::Peer,
-    wire::{IndexRequest, IndexResponse, PagesRequest, PagesResponse},
+    wire::{IndexRequest, IndexResponse},
 };
 
 /// What a request takes beside its ids and pages, about.
@@ -28,17 +32,17 @@ const REQUEST_BYTES: usize = 1024;
 /// What an id of the index takes in a request and in its answer, about.
 const INDEX_ID_BYTES: usize = 32;
 
-/// Names a request; each protocol numbers its own.
+/// Names a request; libp2p numbers those about the index, this those for pages.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) enum RequestId {
     Index(InboundRequestId),
-    Pages(InboundRequestId),
+    Pages(u64),
 }
 
-/// A request and where its answer goes.
+/// A request, and where its answer goes or who hears that its turn has come.
 pub(crate) enum Ask {
     Index { request: IndexRequest, channel: ResponseChannel<IndexResponse> },
-    Pages { request: PagesRequest, channel: ResponseChannel<PagesResponse> },
+    Pages { pages: usize, turn: oneshot::Sender<()> },
 }
 
 impl fmt::Debug for Ask {
@@ -62,7 +66,7 @@ impl Ask {
                     IndexRequest::Digests { .. } => 0,
                     IndexRequest::Claims { holders, .. } => (holders.len() + PULL_CLAIMS) * INDEX_ID_BYTES,
                 },
-                Self::Pages { request, .. } => request.ids.len() * PAGE_SIZE,
+                Self::Pages { pages, .. } => pages * PAGE_SIZE,
             }
     }
 
@@ -70,7 +74,7 @@ impl Ask {
     fn is_open(&self) -> bool {
         match self {
             Self::Index { channel, .. } => channel.is_open(),
-            Self::Pages { channel, .. } => channel.is_open(),
+            Self::Pages { turn, .. } => !turn.is_closed(),
         }
     }
 }
@@ -84,7 +88,24 @@ struct State {
 
 /// All requests of other peers.
 #[derive(Debug)]
-pub(crate) struct Requests(Mutex<State>);
+pub(crate) struct Requests {
+    state: Mutex<State>,
+    /// How many of them were for pages.
+    for_pages: AtomicU64,
+}
+
+/// The turn of a request for pages. Dropped, it makes room for the next.
+#[derive(Debug)]
+pub(crate) struct PageTurn {
+    peer: Arc<Peer>,
+    id: RequestId,
+}
+
+impl Drop for PageTurn {
+    fn drop(&mut self) {
+        self.peer.request_ended(self.id);
+    }
+}
 
 impl Default for Requests {
     fn default() -> Self {
@@ -94,13 +115,13 @@ impl Default for Requests {
             working_each: Load { requests: SERVING_EACH, bytes: SERVING_BYTES_EACH },
             working: Load { requests: SERVING, bytes: SERVING_BYTES },
         });
-        Self(Mutex::new(State { fair, under_way: HashMap::new() }))
+        Self { state: Mutex::new(State { fair, under_way: HashMap::new() }), for_pages: AtomicU64::new(0) }
     }
 }
 
 impl Requests {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().expect("nothing panics while it holds this lock")
+        self.state.lock().expect("nothing panics while it holds this lock")
     }
 
     /// The next request to answer, noted as under way.
@@ -134,6 +155,15 @@ impl Peer {
         self.answer_next();
     }
 
+    /// Waits for the turn of a request for so many pages, on a thread of its own; `None` if it is refused.
+    pub(crate) fn page_turn(self: &Arc<Self>, from: PeerId, pages: usize) -> Option<PageTurn> {
+        let (turn, comes) = oneshot::channel();
+        let id = RequestId::Pages(self.requests.for_pages.fetch_add(1, Ordering::Relaxed));
+        self.requested(from, id, Ask::Pages { pages, turn });
+        // The sender is dropped if it is refused.
+        comes.blocking_recv().ok().map(|()| PageTurn { peer: Arc::clone(self), id })
+    }
+
     /// The answer to a request is on the wire, or the request failed.
     pub(crate) fn request_ended(self: &Arc<Self>, id: RequestId) {
         if self.requests.ended(id) {
@@ -149,8 +179,16 @@ impl Peer {
                 self.requests.ended(id);
                 continue;
             }
-            let peer = Arc::clone(self);
-            tokio::spawn(async move { peer.answer(from, ask).await });
+            match ask {
+                Ask::Index { request, channel } => {
+                    tokio::spawn(Arc::clone(self).answer_index(from, request, channel));
+                }
+                Ask::Pages { turn, .. } => {
+                    if turn.send(()).is_err() {
+                        self.requests.ended(id);
+                    }
+                }
+            }
         }
     }
 }

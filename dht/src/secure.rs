@@ -1,4 +1,6 @@
-//! The secured connection between two peers: TCP, TLS 1.3 with the peers' own keys, the proof of the site's key, then Yamux.
+//! The secured connection between two peers: TCP, TLS 1.3 with the peers' own keys, the proof of the site's key. Then ALPN says what it is for:
+//! Yamux and libp2p's protocols on it, or pages alone ([`crate::page_connection`]). Both are authenticated by the same code; the proof is bound to the
+//! session's exporter, which hangs on the whole handshake, ALPN included.
 //!
 //! TLS runs with raw public keys (RFC 7250): each end shows the Ed25519 key that is its libp2p identity and signs the handshake with it, so that
 //! there is no certificate to make, parse or expire. One cipher suite, AES-128-GCM, which processors do in hardware. Nothing is resumed. What comes
@@ -37,17 +39,35 @@ use rustls::{
     sign::CertifiedKey,
 };
 use thiserror::Error;
+use tokio::sync::mpsc;
 use zeroize::Zeroizing;
 
 use crate::{
     error::NodeError,
     identity::SiteKey,
     limits::{SOCKET_READ_BYTES, STREAMS, TLS_WRITE_BYTES},
+    page_connection::PageConnection,
     proof::{End, EndKey, PROOF_BYTES, ProofError, SESSION_BYTES, SESSION_LABEL, Session},
 };
 
-/// What both ends must speak, told in the handshake; another version of Tern's sites has another name.
-const ALPN: &[u8] = b"tern-site/1";
+/// What a connection is for, told in the handshake; another version of Tern's sites has other names.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Purpose {
+    /// libp2p's protocols.
+    Swarm,
+    /// Pages.
+    Pages,
+}
+
+impl Purpose {
+    fn alpn(self) -> &'static [u8] {
+        match self {
+            Self::Swarm => b"tern-site/1",
+            Self::Pages => b"tern-pages/1",
+        }
+    }
+}
+
 /// An Ed25519 private key in PKCS #8 (RFC 8410, section 7) is this and the key's 32 bytes.
 const ED25519_PKCS8: [u8; 16] =
     [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
@@ -57,6 +77,8 @@ const ED25519_PKCS8: [u8; 16] =
 pub(crate) enum SecureError {
     #[error("the TLS handshake failed: the other end is not a peer of this version")]
     Handshake(#[source] io::Error),
+    #[error("the other end agreed to no protocol that this end offers")]
+    Protocol,
     #[error("no session key can be exported")]
     Export(#[source] rustls::Error),
     #[error("{peer} ended the connection instead of proving the site's key")]
@@ -65,18 +87,68 @@ pub(crate) enum SecureError {
     Stranger { peer: PeerId, source: ProofError },
     #[error("the other end's identity was refused")]
     Identity(#[source] ProofError),
+    #[error("the socket cannot be used")]
+    Socket(#[source] io::Error),
+    /// Not a failure: the connection is authenticated, and in other hands.
+    #[error("{peer} made a connection for pages, which has been handed over")]
+    ForPages { peer: PeerId },
+    #[error("{peer} made a connection for pages, while too many others are new")]
+    TooManyForPages { peer: PeerId },
+}
+
+/// A connection whose other end is known to belong to the site.
+pub(crate) struct Authenticated<S> {
+    pub(crate) peer: PeerId,
+    purpose: Purpose,
+    stream: TlsStream<S>,
+}
+
+/// libp2p's socket, read in large pieces: rustls reads 4 KiB at a time.
+type Socket = BufReader<TcpStream>;
+
+fn buffered(socket: TcpStream) -> Socket {
+    BufReader::with_capacity(SOCKET_READ_BYTES, socket)
+}
+
+impl Authenticated<Socket> {
+    /// Takes the connection out of the async world.
+    fn for_pages(self) -> Result<PageConnection, SecureError> {
+        let (socket, tls) = match self.stream {
+            TlsStream::Client(stream) => {
+                let (socket, tls) = stream.into_inner();
+                (socket, tls.into())
+            }
+            TlsStream::Server(stream) => {
+                let (socket, tls) = stream.into_inner();
+                (socket, tls.into())
+            }
+        };
+        // What the other end sent right after its proof.
+        let read = socket.buffer().to_vec();
+        let socket = socket.into_inner().0.into_std();
+        socket
+            .and_then(|socket| PageConnection::new(self.peer, socket, tls, read))
+            .map_err(SecureError::Socket)
+    }
 }
 
 /// What secures connections, the same for all of a peer's.
 pub(crate) struct Secure {
     me: EndKey,
     key: hmac::Key,
-    connector: TlsConnector,
+    swarm: TlsConnector,
+    pages: TlsConnector,
     acceptor: TlsAcceptor,
+    /// Where connections for pages go; without it none is taken.
+    arrivals: Option<mpsc::Sender<PageConnection>>,
 }
 
 impl Secure {
-    pub(crate) fn new(identity: &Keypair, site: &SiteKey) -> Result<Self, NodeError> {
+    pub(crate) fn new(
+        identity: &Keypair,
+        site: &SiteKey,
+        arrivals: Option<mpsc::Sender<PageConnection>>,
+    ) -> Result<Self, NodeError> {
         let pair = identity.clone().try_into_ed25519().map_err(|_| NodeError::IdentityKind)?;
         let provider = Arc::new(CryptoProvider {
             cipher_suites: vec![provider::cipher_suite::TLS13_AES_128_GCM_SHA256],
@@ -97,33 +169,45 @@ impl Secure {
             .dangerous()
             .with_custom_certificate_verifier(Arc::clone(&verifier) as Arc<dyn ServerCertVerifier>)
             .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(Arc::clone(&own))));
-        client.alpn_protocols = vec![ALPN.to_vec()];
         client.resumption = Resumption::disabled();
         client.enable_sni = false;
+        let connector = |purpose: Purpose| {
+            let mut client = client.clone();
+            client.alpn_protocols = vec![purpose.alpn().to_vec()];
+            TlsConnector::from(Arc::new(client))
+        };
         let mut server = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(versions)?
             .with_client_cert_verifier(verifier)
             .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(own)));
-        server.alpn_protocols = vec![ALPN.to_vec()];
+        let pages = arrivals.is_some().then_some(Purpose::Pages);
+        let taken = std::iter::once(Purpose::Swarm).chain(pages);
+        server.alpn_protocols = taken.map(|purpose| purpose.alpn().to_vec()).collect();
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
         Ok(Self {
             me,
             key: hmac::Key::new(hmac::HMAC_SHA256, &site.connection_key()),
-            connector: TlsConnector::from(Arc::new(client)),
+            swarm: connector(Purpose::Swarm),
+            pages: connector(Purpose::Pages),
             acceptor: TlsAcceptor::from(Arc::new(server)),
+            arrivals,
         })
     }
 
-    /// Secures a connection and makes it carry streams. Its caller bounds the time.
+    /// Secures a connection and makes it carry streams; one that another peer made for pages is handed over. Its caller bounds the time.
     pub(crate) async fn upgrade(
         self: Arc<Self>,
         socket: TcpStream,
         end: End,
     ) -> Result<(PeerId, StreamMuxerBox), SecureError> {
-        // rustls reads 4 KiB at a time: a buffer spares the system calls.
-        let socket = BufReader::with_capacity(SOCKET_READ_BYTES, socket);
-        let (peer, stream) = self.authenticate(socket, end).await?;
+        let Authenticated { peer, purpose, stream } = match end {
+            End::Dialer => self.dial(buffered(socket), Purpose::Swarm).await?,
+            End::Listener => self.accept(buffered(socket)).await?,
+        };
+        if purpose == Purpose::Pages {
+            return Err(self.hand_over(Authenticated { peer, purpose, stream }));
+        }
         // Yamux writes a header and a body: together they make full TLS records.
         let stream = BufWriter::with_capacity(TLS_WRITE_BYTES, stream);
         let mut config = yamux::Config::default();
@@ -136,18 +220,61 @@ impl Secure {
         Ok((peer, StreamMuxerBox::new(muxer)))
     }
 
-    /// TLS, then both proofs.
-    async fn authenticate<S>(&self, socket: S, end: End) -> Result<(PeerId, TlsStream<S>), SecureError>
+    /// Makes a connection for pages over a connected socket, to whoever is there. Its caller bounds the time, and looks who it is.
+    pub(crate) async fn dial_for_pages(
+        &self,
+        socket: tokio::net::TcpStream,
+    ) -> Result<PageConnection, SecureError> {
+        self.dial(buffered(TcpStream(socket)), Purpose::Pages).await?.for_pages()
+    }
+
+    /// Hands a connection over to whoever serves pages; the result says to the swarm why it is none of its own.
+    fn hand_over(&self, connection: Authenticated<Socket>) -> SecureError {
+        let peer = connection.peer;
+        let connection = match connection.for_pages() {
+            Ok(connection) => connection,
+            Err(error) => return error,
+        };
+        let arrivals = self.arrivals.as_ref().and_then(|arrivals| arrivals.try_reserve().ok());
+        let Some(room) = arrivals else { return SecureError::TooManyForPages { peer } };
+        room.send(connection);
+        SecureError::ForPages { peer }
+    }
+
+    async fn dial<S>(&self, socket: S, purpose: Purpose) -> Result<Authenticated<S>, SecureError>
     where
         S: futures::AsyncRead + futures::AsyncWrite + Unpin,
     {
-        let mut stream: TlsStream<S> = match end {
-            End::Dialer => {
-                let nobody = ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into());
-                self.connector.connect(nobody, socket).await.map_err(SecureError::Handshake)?.into()
-            }
-            End::Listener => self.acceptor.accept(socket).await.map_err(SecureError::Handshake)?.into(),
+        let nobody = ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into());
+        let connector = match purpose {
+            Purpose::Swarm => &self.swarm,
+            Purpose::Pages => &self.pages,
         };
+        let stream = connector.connect(nobody, socket).await.map_err(SecureError::Handshake)?;
+        self.prove(stream.into(), End::Dialer, &[purpose]).await
+    }
+
+    async fn accept<S>(&self, socket: S) -> Result<Authenticated<S>, SecureError>
+    where
+        S: futures::AsyncRead + futures::AsyncWrite + Unpin,
+    {
+        let stream = self.acceptor.accept(socket).await.map_err(SecureError::Handshake)?;
+        self.prove(stream.into(), End::Listener, &[Purpose::Swarm, Purpose::Pages]).await
+    }
+
+    /// Both proofs, in the TLS session.
+    async fn prove<S>(
+        &self,
+        mut stream: TlsStream<S>,
+        end: End,
+        offered: &[Purpose],
+    ) -> Result<Authenticated<S>, SecureError>
+    where
+        S: futures::AsyncRead + futures::AsyncWrite + Unpin,
+    {
+        let agreed = stream.get_ref().1.alpn_protocol();
+        let purpose = offered.iter().copied().find(|purpose| agreed == Some(purpose.alpn()));
+        let purpose = purpose.ok_or(SecureError::Protocol)?;
         let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let spki = shown.map_or(&[][..], |key| key.as_ref());
         let other = EndKey::from_spki(spki).map_err(SecureError::Identity)?;
@@ -167,7 +294,7 @@ impl Secure {
         session
             .check(&self.key, end.other(), &theirs)
             .map_err(|source| SecureError::Stranger { peer, source })?;
-        Ok((peer, stream))
+        Ok(Authenticated { peer, purpose, stream })
     }
 }
 

@@ -5,7 +5,7 @@ use tokio_util::compat::{Compat, TokioAsyncReadCompatExt};
 use super::*;
 
 fn secure(site: &SiteKey) -> Secure {
-    Secure::new(&Keypair::generate_ed25519(), site).unwrap()
+    Secure::new(&Keypair::generate_ed25519(), site, Some(mpsc::channel(1).0)).unwrap()
 }
 
 type Pipe = Compat<tokio::io::DuplexStream>;
@@ -20,10 +20,11 @@ async fn peers_of_one_site_learn_who_the_other_is_and_talk() {
     let site = SiteKey::generate().unwrap();
     let (a, b) = (secure(&site), secure(&site));
     let (at_a, at_b) = pipe();
-    let (dialed, accepted) =
-        tokio::join!(a.authenticate(at_a, End::Dialer), b.authenticate(at_b, End::Listener));
-    let ((peer_b, mut at_a), (peer_a, mut at_b)) = (dialed.unwrap(), accepted.unwrap());
-    assert_eq!((peer_a, peer_b), (a.me.peer_id(), b.me.peer_id()));
+    let (dialed, accepted) = tokio::join!(a.dial(at_a, Purpose::Swarm), b.accept(at_b));
+    let (Authenticated { peer: peer_b, stream: mut at_a, .. }, accepted) =
+        (dialed.unwrap(), accepted.unwrap());
+    let Authenticated { peer: peer_a, purpose, stream: mut at_b } = accepted;
+    assert_eq!((peer_a, peer_b, purpose), (a.me.peer_id(), b.me.peer_id(), Purpose::Swarm));
     let mut heard = [0; 5];
     let (sent, got) = tokio::join!(
         async {
@@ -37,13 +38,26 @@ async fn peers_of_one_site_learn_who_the_other_is_and_talk() {
 }
 
 #[tokio::test]
-async fn another_sites_key_is_refused_by_both_ends() {
-    let (a, b) = (secure(&SiteKey::generate().unwrap()), secure(&SiteKey::generate().unwrap()));
+async fn another_sites_key_is_refused_by_both_ends_for_pages_as_for_the_swarm() {
+    for purpose in [Purpose::Swarm, Purpose::Pages] {
+        let (a, b) = (secure(&SiteKey::generate().unwrap()), secure(&SiteKey::generate().unwrap()));
+        let (at_a, at_b) = pipe();
+        let (dialed, accepted) = tokio::join!(a.dial(at_a, purpose), b.accept(at_b));
+        for refused in [dialed.err(), accepted.err()] {
+            assert!(matches!(refused, Some(SecureError::Stranger { source: ProofError::WrongKey, .. })));
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_end_that_serves_no_pages_refuses_a_connection_for_them() {
+    let site = SiteKey::generate().unwrap();
+    let a = secure(&site);
+    let b = Secure::new(&Keypair::generate_ed25519(), &site, None).unwrap();
     let (at_a, at_b) = pipe();
-    let (dialed, accepted) =
-        tokio::join!(a.authenticate(at_a, End::Dialer), b.authenticate(at_b, End::Listener));
+    let (dialed, accepted) = tokio::join!(a.dial(at_a, Purpose::Pages), b.accept(at_b));
     for refused in [dialed.err(), accepted.err()] {
-        assert!(matches!(refused, Some(SecureError::Stranger { source: ProofError::WrongKey, .. })));
+        assert!(matches!(refused, Some(SecureError::Handshake(_))));
     }
 }
 
@@ -54,14 +68,14 @@ async fn says_instead_of_a_proof(bytes: impl FnOnce(&[u8; PROOF_BYTES]) -> Vec<u
     let (at_honest, at_other) = pipe();
     let stranger = async {
         let nobody = ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into());
-        let mut stream = other.connector.connect(nobody, at_other).await.unwrap();
+        let mut stream = other.swarm.connect(nobody, at_other).await.unwrap();
         let mut theirs = [0; PROOF_BYTES];
         stream.read_exact(&mut theirs).await.unwrap();
         stream.write_all(&bytes(&theirs)).await.unwrap();
         stream.close().await.unwrap();
     };
-    let (refused, ()) = tokio::join!(honest.authenticate(at_honest, End::Listener), stranger);
-    refused.expect_err("refused")
+    let (refused, ()) = tokio::join!(honest.accept(at_honest), stranger);
+    refused.err().expect("refused")
 }
 
 #[tokio::test]
@@ -86,10 +100,9 @@ async fn a_proof_of_another_session_is_refused() {
     let mut exports = Vec::new();
     for _ in 0..2 {
         let (at_a, at_b) = pipe();
+        let (dialed, accepted) = tokio::join!(a.dial(at_a, Purpose::Swarm), b.accept(at_b));
         let (dialed, accepted) =
-            tokio::join!(a.authenticate(at_a, End::Dialer), b.authenticate(at_b, End::Listener));
-        let (dialed, accepted) =
-            (exported(&dialed.unwrap().1).unwrap(), exported(&accepted.unwrap().1).unwrap());
+            (exported(&dialed.unwrap().stream).unwrap(), exported(&accepted.unwrap().stream).unwrap());
         assert_eq!(dialed, accepted);
         exports.push(dialed);
     }
@@ -103,6 +116,6 @@ async fn an_end_that_does_not_speak_tls_is_refused() {
     let (at_a, mut at_b) = pipe();
     let a = secure(&SiteKey::generate().unwrap());
     at_b.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
-    let error = a.authenticate(at_a, End::Listener).await.expect_err("refused");
+    let error = a.accept(at_a).await.err().expect("refused");
     assert!(matches!(error, SecureError::Handshake(_)), "{error:?}");
 }

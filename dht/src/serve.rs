@@ -6,18 +6,16 @@ use std::{
     time::Instant,
 };
 
-use libp2p::PeerId;
+use libp2p::{PeerId, request_response::ResponseChannel};
 use page::ShortId;
 
 use crate::{
     batch::PageBatch,
     config::Fault,
     limits::{HOLDERS_PER_NAME, LOOKUP_TURN, REQUEST_TIMEOUT},
-    network::Command,
     node::{Known, Peer, blocking},
-    requests::Ask,
     shard::MemberId,
-    wire::{Claim, HolderPeer, IndexRequest, IndexResponse, PagesRequest, PagesResponse},
+    wire::{Claim, HolderPeer, IndexRequest, IndexResponse},
 };
 
 /// A claim that this peer knows of.
@@ -30,26 +28,29 @@ pub(crate) struct Named {
     pub(crate) hearsay: bool,
 }
 
+/// What comes of a request for pages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Served {
+    /// Its pages are to be sent.
+    Pages,
+    /// Nothing, ever.
+    Silence,
+}
+
 impl Peer {
-    /// Answers a request of another peer.
-    pub(crate) async fn answer(self: Arc<Self>, from: PeerId, ask: Ask) {
-        let response = match ask {
-            Ask::Index { request, channel } => {
-                let answerer = Arc::clone(&self);
-                let response = blocking(move || answerer.answer_index(from, &request)).await;
-                Some(Command::RespondIndex { channel, response })
-            }
-            Ask::Pages { request, channel } => {
-                let pages = self.answer_pages(request).await;
-                pages.map(|pages| Command::RespondPages { channel, response: PagesResponse { pages } })
-            }
-        };
-        if let Some(response) = response {
-            self.network.respond(response).await;
-        }
+    /// Answers a question about the index.
+    pub(crate) async fn answer_index(
+        self: Arc<Self>,
+        from: PeerId,
+        request: IndexRequest,
+        channel: ResponseChannel<IndexResponse>,
+    ) {
+        let answerer = Arc::clone(&self);
+        let response = blocking(move || answerer.index_answer(from, &request)).await;
+        self.network.respond(channel, response).await;
     }
 
-    fn answer_index(&self, from: PeerId, request: &IndexRequest) -> IndexResponse {
+    fn index_answer(&self, from: PeerId, request: &IndexRequest) -> IndexResponse {
         let (now, asker) = (Instant::now(), MemberId::of_peer(&from.to_bytes()));
         match request {
             IndexRequest::Announce { ids } => {
@@ -121,23 +122,23 @@ impl Peer {
         claims
     }
 
-    /// The pages that this host has; none at all from a peer that is silent by its fault.
-    async fn answer_pages(&self, request: PagesRequest) -> Option<PageBatch> {
-        let contents = Arc::clone(&self.contents);
-        let mut pages = blocking(move || contents.read_pages(&request.ids)).await;
+    /// Puts those of the pages that this host has into `pages`, unless it is to be silent by its fault. Blocks.
+    pub(crate) fn serve_pages(&self, ids: &[ShortId], pages: &mut PageBatch) -> Served {
+        pages.clear();
+        self.contents.read_pages_into(ids, pages);
         match self.fault {
             None | Some(Fault::Flood | Fault::OldOwners) => {}
             Some(Fault::WrongBytes) => pages.for_each_mut(|page| page[0] ^= 0xff),
             Some(Fault::AnnounceFalse) => pages.retain(|_, _| false),
             Some(Fault::Silent) => {
                 // Kept open until the asker has long given up.
-                tokio::time::sleep(REQUEST_TIMEOUT).await;
-                return None;
+                std::thread::sleep(REQUEST_TIMEOUT);
+                return Served::Silence;
             }
-            Some(Fault::Slow(delay)) => tokio::time::sleep(delay).await,
+            Some(Fault::Slow(delay)) => std::thread::sleep(delay),
         }
         self.counters.served(pages.len());
-        Some(pages)
+        Served::Pages
     }
 }
 

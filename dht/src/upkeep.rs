@@ -106,6 +106,7 @@ async fn tick(peer: &Arc<Peer>) {
         let (worker, now) = (Arc::clone(peer), Instant::now());
         let work = move || {
             worker.contents.tidy();
+            worker.page_client.tidy(now);
             sweep(&worker, shard, now);
             renew(&worker, now);
         };

@@ -1,6 +1,7 @@
-//! The messages between the peers of a site, over libp2p's request-response.
+//! The messages between the peers of a site: those about the index over libp2p's request-response, those for pages on connections of their own
+//! ([`crate::page_connection`]).
 //!
-//! A message is `length:u32 body`; integers are big-endian; `[x]` is a 32-bit count and that many x. The version stands in the
+//! A message over libp2p is `length:u32 body`; integers are big-endian; `[x]` is a 32-bit count and that many x. The version stands in the
 //! protocol's name, next to public fingerprints of the site and of the dedup domain, so that peers of another domain find no common protocol.
 //!
 //! ```text
@@ -10,7 +11,7 @@
 //!                                       0x03 Digests  shard:u8 bits:u8         0x03 Digests  bits:u8 [holder:32 claims:u32 sum:u128]
 //!                                       0x04 Claims   shard:u8 bits:u8         0x04 Claims   [id:u64 at:u16 left:u16]
 //!                                                     from:u64 holders:[32]                  more:u8 next:u64
-//! /tern/SITE/DOMAIN/pages/1   request   ids:[u64]                    response  ids:[u64] pages:4096 each
+//! a page connection           request   ids:[u64]                    response  ids:[u64] pages:4096 each, or 0xffffffff: too busy
 //! ```
 //!
 //! `sampled` is how the answering owner samples its shards, those left out of which it keeps every name ([`crate::sample`]); `bits` is how the claims in
@@ -24,11 +25,10 @@ use std::{fmt, io, marker::PhantomData};
 
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use libp2p::{Multiaddr, PeerId, StreamProtocol, request_response};
-use page::{PAGE_SIZE, ShortId};
+use page::ShortId;
 
 pub use crate::codec::CodecError;
 use crate::{
-    batch::PageBatch,
     codec::{Reader, put_count, put_sized},
     limits::{FETCH_BATCH, HOLDERS_PER_NAME, INDEX_BATCH, LOOKUP_BATCH, MEMBERS, PULL_CLAIMS, SAMPLING_BITS},
     repair::ClaimDigest,
@@ -67,20 +67,6 @@ pub trait Message: Sized + Send + Sync + fmt::Debug + 'static {
     /// # Errors
     /// [`CodecError`] names the field that is wrong.
     fn decode(body: &[u8]) -> Result<Self, CodecError>;
-
-    /// Decodes a body that may be kept, as one with pages is.
-    ///
-    /// # Errors
-    /// As of [`Message::decode`].
-    fn of_body(body: Vec<u8>) -> Result<Self, CodecError> {
-        Self::decode(&body)
-    }
-
-    /// Appends the front of the body to `out` and returns the rest of it, to be written without a copy.
-    fn parts(&self, out: &mut Vec<u8>) -> &[u8] {
-        self.encode(out);
-        &[]
-    }
 }
 
 /// What an owner is asked or told.
@@ -180,18 +166,60 @@ pub struct HolderPeer {
     pub address: Option<Multiaddr>,
 }
 
-/// A request for pages.
+/// What a page connection's request is, and what its answer begins with.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct PagesRequest {
-    /// The pages.
-    pub ids: Vec<ShortId>,
+pub enum PageIds {
+    /// In a request the pages asked for, at most [`FETCH_BATCH`]. In an answer those that follow.
+    These(Vec<ShortId>),
+    /// In an answer: the holder is too busy.
+    Busy,
 }
 
-/// Those of the pages that the holder has.
-#[derive(PartialEq, Eq, Debug)]
-pub struct PagesResponse {
-    /// The pages, each with the id it was asked by.
-    pub pages: PageBatch,
+/// What [`PageIds::Busy`] has in place of a count.
+const BUSY: [u8; PageIds::COUNT_BYTES] = [0xff; PageIds::COUNT_BYTES];
+
+impl PageIds {
+    /// Bytes of what says how many ids follow.
+    pub const COUNT_BYTES: usize = 4;
+
+    /// How many bytes of ids follow a count.
+    ///
+    /// # Errors
+    /// [`CodecError::TooLarge`].
+    pub fn bytes_after(count: [u8; Self::COUNT_BYTES]) -> Result<usize, CodecError> {
+        if count == BUSY {
+            return Ok(0);
+        }
+        let value = u32::from_be_bytes(count);
+        match usize::try_from(value) {
+            Ok(count) if count <= FETCH_BATCH => Ok(count * 8),
+            Ok(_) | Err(_) => {
+                let bound = FETCH_BATCH as u64;
+                Err(CodecError::TooLarge { field: "ids", value: value.into(), bound })
+            }
+        }
+    }
+}
+
+impl Message for PageIds {
+    const BOUND: usize = Self::COUNT_BYTES + FETCH_BATCH * 8;
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::These(ids) => put_ids(out, ids.iter().copied()),
+            Self::Busy => out.extend_from_slice(&BUSY),
+        }
+    }
+
+    fn decode(body: &[u8]) -> Result<Self, CodecError> {
+        if body == BUSY {
+            return Ok(Self::Busy);
+        }
+        let mut body = Reader::new(body);
+        let ids = ids(&mut body, FETCH_BATCH)?;
+        body.end()?;
+        Ok(Self::These(ids))
+    }
 }
 
 fn put_ids(out: &mut Vec<u8>, ids: impl ExactSizeIterator<Item = ShortId>) {
@@ -399,54 +427,6 @@ fn holder_peer(body: &mut Reader<'_>) -> Result<HolderPeer, CodecError> {
     Ok(HolderPeer { peer, address })
 }
 
-impl Message for PagesRequest {
-    const BOUND: usize = 4 + FETCH_BATCH * 8;
-
-    fn encode(&self, out: &mut Vec<u8>) {
-        put_ids(out, self.ids.iter().copied());
-    }
-
-    fn decode(body: &[u8]) -> Result<Self, CodecError> {
-        let mut body = Reader::new(body);
-        let ids = ids(&mut body, FETCH_BATCH)?;
-        body.end()?;
-        Ok(Self { ids })
-    }
-}
-
-impl Message for PagesResponse {
-    const BOUND: usize = 4 + FETCH_BATCH * (8 + PAGE_SIZE);
-
-    fn encode(&self, out: &mut Vec<u8>) {
-        out.reserve(4 + self.pages.len() * (8 + PAGE_SIZE));
-        put_ids(out, self.pages.ids());
-        self.pages.pieces().for_each(|piece| out.extend_from_slice(piece));
-    }
-
-    fn decode(body: &[u8]) -> Result<Self, CodecError> {
-        Self::of_body(body.to_vec())
-    }
-
-    fn of_body(body: Vec<u8>) -> Result<Self, CodecError> {
-        let mut reader = Reader::new(&body);
-        let ids = ids(&mut reader, FETCH_BATCH)?;
-        reader.bytes(ids.len() * PAGE_SIZE, "pages")?;
-        reader.end()?;
-        let start = body.len() - ids.len() * PAGE_SIZE;
-        Ok(Self { pages: PageBatch::of_buffer(body, start, ids) })
-    }
-
-    fn parts(&self, out: &mut Vec<u8>) -> &[u8] {
-        let mut pieces = self.pages.pieces();
-        if let (Some(piece), None) = (pieces.next(), pieces.next()) {
-            put_ids(out, self.pages.ids());
-            return piece;
-        }
-        self.encode(out);
-        &[]
-    }
-}
-
 /// libp2p's view of a pair of messages.
 #[derive(Debug)]
 pub struct MessageCodec<Q, R>(PhantomData<fn() -> (Q, R)>);
@@ -520,16 +500,15 @@ async fn read<M: Message, T: AsyncRead + Unpin + Send>(io: &mut T) -> io::Result
         body.resize(size.min(from + READ_STEP_BYTES), 0);
         io.read_exact(&mut body[from..]).await?;
     }
-    M::of_body(body).map_err(invalid)
+    M::decode(&body).map_err(invalid)
 }
 
 async fn write<M: Message, T: AsyncWrite + Unpin + Send>(io: &mut T, message: &M) -> io::Result<()> {
-    let mut front = vec![0; 4];
-    let rest = message.parts(&mut front);
-    let length = u32::try_from(front.len() - 4 + rest.len()).map_err(io::Error::other)?;
-    front[..4].copy_from_slice(&length.to_be_bytes());
-    io.write_all(&front).await?;
-    io.write_all(rest).await
+    let mut bytes = vec![0; 4];
+    message.encode(&mut bytes);
+    let length = u32::try_from(bytes.len() - 4).map_err(io::Error::other)?;
+    bytes[..4].copy_from_slice(&length.to_be_bytes());
+    io.write_all(&bytes).await
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 #![no_main]
 
 use dht::proof::EndKey;
-use dht::wire::{IndexRequest, IndexResponse, Message, PagesRequest, PagesResponse};
+use dht::wire::{IndexRequest, IndexResponse, Message, PageIds};
 use libfuzzer_sys::fuzz_target;
 
 fn check<M: Message + PartialEq>(body: &[u8]) {
@@ -16,8 +16,7 @@ fn check<M: Message + PartialEq>(body: &[u8]) {
 fuzz_target!(|body: &[u8]| {
     check::<IndexRequest>(body);
     check::<IndexResponse>(body);
-    check::<PagesRequest>(body);
-    check::<PagesResponse>(body);
+    check::<PageIds>(body);
     if let Ok(key) = EndKey::from_spki(body) {
         assert_eq!(key.to_spki(), body);
     }

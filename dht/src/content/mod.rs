@@ -245,12 +245,18 @@ impl Contents {
 
     /// Reads, checks and returns those of `ids` that this host has; blocks on I/O.
     pub(crate) fn read_pages(&self, ids: &[ShortId]) -> PageBatch {
+        let mut found = PageBatch::with_capacity(ids.len());
+        self.read_pages_into(ids, &mut found);
+        found
+    }
+
+    /// As [`Contents::read_pages`], into a batch that is there already.
+    pub(crate) fn read_pages_into(&self, ids: &[ShortId], found: &mut PageBatch) {
         let mut placed: Vec<(ShortId, Place)> = {
             let index = self.index();
             ids.iter().filter_map(|id| Some((*id, index.place(*id)?))).collect()
         };
         placed.sort_unstable_by_key(|(_, place)| *place);
-        let mut found = PageBatch::with_capacity(placed.len());
         let mut gone = Vec::new();
         let beside = |a: &(_, Place), b: &(_, Place)| {
             a.1.content == b.1.content && a.1.page.checked_add(1) == Some(b.1.page)
@@ -259,7 +265,7 @@ impl Contents {
             let content = self.contents().get(&run[0].1.content).cloned();
             let Some(content) = content else { continue };
             let before = found.len();
-            self.read_run(&content, run, &mut found, &mut gone);
+            self.read_run(&content, run, found, &mut gone);
             if let Source::Checkpoint(file) = &content.source
                 && found.len() > before
             {
@@ -271,7 +277,6 @@ impl Contents {
             let mut index = self.index_mut();
             gone.iter().for_each(|(id, place)| index.forget(*id, *place));
         }
-        found
     }
 
     /// Reads pages that stand beside each other; those that are not what they were when they were hashed go to `gone`.

@@ -4,7 +4,7 @@ use dht::checkpoint::{DIGEST_AT, Header, front};
 use dht::repair::ClaimDigest;
 use dht::sample::Sampling;
 use dht::shard::{MemberId, ShardId};
-use dht::wire::{Claim, IndexRequest, IndexResponse, Message, PagesRequest, PagesResponse, PassedOn};
+use dht::wire::{Claim, IndexRequest, IndexResponse, Message, PageIds, PassedOn};
 use page::{DomainId, PAGE_SIZE, ShortId};
 
 use super::Target;
@@ -36,16 +36,13 @@ pub(super) fn all() -> Vec<Target> {
         }),
         body(&|out| IndexResponse::Digests { sampling, digests: vec![(member, digest)] }.encode(out)),
         body(&|out| IndexResponse::Claims { claims: vec![passed_on], next: Some(ShortId(9)) }.encode(out)),
-        body(&|out| PagesRequest { ids: ids.clone() }.encode(out)),
-        body(&|out| {
-            PagesResponse { pages: [(ShortId(1), [1; PAGE_SIZE])].into_iter().collect() }.encode(out)
-        }),
+        body(&|out| PageIds::These(ids.clone()).encode(out)),
+        body(&|out| PageIds::Busy.encode(out)),
     ];
     let takes = |body: &[u8]| {
         IndexRequest::decode(body).is_ok()
             || IndexResponse::decode(body).is_ok()
-            || PagesRequest::decode(body).is_ok()
-            || PagesResponse::decode(body).is_ok()
+            || PageIds::decode(body).is_ok()
     };
     vec![Target { name: "site_message", seeds, takes }, checkpoints()]
 }
