@@ -127,12 +127,6 @@ impl PageClient {
             used || !idle.is_empty()
         });
     }
-
-    /// Connections that are kept and not in use.
-    #[cfg(test)]
-    pub(crate) fn idle(&self) -> usize {
-        lock(&self.pools).values().map(|pool| lock(&pool.idle).len()).sum()
-    }
 }
 
 /// Makes a request on a connection, and keeps it afterwards if it is still good.

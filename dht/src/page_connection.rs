@@ -125,15 +125,20 @@ impl PageConnection {
         if theirs == domain { Ok(()) } else { Err(PageError::Domain { theirs }) }
     }
 
-    /// Asks for pages. `right` looks at each as it comes; it must be one of `ids`, which are distinct.
+    /// Sends a request.
+    pub(crate) fn ask(&mut self, ids: &[ShortId], by: Instant) -> Result<(), PageError> {
+        self.write(&PageIds::These(ids.to_vec()))?;
+        self.flush(by)
+    }
+
+    /// Asks for pages, and takes them. `right` looks at each as it comes; it must be one of `ids`, which are distinct.
     pub(crate) fn fetch(
         &mut self,
         ids: &[ShortId],
         by: Instant,
         mut right: impl FnMut(ShortId, &Page) -> bool,
     ) -> Result<Came, PageError> {
-        self.write(&PageIds::These(ids.to_vec()))?;
-        self.flush(by)?;
+        self.ask(ids, by)?;
         let mut open = ids.to_vec();
         open.sort_unstable();
         let mut open: Vec<(ShortId, bool)> = open.into_iter().map(|id| (id, true)).collect();
