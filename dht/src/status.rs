@@ -166,7 +166,7 @@ pub struct Counters {
     pub failed_requests: u64,
     /// Requests of other peers that were refused because too many waited.
     pub refused_requests: u64,
-    /// Requests of other peers that were refused because their own peer had too many waiting.
+    /// Requests of other peers that were refused because their own peer had too many waiting, and connections for pages because it had too many open.
     pub refused_over_share: u64,
     /// Requests of other peers that were cut off because they were malformed.
     pub malformed_requests: u64,
