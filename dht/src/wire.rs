@@ -1,5 +1,5 @@
 //! The messages between the peers of a site: those about the index over libp2p's request-response, those for pages on connections of their own
-//! ([`crate::page_connection`]).
+//! (`page_connection.rs`).
 //!
 //! A message over libp2p is `length:u32 body`; integers are big-endian; `[x]` is a 32-bit count and that many x. The version stands in the
 //! protocol's name, next to public fingerprints of the site and of the dedup domain, so that peers of another domain find no common protocol.
