@@ -45,6 +45,7 @@ impl Holder {
             budgets: Budgets::default(),
             metrics: None,
             mesh: MeshLimits::default(),
+            owner_entries: crate::limits::OWNER_ENTRIES,
             fault: None,
         };
         let (commands, _) = mpsc::channel(1);
