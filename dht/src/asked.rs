@@ -14,6 +14,8 @@ pub(crate) struct Peers {
     numbers: HashMap<MemberId, PeerNo>,
     /// Owners that failed in this search, and holders that are asked last.
     pub(crate) bad_owner: Vec<bool>,
+    /// Owners that take longer than owners do, here or in searches before: they are asked last.
+    pub(crate) late_owner: Vec<bool>,
     pub(crate) doubted: Vec<bool>,
     /// How often each has answered as a holder, and whether it was given up as one.
     pub(crate) answers: Vec<u32>,
@@ -31,6 +33,7 @@ impl Peers {
         let number = PeerNo::try_from(self.members.len()).ok()?;
         self.members.push(member);
         self.bad_owner.push(false);
+        self.late_owner.push(false);
         self.doubted.push(false);
         self.answers.push(0);
         self.silent.push(false);

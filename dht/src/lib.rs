@@ -80,6 +80,8 @@ mod page_server;
 #[cfg(feature = "node")]
 pub mod proof;
 #[cfg(feature = "node")]
+pub mod recent;
+#[cfg(feature = "node")]
 pub mod repair;
 #[cfg(feature = "node")]
 mod report;

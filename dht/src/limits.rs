@@ -156,10 +156,20 @@ pub const LOOKUP_TURN: usize = 4096;
 pub const NEAR_WINDOW: u32 = 2048;
 /// Holders that such a page is asked of, one after the other.
 pub const NEAR_HOLDERS: usize = 4;
+/// Pages of a search that have no page beside them with a holder, and are asked of those who served this host lately.
+pub const SUGGESTED_PAGES: usize = FETCH_BATCH;
+/// Holders of which it is remembered that they served this host lately.
+pub const RECENT_HOLDERS: usize = 16;
+/// After how long the pages that they served count half.
+pub const RECENT_HALF_LIFE: Duration = Duration::from_secs(60);
 /// How long an owner that refused or lost an announcement is left alone.
 pub const ANNOUNCE_RETRY: Duration = Duration::from_secs(2);
-/// Lookups in flight for one resolve.
+/// Lookups in flight for one resolve, besides those to owners that are late.
 pub const LOOKUPS_IN_FLIGHT: usize = 8;
+/// The same while owners are late: as many more as are late.
+pub const LOOKUPS_IN_FLIGHT_MOST: usize = 64;
+/// How long an owner may take at least, besides its names, before another one is asked as well.
+pub const LOOKUP_HEDGE_LEAST: Duration = Duration::from_millis(100);
 /// How long a lookup may take, besides its names.
 pub const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 /// How much longer a lookup may take for each of its names: a fifth of the rate that one core of an owner reaches.
@@ -193,6 +203,10 @@ const _: () = {
     assert!(PULL_CLAIMS >= HOLDERS_PER_NAME && PULLS_PER_ROUND as usize * PULL_CLAIMS >= OWNER_ENTRIES);
     // A search of the largest request asks each owner once, and four times more.
     assert!(LOCAL_RESOLVE_IDS / LOOKUP_BATCH <= 8);
+    assert!(
+        FETCH_HEDGE_MOST.as_millis() < LOOKUP_TIMEOUT.as_millis()
+            && LOOKUP_HEDGE_LEAST.as_millis() < FETCH_HEDGE_MOST.as_millis()
+    );
     let longest = LOOKUP_TIMEOUT.as_micros() + LOOKUP_TIMEOUT_PER_ID.as_micros() * LOOKUP_BATCH as u128;
     assert!(longest < REQUEST_TIMEOUT.as_micros());
 };

@@ -30,16 +30,22 @@ use page::ShortId;
 use crate::{
     asked::{PeerNo, Peers},
     limits::{
-        FETCH_BATCH, FETCH_TIMEOUT, FETCHES_IN_FLIGHT, FETCHES_PER_HOLDER, LOOKUP_BATCH, LOOKUP_TIMEOUT,
-        LOOKUP_TIMEOUT_PER_ID, LOOKUPS_IN_FLIGHT, NEAR_HOLDERS, OWNERS,
+        FETCH_BATCH, FETCH_TIMEOUT, FETCHES_IN_FLIGHT, FETCHES_PER_HOLDER, NEAR_HOLDERS, OWNERS,
+        SUGGESTED_PAGES,
     },
-    membership::Role,
-    near::{Windows, cover, nearest},
+    membership::{Owner, Role},
+    near::Windows,
+    round_trip::RoundTrip,
     sample::Sampling,
     shard::{MemberId, ShardId},
     trust::Evidence,
-    want::{At, Stage, Want, Word, distinct},
+    want::{At, Want, Word, distinct},
 };
+
+#[path = "lookup_near.rs"]
+mod near_pages;
+#[path = "lookup_owners.rs"]
+mod owners;
 
 /// Names one request of a search.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -66,6 +72,11 @@ pub enum Request {
         /// The pages.
         ids: Vec<ShortId>,
     },
+    /// An owner takes longer than owners do: elsewhere, ask it after others until it answers something. There is nothing to answer.
+    Late {
+        /// The owner.
+        owner: MemberId,
+    },
     /// A peer did not answer in time: skip it elsewhere too. There is nothing to answer.
     TimedOut {
         /// The peer.
@@ -79,6 +90,9 @@ pub enum Request {
 struct Flight {
     peer: PeerNo,
     wants: Vec<At>,
+    asked: Instant,
+    /// When another peer is asked as well, unless that has happened.
+    hedge: Option<Instant>,
     deadline: Instant,
     kind: FlightKind,
 }
@@ -87,11 +101,8 @@ struct Flight {
 enum FlightKind {
     Lookup,
     Fetch {
-        /// When another holder is asked as well, unless that has happened.
-        hedge: Option<Instant>,
         /// How often the holder had answered before.
         answers: u32,
-        asked: Instant,
     },
 }
 
@@ -114,22 +125,32 @@ pub struct Search {
     last_asked: Option<PeerNo>,
     queues: BTreeMap<PeerNo, VecDeque<At>>,
     flights: BTreeMap<Ticket, Flight>,
-    timed_out: VecDeque<(MemberId, Role)>,
+    /// What is to be told of peers that did not answer.
+    told: VecDeque<Request>,
+    /// How long owners take to answer, all of them together: each is asked a few times only.
+    owners_take: RoundTrip,
+    /// Who served this host lately, and for how many more pages with nothing beside them they are asked.
+    suggested: Vec<PeerNo>,
+    suggestions: usize,
     evidence: Vec<Evidence>,
     next_ticket: u64,
 }
 
 impl Search {
     /// A search for `ids`, in the order in which they stand in what they are wanted for; `owners` gives the owners of a shard
-    /// that can be asked, and which names they keep as far as is known.
+    /// that can be asked.
     #[must_use]
-    pub fn new<O: IntoIterator<Item = (MemberId, Sampling)>>(
+    pub fn new<O: IntoIterator<Item = Owner>>(
         ids: Vec<ShortId>,
         mut owners: impl FnMut(ShardId) -> O,
     ) -> Self {
         let (ids, sorted) = distinct(ids);
         let mut peers = Peers::default();
-        let mut numbered = |(member, sampling)| Some((peers.number(member)?, sampling));
+        let mut numbered = |Owner { member, sampling, late }| {
+            let number = peers.number(member)?;
+            peers.late_owner[usize::from(number)] |= late;
+            Some((number, sampling))
+        };
         let mut numbers =
             |shard| owners(shard).into_iter().filter_map(&mut numbered).take(OWNERS).collect::<Vec<_>>();
         let owners = ShardId::all().map(&mut numbers).collect();
@@ -145,7 +166,10 @@ impl Search {
             last_asked: None,
             queues: BTreeMap::new(),
             flights: BTreeMap::new(),
-            timed_out: VecDeque::new(),
+            told: VecDeque::new(),
+            owners_take: RoundTrip::default(),
+            suggested: Vec::new(),
+            suggestions: SUGGESTED_PAGES,
             evidence: Vec::new(),
             next_ticket: 0,
         };
@@ -167,80 +191,6 @@ impl Search {
         let result = change(want);
         self.open = self.open + usize::from(want.open()) - before;
         result
-    }
-
-    /// Queues a page at the first of its owners that keeps its name, was not asked and has not failed. If there is none, it is looked for beside others.
-    fn ask_next_owner(&mut self, at: At) {
-        let id = self.ids[at as usize];
-        let owners = &self.owners[ShardId::of(id).index()];
-        // By bits that neither name the shard nor are zero in sampled names.
-        let first = usize::from(id.0.to_be_bytes()[2]);
-        let asked = self.wants[at as usize].owners_asked;
-        let left = |place: &usize| {
-            let (owner, sampling) = owners[*place];
-            asked & 1 << place == 0 && !self.peers.bad_owner[usize::from(owner)] && sampling.keeps(id)
-        };
-        match (0..owners.len()).map(|step| (first + step) % owners.len()).find(left) {
-            Some(place) => {
-                self.wants[at as usize].owners_asked |= 1 << place;
-                self.lookups.entry(owners[place].0).or_default().push_back(at);
-            }
-            None => self.end_lookup(at, Stage::Near),
-        }
-    }
-
-    /// A page is not looked up any more; it is missing, or looked for beside others.
-    fn end_lookup(&mut self, at: At, stage: Stage) {
-        if self.wants[at as usize].stage == Stage::Owner {
-            self.change(at, |want| want.stage = stage);
-            self.windows.looked_up(at);
-        }
-    }
-
-    /// An owner has answered about a page.
-    fn answered(&mut self, at: At, owner: PeerNo) {
-        let want = &self.wants[at as usize];
-        let id = self.ids[at as usize];
-        let owners = &self.owners[ShardId::of(id).index()];
-        let keeps = owners.iter().any(|(other, sampling)| *other == owner && sampling.keeps(id));
-        if want.known > 0 || want.found || keeps {
-            self.end_lookup(at, Stage::Over);
-        } else if want.stage == Stage::Owner {
-            self.ask_next_owner(at);
-        }
-    }
-
-    /// Has those pages asked for whose holders are to be guessed from the pages near them, as soon as these are looked up.
-    fn settle(&mut self) {
-        while let Some(window) = self.windows.next_settled() {
-            let near = |at: &At| self.wants[*at as usize].stage == Stage::Near;
-            if !window.clone().any(|at| near(&at)) {
-                continue;
-            }
-            let hits: Vec<At> = window.clone().filter(|at| self.wants[*at as usize].known > 0).collect();
-            let cover = cover(hits.iter().map(|at| self.wants[*at as usize].holders()), NEAR_HOLDERS);
-            for at in window {
-                if self.wants[at as usize].stage == Stage::Near {
-                    self.ask_near(&hits, &cover, at);
-                }
-            }
-        }
-    }
-
-    fn ask_near(&mut self, hits: &[At], cover: &[PeerNo], at: At) {
-        // Of those who hold a page beside it one after the other has its turn, a request's worth of pages each.
-        let turn = at as usize / FETCH_BATCH;
-        let beside = nearest(hits, at).map(|near| {
-            let holders = self.wants[near as usize].holders();
-            holders[turn % holders.len()]
-        });
-        for holder in beside.collect::<Vec<_>>().into_iter().chain(cover.iter().copied()) {
-            if self.wants[at as usize].holders().len() < NEAR_HOLDERS {
-                self.wants[at as usize].add(holder, Word::Nobody);
-            }
-        }
-        self.change(at, |want| want.stage = Stage::Over);
-        self.queue_if_idle(at);
     }
 
     /// Notes holders that told this peer themselves; such a page is not looked up.
@@ -273,6 +223,12 @@ impl Search {
         }
     }
 
+    /// These have served this host lately, the most useful first: they are asked for pages of which there is nothing else to go by, a few of them.
+    pub fn suggest(&mut self, holders: impl IntoIterator<Item = MemberId>) {
+        let numbers = holders.into_iter().take(NEAR_HOLDERS).filter_map(|holder| self.peers.number(holder));
+        self.suggested = numbers.collect();
+    }
+
     fn queue_if_idle(&mut self, at: At) {
         if self.wants[at as usize].fetching == 0 {
             self.queue_next(at);
@@ -298,36 +254,13 @@ impl Search {
         self.queues.entry(holder).or_default().push_back(at);
     }
 
-    /// An owner named holders; those not worth asking are left out by the driver. `sampled` are its shards of which it does not keep every name.
-    pub fn on_holders(
-        &mut self,
-        ticket: Ticket,
-        holders: &[(ShortId, MemberId)],
-        sampled: &[(ShardId, Sampling)],
-    ) {
-        let Some(flight) = self.flights.remove(&ticket) else { return };
-        for (shard, owners) in ShardId::all().zip(&mut self.owners) {
-            for (_, keeps) in owners.iter_mut().filter(|(owner, _)| *owner == flight.peer) {
-                let said = sampled.iter().find(|(of, _)| *of == shard);
-                *keeps = said.map_or(Sampling::ALL, |(_, sampling)| *sampling);
-            }
-        }
-        self.note(holders.iter().copied(), Word::Owner(flight.peer));
-        for at in flight.wants {
-            self.answered(at, flight.peer);
-        }
-        self.settle();
-    }
-
     /// A holder answered with pages that hash to these ids; the other pages of the request it did not have. Returns which
     /// of `found` are new.
     pub fn on_pages(&mut self, ticket: Ticket, found: &[ShortId], now: Instant) -> Vec<bool> {
         let Some(flight) = self.flights.remove(&ticket) else { return vec![false; found.len()] };
         let holder = usize::from(flight.peer);
         self.peers.answers[holder] = self.peers.answers[holder].saturating_add(1);
-        if let FlightKind::Fetch { asked, .. } = flight.kind {
-            self.peers.round_trips[holder].measured(now.saturating_duration_since(asked));
-        }
+        self.peers.round_trips[holder].measured(now.saturating_duration_since(flight.asked));
         let (asked, mut next) = (flight.wants.len(), 0);
         let news = found
             .iter()
@@ -398,22 +331,12 @@ impl Search {
         self.end_fetch(&queued);
     }
 
-    /// An owner that failed once is not asked again in this search: what it was asked, or was to be asked, the next owner is.
-    fn lookup_failed(&mut self, flight: Flight) {
-        self.peers.bad_owner[usize::from(flight.peer)] = true;
-        let queued = self.lookups.remove(&flight.peer).unwrap_or_default();
-        for at in flight.wants.into_iter().chain(queued) {
-            self.ask_next_owner(at);
-        }
-        self.settle();
-    }
-
     /// The next request to make.
     pub fn next(&mut self, now: Instant) -> Option<Request> {
         self.settle();
         self.run_out(now);
-        if let Some((peer, role)) = self.timed_out.pop_front() {
-            return Some(Request::TimedOut { peer, role });
+        if let Some(told) = self.told.pop_front() {
+            return Some(told);
         }
         self.next_lookup(now).or_else(|| self.next_fetch(now))
     }
@@ -425,7 +348,7 @@ impl Search {
             let peer = usize::from(number);
             let (role, news) = match kind {
                 FlightKind::Lookup => (Role::Owner, !self.peers.bad_owner[peer]),
-                FlightKind::Fetch { answers, .. } => {
+                FlightKind::Fetch { answers } => {
                     let silent = self.peers.answers[peer] == answers;
                     let known = self.peers.silent[peer];
                     if silent && !known {
@@ -435,22 +358,20 @@ impl Search {
                 }
             };
             if news {
-                self.timed_out.push_back((self.peers.members[peer], role));
+                self.told.push_back(Request::TimedOut { peer: self.peers.members[peer], role });
             }
             self.on_failed(ticket);
         }
-        let mut hedged = Vec::new();
-        for flight in self.flights.values_mut() {
-            match &mut flight.kind {
-                FlightKind::Fetch { hedge, .. } if hedge.is_some_and(|at| at <= now) => {
-                    *hedge = None;
-                    hedged.extend_from_slice(&flight.wants);
-                }
-                FlightKind::Fetch { .. } | FlightKind::Lookup => {}
+        let slow = |flight: &Flight| flight.hedge.is_some_and(|at| at <= now);
+        let hedged: Vec<Ticket> = self.flights.iter().filter(|f| slow(f.1)).map(|f| *f.0).collect();
+        for ticket in hedged {
+            let Some(flight) = self.flights.get_mut(&ticket) else { continue };
+            flight.hedge = None;
+            let (peer, kind, wants) = (flight.peer, flight.kind, flight.wants.clone());
+            match kind {
+                FlightKind::Lookup => self.owner_is_late(peer, &wants),
+                FlightKind::Fetch { .. } => wants.into_iter().for_each(|at| self.queue_next(at)),
             }
-        }
-        for at in hedged {
-            self.queue_next(at);
         }
     }
 
@@ -461,50 +382,6 @@ impl Search {
         let peer = self.peers.members[usize::from(flight.peer)];
         self.flights.insert(ticket, flight);
         (ticket, peer, ids)
-    }
-
-    fn next_lookup(&mut self, now: Instant) -> Option<Request> {
-        let flying = self.flights.values().filter(|f| matches!(f.kind, FlightKind::Lookup)).count();
-        if flying >= LOOKUPS_IN_FLIGHT {
-            return None;
-        }
-        let (owner, wants) = loop {
-            let (owner, wants) = self.next_batch()?;
-            if !wants.is_empty() {
-                break (owner, wants);
-            }
-        };
-        let many = u32::try_from(wants.len()).expect("a batch is bounded");
-        let deadline = now + LOOKUP_TIMEOUT + LOOKUP_TIMEOUT_PER_ID * many;
-        let (ticket, owner, ids) =
-            self.fly(Flight { peer: owner, wants, deadline, kind: FlightKind::Lookup });
-        Some(Request::Lookup { ticket, owner, ids })
-    }
-
-    /// What the next owner is to be asked; empty if all of it is known by now.
-    fn next_batch(&mut self) -> Option<(PeerNo, Vec<At>)> {
-        // In turn over the owners, so that all of them work at once.
-        let behind = self.last_asked.map_or(0, |last| last.saturating_add(1));
-        let turn = self.lookups.range(behind..).next().or_else(|| self.lookups.iter().next());
-        let owner = *turn?.0;
-        self.last_asked = Some(owner);
-        let mut queue = self.lookups.remove(&owner).expect("chosen from the queues");
-        let mut wants: Vec<At> = Vec::new();
-        while wants.len() < LOOKUP_BATCH
-            && let Some(at) = queue.pop_front()
-        {
-            // A holder may be known without asking.
-            if self.wants[at as usize].known == 0 {
-                wants.push(at);
-            } else {
-                self.end_lookup(at, Stage::Over);
-            }
-        }
-        if !queue.is_empty() {
-            self.lookups.insert(owner, queue);
-        }
-        self.settle();
-        Some((owner, wants))
     }
 
     fn next_fetch(&mut self, now: Instant) -> Option<Request> {
@@ -536,8 +413,9 @@ impl Search {
         };
         let answers = self.peers.answers[usize::from(holder)];
         let hedge = now + self.peers.round_trips[usize::from(holder)].slow_after();
-        let kind = FlightKind::Fetch { hedge: Some(hedge), answers, asked: now };
-        let flight = Flight { peer: holder, wants, deadline: now + FETCH_TIMEOUT, kind };
+        let kind = FlightKind::Fetch { answers };
+        let deadline = now + FETCH_TIMEOUT;
+        let flight = Flight { peer: holder, wants, asked: now, hedge: Some(hedge), deadline, kind };
         let (ticket, holder, ids) = self.fly(flight);
         Some(Request::Fetch { ticket, holder, ids })
     }
@@ -545,10 +423,7 @@ impl Search {
     /// When to call [`Self::next`] again if nothing comes in.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
-        let wake = |flight: &Flight| match flight.kind {
-            FlightKind::Fetch { hedge: Some(hedge), .. } => hedge.min(flight.deadline),
-            FlightKind::Fetch { hedge: None, .. } | FlightKind::Lookup => flight.deadline,
-        };
+        let wake = |flight: &Flight| flight.hedge.map_or(flight.deadline, |at| at.min(flight.deadline));
         self.flights.values().map(wake).min()
     }
 

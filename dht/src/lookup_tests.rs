@@ -5,7 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::limits::{FETCH_HEDGE, FETCH_HEDGE_LEAST, LOCAL_RESOLVE_IDS};
+use crate::limits::{FETCH_HEDGE, FETCH_HEDGE_LEAST, LOCAL_RESOLVE_IDS, LOOKUP_BATCH, LOOKUP_TIMEOUT};
 
 fn member(n: usize) -> MemberId {
     MemberId::of_peer(&n.to_be_bytes())
@@ -73,11 +73,11 @@ fn run_sampled(
                     });
                     match owners[n] {
                         Behaviour::Good => {
-                            search.on_holders(ticket, &names.collect::<Vec<_>>(), &sampled);
+                            search.on_holders(ticket, &names.collect::<Vec<_>>(), &sampled, now);
                         }
                         Behaviour::Silent => out += 1,
                         Behaviour::Failing => search.on_failed(ticket),
-                        Behaviour::Empty => search.on_holders(ticket, &[], &sampled),
+                        Behaviour::Empty => search.on_holders(ticket, &[], &sampled, now),
                     }
                 }
                 Request::Fetch { ticket, holder, ids } => {
@@ -95,6 +95,7 @@ fn run_sampled(
                         Behaviour::Empty => assert!(search.on_pages(ticket, &[], now).is_empty()),
                     }
                 }
+                Request::Late { .. } => {}
                 Request::TimedOut { .. } => out -= 1,
             }
         }
@@ -110,13 +111,13 @@ fn run_sampled(
 }
 
 /// The owners of a shard, two in a row.
-fn shard_owners(shard: ShardId, owners: usize) -> [(MemberId, Sampling); 2] {
+fn shard_owners(shard: ShardId, owners: usize) -> [Owner; 2] {
     [all(shard.index() % owners), all((shard.index() + 1) % owners)]
 }
 
 /// An owner that keeps every name, as far as is known.
-fn all(n: usize) -> (MemberId, Sampling) {
-    (member(n), Sampling::ALL)
+fn all(n: usize) -> Owner {
+    Owner { member: member(n), sampling: Sampling::ALL, late: false }
 }
 
 /// Distinct names, spread over the shards.
@@ -207,7 +208,7 @@ proptest! {
         };
         let owners = |shard: ShardId| {
             [0, 1].map(|n| (shard.index() + n) % 4).map(|n| {
-                (member(n), if known { keeps[n] } else { Sampling::ALL })
+                Owner { sampling: if known { keeps[n] } else { Sampling::ALL }, ..all(n) }
             })
         };
         let mut search = Search::new(ids.clone(), owners);
@@ -245,7 +246,7 @@ fn what_a_holder_delivers_is_counted_by_whose_word_it_was_asked() {
     search.hearsay([(ids[1], member(7))]);
     let Some(Request::Lookup { ticket, ids: asked, .. }) = search.next(start) else { panic!("a lookup") };
     assert_eq!(asked, ids[2..]);
-    search.on_holders(ticket, &[(ids[2], member(7)), (ids[3], member(7))], &[]);
+    search.on_holders(ticket, &[(ids[2], member(7)), (ids[3], member(7))], &[], start);
     let Some(Request::Fetch { ticket, ids: asked, .. }) = search.next(start) else { panic!("a fetch") };
     assert_eq!(asked.len(), 4);
     search.on_pages(ticket, &ids[..3], start);
@@ -282,11 +283,75 @@ fn owners_that_time_out_are_told_of_once_and_not_asked_again() {
     let mut search = Search::new(ids, |_| [all(0), all(1)]);
     let asked = std::iter::from_fn(|| search.next(start)).count();
     assert_eq!(asked, 4, "each of the two has more than one batch");
-    let late = start + LOOKUP_TIMEOUT * 2;
-    let told: Vec<_> = std::iter::from_fn(|| search.next(late)).collect();
+    let end = start + LOOKUP_TIMEOUT * 2;
+    let told: Vec<_> = std::iter::from_fn(|| search.next(end)).collect();
     let gone = |n| Request::TimedOut { peer: member(n), role: Role::Owner };
     assert!(told.len() == 2 && told.contains(&gone(0)) && told.contains(&gone(1)), "{told:?}");
     assert!(search.done());
+}
+
+/// The story of a site cut in two: each owner on the other side cost two seconds, eight at a time, half a minute in all.
+#[test]
+fn owners_that_do_not_answer_cost_little_while_others_do() {
+    let ids: Vec<_> = (0..20_000).map(|n| name(n, 0)).collect();
+    // Every second owner is gone, and so is one of each shard's two.
+    let behaviours: Vec<_> =
+        (0..256).map(|n| if n % 2 == 0 { Behaviour::Good } else { Behaviour::Silent }).collect();
+    let mut search = Search::new(ids, |shard| shard_owners(shard, 256));
+    let went = run(&mut search, &behaviours, &[], |_, _| false);
+    assert!(went.took < LOOKUP_TIMEOUT, "{:?}", went.took);
+    // Whoever is there is asked for its own, and for each of two others.
+    assert!(went.lookups.len() <= 128 * 4, "{} requests", went.lookups.len());
+}
+
+#[test]
+fn an_owner_that_was_late_before_is_asked_last_and_a_late_answer_counts() {
+    let start = Instant::now();
+    let search = || Search::new(vec![ShortId(1)], |_| [Owner { late: true, ..all(0) }, all(1)]);
+    let mut one = search();
+    let Some(Request::Lookup { ticket: first, owner, .. }) = one.next(start) else { panic!("a lookup") };
+    assert_eq!(owner, member(1));
+    assert_eq!(one.next(start), None);
+    let slow = one.deadline().unwrap();
+    assert!(slow < start + LOOKUP_TIMEOUT);
+    assert_eq!(one.next(slow), Some(Request::Late { owner: member(1) }));
+    let Some(Request::Lookup { ticket: second, owner, .. }) = one.next(slow) else { panic!("another") };
+    assert_eq!(owner, member(0));
+    one.on_failed(second);
+    assert!(!one.done(), "the first may still answer");
+    one.on_holders(first, &[(ShortId(1), member(9))], &[], slow);
+    assert!(matches!(one.next(slow), Some(Request::Fetch { .. })));
+}
+
+#[test]
+fn a_page_alone_is_asked_of_those_who_served_lately_if_no_owner_keeps_its_name() {
+    let start = Instant::now();
+    let few = Sampling::new(1).unwrap();
+    let search = |id| {
+        let mut search = Search::new(vec![ShortId(id)], |_| [Owner { sampling: few, ..all(0) }]);
+        search.suggest([member(7), member(8)]);
+        search
+    };
+    let mut alone = search(1);
+    for holder in [7, 8] {
+        let Some(Request::Fetch { ticket, holder: asked, .. }) = alone.next(start) else { panic!("a fetch") };
+        assert_eq!(asked, member(holder));
+        alone.on_pages(ticket, &[], start);
+    }
+    assert!(alone.done() && alone.take_evidence().is_empty(), "a guess blames nobody");
+    let mut kept = search(2);
+    let Some(Request::Lookup { ticket, .. }) = kept.next(start) else { panic!("a lookup") };
+    kept.on_holders(ticket, &[], &[(ShardId(0), few)], start);
+    assert!(kept.next(start).is_none() && kept.done(), "its owner would know");
+    // Of many pages with nothing beside them a few are guessed.
+    let ids: Vec<_> = (0..20_000).map(|n| ShortId(2 * n + 1)).collect();
+    let mut many = Search::new(ids, |_| [Owner { sampling: few, ..all(0) }]);
+    many.suggest([member(7)]);
+    let asked = std::iter::from_fn(|| many.next(start)).map(|request| match request {
+        Request::Fetch { ids, .. } => ids.len(),
+        Request::Lookup { .. } | Request::Late { .. } | Request::TimedOut { .. } => panic!("{request:?}"),
+    });
+    assert_eq!(asked.sum::<usize>(), SUGGESTED_PAGES);
 }
 
 #[test]

@@ -45,10 +45,22 @@ pub enum Role {
     Holder,
 }
 
+/// An owner of a shard that can be asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Owner {
+    /// The owner.
+    pub member: MemberId,
+    /// Which names of the shard it keeps, as far as is known.
+    pub sampling: Sampling,
+    /// Its last answer was late, or did not come: ask others first.
+    pub late: bool,
+}
+
 #[derive(Clone, Copy, Default, Debug)]
 struct Patience {
     skip_until: Option<Instant>,
     timeouts: u32,
+    late: bool,
 }
 
 impl Patience {
@@ -60,6 +72,7 @@ impl Patience {
         let skip = SKIP_FIRST.saturating_mul(1 << self.timeouts.min(16)).min(SKIP_LONGEST);
         self.timeouts = self.timeouts.saturating_add(1);
         self.skip_until = Some(now + skip);
+        self.late = true;
     }
 }
 
@@ -208,9 +221,22 @@ impl Membership {
     }
 
     /// The other owners of a shard that answer, the closest first.
-    pub fn owners_to_ask(&self, shard: ShardId, now: Instant) -> impl Iterator<Item = MemberId> + '_ {
+    pub fn owners_to_ask(&self, shard: ShardId, now: Instant) -> impl Iterator<Item = Owner> + '_ {
         let owners = self.shards.owners(shard).iter().copied();
-        owners.filter(move |owner| *owner != self.me && self.answering(*owner, Role::Owner, now))
+        let answering =
+            owners.filter(move |owner| *owner != self.me && self.answering(*owner, Role::Owner, now));
+        answering.map(move |member| Owner {
+            member,
+            sampling: self.sampling(member, shard),
+            late: self.records.get(&member).is_some_and(|record| record.as_owner.late),
+        })
+    }
+
+    /// An owner takes longer than owners do: until it answers, others are asked first.
+    pub fn late(&mut self, owner: MemberId) {
+        if let Some(record) = self.record(owner) {
+            record.as_owner.late = true;
+        }
     }
 
     /// A request was not answered in time: the peer is skipped for a while, longer each time.
@@ -282,8 +308,16 @@ mod tests {
         assert!(site.answering(member(1), Role::Owner, now + SKIP_FIRST));
         site.timed_out(member(1), Role::Owner, now);
         assert!(!site.answering(member(1), Role::Owner, now + SKIP_FIRST));
+        let late = |site: &Membership, at| {
+            let mut owners = site.owners_to_ask(ShardId(0), at);
+            owners.next().map(|owner| owner.late)
+        };
+        assert_eq!(late(&site, now + SKIP_LONGEST), Some(true), "it can be asked again, after others");
         site.answered(member(1), Role::Owner);
         assert!(site.answering(member(1), Role::Owner, now));
+        assert_eq!(late(&site, now), Some(false));
+        site.late(member(1));
+        assert_eq!(late(&site, now), Some(true));
     }
 
     #[test]

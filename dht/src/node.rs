@@ -47,6 +47,7 @@ use crate::{
     pace::Budget,
     page_client::PageClient,
     page_server,
+    recent::RecentHolders,
     requests::Requests,
     sample::Sampling,
     secure::Secure,
@@ -84,6 +85,8 @@ pub(crate) struct Peer {
     owned: Mutex<OwnerTable>,
     announcer: Mutex<Announcer>,
     directory: Mutex<BTreeMap<MemberId, Known>>,
+    /// Who served this host lately.
+    recent: Mutex<RecentHolders>,
     /// Where the latest pages came from, for a report that one was wrong.
     sources: Mutex<VecDeque<(ShortId, MemberId)>>,
 }
@@ -165,6 +168,7 @@ impl Peer {
             owned: Mutex::new(OwnerTable::with_room(config.owner_entries, now)),
             announcer: Mutex::new(Announcer::new(now)),
             directory: Mutex::default(),
+            recent: Mutex::default(),
             sources: Mutex::default(),
         })
     }
@@ -191,6 +195,10 @@ impl Peer {
 
     pub(crate) fn directory(&self) -> MutexGuard<'_, BTreeMap<MemberId, Known>> {
         lock(&self.directory)
+    }
+
+    pub(crate) fn recent(&self) -> MutexGuard<'_, RecentHolders> {
+        lock(&self.recent)
     }
 
     /// The addresses that it listens on.

@@ -18,7 +18,7 @@ use crate::{
     limits::{FETCH_TIMEOUT, LOCAL_PAGES_PER_FRAME, LOCAL_READERS, LOOKUP_TIMEOUT},
     local::protocol::FoundOn,
     lookup::{Request, Search, Ticket},
-    membership::Role,
+    membership::{Owner, Role},
     node::{Peer, blocking},
     sample::Sampling,
     serve::distinct,
@@ -84,7 +84,7 @@ impl Clock {
 /// What came of a request.
 enum Outcome {
     Holders { ticket: Ticket, owner: MemberId, holders: Holders },
-    Pages { ticket: Ticket, pages: PageBatch },
+    Pages { ticket: Ticket, holder: MemberId, pages: PageBatch },
     Failed { ticket: Ticket },
 }
 
@@ -135,12 +135,9 @@ impl Peer {
 
     fn search(&self, ids: Vec<ShortId>) -> Search {
         let now = Instant::now();
-        let (owners, owned): (Vec<Vec<(MemberId, Sampling)>>, Vec<bool>) = {
+        let (owners, owned): (Vec<Vec<Owner>>, Vec<bool>) = {
             let site = self.site();
-            let owners = |shard| {
-                let asked = site.owners_to_ask(shard, now);
-                asked.map(|owner| (owner, site.sampling(owner, shard))).collect()
-            };
+            let owners = |shard| site.owners_to_ask(shard, now).collect();
             // What is left of shards that it owned before is not all that the owners know by now.
             let owned = |shard| site.shards().owners(shard).contains(&site.me());
             (ShardId::all().map(owners).collect(), ShardId::all().map(owned).collect())
@@ -150,6 +147,10 @@ impl Peer {
         let known = self.known_holders(&mine, now);
         let mut search = Search::new(ids, |shard| owners[shard.index()].iter().copied());
         self.site().trust().doubted(now).for_each(|holder| search.doubt(holder));
+        let recent = self.recent().best(now);
+        let site = self.site();
+        search.suggest(recent.into_iter().filter(|holder| site.usable_holder(*holder, now)));
+        drop(site);
         search.known(known.said);
         search.hearsay(known.hearsay);
         search
@@ -206,7 +207,7 @@ impl Peer {
                 // On a task of its own: others may wait for these pages, and this search for a client that takes its time.
                 let task = AbortOnDropHandle::new(tokio::spawn(self.fetch(by, holder, ids)));
                 let outcome = move |pages| match pages {
-                    Ok(Some(pages)) => Outcome::Pages { ticket, pages },
+                    Ok(Some(pages)) => Outcome::Pages { ticket, holder, pages },
                     Ok(None) => Outcome::Failed { ticket },
                     Err(error) => match JoinError::try_into_panic(error) {
                         Ok(panic) => std::panic::resume_unwind(panic),
@@ -214,6 +215,11 @@ impl Peer {
                     },
                 };
                 Some(task.map(outcome).boxed())
+            }
+            Request::Late { owner } => {
+                tracing::debug!(?owner, "an owner takes long to answer; others are asked before it");
+                self.site().late(owner);
+                None
             }
             Request::TimedOut { peer, role } => {
                 self.counters.failed_request();
@@ -236,14 +242,15 @@ impl Peer {
             Outcome::Holders { ticket, owner, holders } => {
                 self.site().answered(owner, Role::Owner);
                 search.hearsay(holders.hearsay);
-                search.on_holders(ticket, &holders.said, &holders.sampled);
+                search.on_holders(ticket, &holders.said, &holders.sampled, clock.now());
             }
-            Outcome::Pages { ticket, mut pages } => {
+            Outcome::Pages { ticket, holder, mut pages } => {
                 let ids: Vec<_> = pages.ids().collect();
                 let mut news = search.on_pages(ticket, &ids, clock.now()).into_iter();
                 search.take_evidence().into_iter().for_each(|evidence| self.judge(evidence));
                 pages.retain(|_, _| news.next().unwrap_or(false));
                 self.counters.site_hits(pages.len());
+                self.recent().note(holder, pages.len() as u64, Instant::now());
                 return pages.is_empty() || clock.stands(found.send((FoundOn::Site, pages))).await.is_ok();
             }
             Outcome::Failed { ticket } => {
@@ -309,8 +316,8 @@ impl Peer {
         let now = Instant::now();
         let mut holders: Vec<_> = self.known_holders(&[id], now).members().collect();
         let owners: Vec<_> = self.site().owners_to_ask(ShardId::of(id), now).collect();
-        for owner in owners {
-            let answer = tokio::time::timeout(LOOKUP_TIMEOUT, self.ask_owner(owner, &[id])).await;
+        for Owner { member, .. } in owners {
+            let answer = tokio::time::timeout(LOOKUP_TIMEOUT, self.ask_owner(member, &[id])).await;
             holders.extend(answer.ok().flatten().unwrap_or_default().members());
         }
         holders.sort_unstable();

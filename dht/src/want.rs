@@ -46,6 +46,8 @@ pub(crate) struct Want {
     pub(crate) fetching: u8,
     /// Which of its shard's owners were asked, or are not to be: none is asked twice.
     pub(crate) owners_asked: u8,
+    /// Requests to owners that are out or queued.
+    pub(crate) asking: u8,
     pub(crate) stage: Stage,
     pub(crate) found: bool,
 }
@@ -64,6 +66,7 @@ impl Want {
             asked: 0,
             fetching: 0,
             owners_asked: 0,
+            asking: 0,
             stage: Stage::Owner,
             found: false,
         }

@@ -1,6 +1,6 @@
 //! A site that is large for its peers: each is connected to few of the others, and connects to others as it needs them.
 
-use crate::common::{DOZENS, Peer, Site, ids, pages, resolve, until};
+use crate::common::{DOZENS, Peer, Site, ids, pages, ready, resolve, until};
 use dht::SiteStatus;
 
 const PEERS: u64 = 12;
@@ -60,5 +60,42 @@ async fn every_peer_finds_what_any_other_holds_though_it_is_connected_to_few() {
         assert_eq!(status.members.known, PEERS - 1, "{status:#?}");
         assert_eq!(status.counters.wrong_pages, 0);
         assert!(status.counters.connections_over_limit == 0, "{status:#?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_full_owners_do_not_keep_is_found_beside_what_they_keep() {
+    const HELD: u64 = 4096;
+    const HOLDERS: u64 = 4;
+    const ENTRIES: u64 = 1500;
+    let _turn = DOZENS.acquire().await.unwrap();
+    let site = Site::new();
+    let limits = ["--owner-entries", &ENTRIES.to_string()];
+    let asker = site.peer("asker", &[], &limits);
+    let mut peers = Vec::new();
+    for n in 0..HOLDERS {
+        let peer = site.peer(&format!("h{n}"), &[&asker], &limits);
+        peer.run(&["add", site.file(&format!("f{n}"), &pages(n, HELD)).to_str().unwrap()]);
+        peers.push(peer);
+    }
+    for peer in &peers {
+        let status = ready(&peer.client().await, peers.len()).await;
+        assert!(status.index.owner_entries <= ENTRIES, "{status:#?}");
+    }
+    let client = asker.client().await;
+    let held: Vec<_> = (0..HOLDERS).flat_map(|n| pages(n, HELD)).collect();
+    let asked = ids(client.domain(), &held);
+    let status = ready(&client, peers.len()).await;
+    assert!(status.index.owner_entries <= ENTRIES && status.index.owner_entries > ENTRIES / 4, "{status:#?}");
+    until("nearly all pages to be found", || async {
+        (resolve(&client, asked.clone()).await.len() >= held.len() * 99 / 100).then_some(())
+    })
+    .await;
+    // A page alone has none beside it: those who served the others are asked.
+    for id in asked.iter().step_by(700) {
+        until("a page alone to be found", || async {
+            (resolve(&client, vec![*id]).await.len() == 1).then_some(())
+        })
+        .await;
     }
 }

@@ -3,7 +3,7 @@
 use dht::{
     limits::HOLDERS_PER_NAME,
     lookup::{Request, Search, Ticket},
-    membership::Role,
+    membership::{Owner, Role},
     sample::Sampling,
     shard::{MemberId, ShardId},
 };
@@ -54,15 +54,15 @@ impl World {
         let now = self.clock.now();
         let mind = self.mind(asker);
         let membership = &mind.membership;
-        let owners = |shard| {
-            let asked = membership.owners_to_ask(shard, now);
-            asked.map(|owner| (owner, membership.sampling(owner, shard))).collect()
-        };
-        let owners: Vec<Vec<(MemberId, Sampling)>> = ShardId::all().map(owners).collect();
+        let owners: Vec<Vec<Owner>> =
+            ShardId::all().map(|shard| membership.owners_to_ask(shard, now).collect()).collect();
         let usable = |member| membership.usable_holder(member, now);
         let known = mind.probes.lookup(&ids, now, usable).into_iter();
         let known: Vec<(ShortId, MemberId)> = known.map(|(at, who)| (ids[at as usize], who)).collect();
         let mut search = Search::new(ids, |shard| owners[shard.index()].iter().copied());
+        membership.trust().doubted(now).for_each(|holder| search.doubt(holder));
+        let recent = mind.recent.best(now).into_iter();
+        search.suggest(recent.filter(|holder| membership.usable_holder(*holder, now)));
         search.known(known);
         self.lookups[lookup].search = Some(search);
         self.drive(lookup);
@@ -123,6 +123,10 @@ impl World {
                 if let Some(at) = self.deliver(lookup, asker, holder, bytes) {
                     self.at(at, Event::AskHolder { lookup, ticket, holder, ids });
                 }
+            }
+            Request::Late { owner } => {
+                self.looked[lookup].late += 1;
+                self.mind(asker).membership.late(owner);
             }
             Request::TimedOut { peer: member, role } => {
                 let looked = &mut self.looked[lookup];
@@ -215,7 +219,7 @@ impl World {
         let looked = &mut self.looked[lookup];
         looked.index_us = self.clock.now_us - looked.started_us;
         if let Some(search) = &mut self.lookups[lookup].search {
-            search.on_holders(ticket, &usable, &sampled);
+            search.on_holders(ticket, &usable, &sampled, now);
         }
         self.mind(asker).sampled(from, sampled);
         self.drive(lookup);
@@ -262,6 +266,12 @@ impl World {
         }
         if let Some(search) = &mut self.lookups[lookup].search {
             let news = search.on_pages(ticket, &ids, now).into_iter().filter(|new| *new).count() as u64;
+            let evidence = search.take_evidence();
+            let mind = self.peers[asker].mind.as_mut().expect("who asks has one");
+            for evidence in evidence {
+                mind.membership.delivered(evidence, now);
+            }
+            mind.recent.note(from, news, now);
             let looked = &mut self.looked[lookup];
             looked.found += news;
             looked.wrong_pages += wrong.len() as u64;

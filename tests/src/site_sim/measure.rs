@@ -23,6 +23,7 @@ pub(super) struct Looked {
     pub(super) fetch_bytes: u64,
     pub(super) connections: u64,
     pub(super) timeouts: u64,
+    pub(super) late: u64,
     pub(super) wrong_pages: u64,
     pub(super) ended: bool,
 }
@@ -77,6 +78,8 @@ pub struct Figures {
     pub connections: f64,
     /// Requests that were not answered in time, a VM.
     pub timeouts: f64,
+    /// Owners that took long to answer, so that another one was asked as well, a VM.
+    pub late_owners: f64,
     /// Pages with wrong bytes that came and were dropped, a VM.
     pub wrong_pages: f64,
     /// Wrong pages that were accepted, in all.

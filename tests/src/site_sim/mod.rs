@@ -233,6 +233,7 @@ fn figures(world: &World) -> Figures {
         fetches: per_vm(&|l| l.fetches),
         connections: per_vm(&|l| l.connections),
         timeouts: per_vm(&|l| l.timeouts),
+        late_owners: per_vm(&|l| l.late),
         wrong_pages: per_vm(&|l| l.wrong_pages),
         wrong_accepted: world.wrong_accepted,
         unended: looked.iter().filter(|l| !l.ended).count(),

@@ -9,6 +9,7 @@ use dht::{
     announce::Announcer,
     lease::OwnerTable,
     membership::Membership,
+    recent::RecentHolders,
     sample::Sampling,
     shard::{MemberId, SHARDS, ShardId},
 };
@@ -60,6 +61,8 @@ pub(super) struct Mind {
     /// What other peers announced to this owner: probe names, and background names, apart so that each can be weighed.
     pub(super) probes: OwnerTable,
     pub(super) background: OwnerTable,
+    /// Who served it pages lately.
+    pub(super) recent: RecentHolders,
     /// The version of the membership that the announcer knows.
     pub(super) version: Option<u64>,
     /// Peers that a connection was made to, beyond the mesh.
@@ -76,6 +79,7 @@ impl Mind {
             announcer: Announcer::new(now),
             probes: OwnerTable::new(now),
             background: OwnerTable::with_room(room, now),
+            recent: RecentHolders::default(),
             version: None,
             connected: BTreeSet::new(),
             ticks: 0,

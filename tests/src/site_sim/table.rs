@@ -19,6 +19,7 @@ const LOOKUPS: &[Column] = &[
     ("last page, ms", |f| format!("{:.0}", f.answer_ms)),
     ("page requests", |f| format!("{:.0}", f.fetches)),
     ("connections made", |f| format!("{:.0}", f.connections)),
+    ("late owners", |f| format!("{:.1}", f.late_owners)),
     ("time-outs", |f| format!("{:.1}", f.timeouts)),
     ("wrong pages refused", |f| format!("{:.0}", f.wrong_pages)),
     ("accepted", |f| f.wrong_accepted.to_string()),
