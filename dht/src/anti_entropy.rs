@@ -1,18 +1,15 @@
 //! Anti-entropy between the owners of a shard: asks the other owner what [`Repair`] says, and answers it.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use page::ShortId;
 
 use crate::{
+    claims::ShareDigest,
     limits::{LOOKUP_TIMEOUT, PULL_CLAIMS, PULL_PARTS, REPAIR_LOOK_EVERY},
     membership::Role,
     node::{Peer, blocking},
-    repair::{Ask, ClaimDigest, Repair, What},
+    repair::{Ask, Repair, What},
     sample::Sampling,
     shard::{MemberId, ShardId},
     wire::{IndexRequest, IndexResponse, PassedOn},
@@ -50,12 +47,16 @@ fn next(peer: &Peer, repair: &mut Repair, known: &mut Option<u64>) -> Option<Ask
 async fn make(peer: &Arc<Peer>, repair: &mut Repair, ask: Ask) -> Option<()> {
     let Ask { owner, shard, what } = ask;
     let to = peer.directory().get(&owner)?.peer_id;
-    // What this owner does not keep it need not learn.
-    let sampling = peer.owned().sampling(shard);
-    let (request, holders) = match what {
-        What::Digests => (IndexRequest::Digests { shard, sampling }, Vec::new()),
-        What::Claims { holders, from } => {
-            (IndexRequest::Claims { shard, sampling, from, holders: holders.clone() }, holders)
+    let (request, shares) = match what {
+        What::Digests => (IndexRequest::Digests { shard }, Vec::new()),
+        What::Claims { shares, from } => {
+            if from == shard.first_id() {
+                peer.owned().begin_learning(shard, &shares, Instant::now());
+            }
+            let holders = shares.iter().map(|share| share.holder).collect();
+            // What this owner does not keep it need not learn.
+            let sampling = peer.owned().sampling(shard);
+            (IndexRequest::Claims { shard, sampling, from, holders }, shares)
         }
     };
     // What the answer takes is known when it is here; until it is paid for nothing else is asked.
@@ -73,23 +74,28 @@ async fn make(peer: &Arc<Peer>, repair: &mut Repair, ask: Ask) -> Option<()> {
         }
     };
     match response {
-        IndexResponse::Digests { sampling, digests } if holders.is_empty() => {
-            peer.lan.take(bytes(digests.len(), size_of::<(MemberId, ClaimDigest)>())).await;
-            let comparing = Arc::clone(peer);
-            let (mine, now) =
-                blocking(move || (comparing.digests(shard, sampling, Instant::now()), Instant::now())).await;
-            let site = peer.site();
-            let wanted = |holder| holder != site.me() && site.contains(holder);
-            repair.on_digests(&digests, &mine, wanted, now);
+        IndexResponse::Digests { shares: mut theirs } if shares.is_empty() => {
+            peer.lan.take(bytes(theirs.len(), size_of::<ShareDigest>())).await;
+            let all = theirs.len();
+            {
+                let site = peer.site();
+                theirs.retain(|share| share.holder != site.me() && site.contains(share.holder));
+            }
+            let left_out = theirs.len() < all;
+            let now = Instant::now();
+            let unlike = peer.owned().unlike(shard, &theirs, now);
+            repair.on_digests(unlike, left_out, now);
         }
-        IndexResponse::Claims { claims, next } if !holders.is_empty() => {
+        IndexResponse::Claims { claims, next } if !shares.is_empty() => {
             let count = claims.len();
             peer.lan.take(bytes(count, size_of::<PassedOn>())).await;
-            let learning = Arc::clone(peer);
-            let learnt = blocking(move || learning.learn(shard, &holders, claims)).await;
+            let (learning, of) = (Arc::clone(peer), shares.clone());
+            let learnt = blocking(move || learning.learn(shard, &of, claims)).await;
             peer.counters.learnt(learnt);
             tracing::debug!(peer = %to, shard = shard.0, count, learnt, "claims from the shard's other owner");
-            repair.on_claims(count, next, Instant::now());
+            if repair.on_claims(count, next, Instant::now()) {
+                peer.owned().learnt(shard, &shares);
+            }
         }
         IndexResponse::Announced { .. }
         | IndexResponse::Holders { .. }
@@ -107,22 +113,6 @@ fn bytes(items: usize, size: usize) -> u64 {
 }
 
 impl Peer {
-    /// What each holder's claims in a shard come to, of the names that `sampling` keeps.
-    pub(crate) fn digests(
-        &self,
-        shard: ShardId,
-        sampling: Sampling,
-        now: Instant,
-    ) -> BTreeMap<MemberId, ClaimDigest> {
-        let mut digests = BTreeMap::new();
-        let mut from = Some(shard.first_id());
-        // Part by part, so that others have their turn at the table.
-        while let Some(at) = from {
-            from = self.owned().digest(shard, at, sampling, now, &mut digests);
-        }
-        digests
-    }
-
     /// Answers another owner of a shard.
     pub(crate) fn pass_on(
         &self,
@@ -141,25 +131,17 @@ impl Peer {
             }
         }
         self.counters.passed_on(found.len());
-        let claim = |(id, holder, left): (ShortId, u16, Duration)| {
-            let left_seconds = u16::try_from(left.as_secs()).expect("a lease is bounded below 2^15 seconds");
-            PassedOn { id, holder, left_seconds }
-        };
-        IndexResponse::Claims { claims: found.into_iter().map(claim).collect(), next }
+        let claims = found.into_iter().map(|(id, holder)| PassedOn { id, holder }).collect();
+        IndexResponse::Claims { claims, next }
     }
 
-    /// Takes claims of `holders` that another owner of the shard passed on; returns how many are new.
-    fn learn(&self, shard: ShardId, holders: &[MemberId], claims: Vec<PassedOn>) -> usize {
-        let mut by_holder: HashMap<u16, Vec<(ShortId, Duration)>> = HashMap::new();
-        for PassedOn { id, holder, left_seconds } in claims {
-            if ShardId::of(id) == shard {
-                let left = Duration::from_secs(left_seconds.into());
-                by_holder.entry(holder).or_default().push((id, left));
-            }
+    /// Takes claims that another owner of the shard passed on; returns how many are new.
+    fn learn(&self, shard: ShardId, shares: &[ShareDigest], claims: Vec<PassedOn>) -> usize {
+        let mut by_holder: HashMap<u16, Vec<ShortId>> = HashMap::new();
+        for PassedOn { id, holder } in claims {
+            by_holder.entry(holder).or_default().push(id);
         }
-        let now = Instant::now();
-        let named =
-            by_holder.into_iter().filter_map(|(n, claims)| Some((holders.get(usize::from(n))?, claims)));
-        named.map(|(holder, claims)| self.owned().learn(*holder, &claims, now)).sum()
+        let named = by_holder.into_iter().filter_map(|(n, ids)| Some((shares.get(usize::from(n))?, ids)));
+        named.map(|(share, ids)| self.owned().learn(shard, share.holder, &ids)).sum()
     }
 }

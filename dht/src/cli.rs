@@ -5,6 +5,7 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -19,7 +20,7 @@ use crate::{
         parse_percent,
     },
     identity::{SiteKey, peer_identity},
-    limits::{CONNECTIONS, MESH, OWNER_ENTRIES},
+    limits::{CONNECTIONS, LEASE, MESH, OWNER_ENTRIES},
     metrics, node, status_text,
 };
 
@@ -125,6 +126,9 @@ struct Serve {
     /// Names that this peer keeps as an owner; few to have a small site behave as a full one.
     #[arg(long, hide = true, default_value_t = OWNER_ENTRIES)]
     owner_entries: usize,
+    /// How long announcements last unless they are renewed, in seconds; the same for all peers of a site, low to test in little time.
+    #[arg(long, hide = true, default_value_t = LEASE.as_secs(), value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    lease: u64,
     /// Misbehave towards other peers, to test a site's tolerance: wrong-bytes, silent, slow=MILLISECONDS, old-owners, announce-false or flood.
     #[arg(long, hide = true, value_parser = parse_fault)]
     fault: Option<Fault>,
@@ -224,6 +228,7 @@ async fn serve_peer(serve: Serve) -> anyhow::Result<()> {
         metrics: serve.metrics,
         owner_entries: serve.owner_entries.min(OWNER_ENTRIES),
         mesh: MeshLimits { mesh: serve.mesh, connections: serve.connections },
+        lease: Duration::from_secs(serve.lease),
         fault: serve.fault,
     };
     let started =

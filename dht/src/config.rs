@@ -40,6 +40,8 @@ pub struct NodeConfig {
     pub owner_entries: usize,
     /// Which connections to other peers are kept.
     pub mesh: MeshLimits,
+    /// How long what holders tell this peer as an owner lasts, and by which it renews what it tells others: the same in all of a site.
+    pub lease: Duration,
     /// A misbehaviour, for testing a site's tolerance.
     pub fault: Option<Fault>,
 }

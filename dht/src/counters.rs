@@ -20,7 +20,10 @@ pub(crate) struct Counters {
     lookup_ids_answered: AtomicU64,
     lookup_ids_answered_found: AtomicU64,
     announced_ids: AtomicU64,
+    announced_bytes: AtomicU64,
     announced_ids_taken: AtomicU64,
+    leases_renewed: AtomicU64,
+    leases_unlike: AtomicU64,
     entries_learnt: AtomicU64,
     entries_passed_on: AtomicU64,
     fetches_sent: AtomicU64,
@@ -75,8 +78,14 @@ impl Counters {
         add(&self.lookup_ids_answered_found, found);
     }
 
-    pub(crate) fn announced(&self, ids: usize) {
+    pub(crate) fn announcement_sent(&self, bytes: u64) {
+        self.announced_bytes.fetch_add(bytes, Relaxed);
+    }
+
+    pub(crate) fn announced(&self, ids: usize, leases_renewed: usize, leases_unlike: usize) {
         add(&self.announced_ids, ids);
+        add(&self.leases_renewed, leases_renewed);
+        add(&self.leases_unlike, leases_unlike);
     }
 
     pub(crate) fn announcement_taken(&self, ids: usize) {
@@ -141,6 +150,9 @@ impl Counters {
             lookup_ids_answered: self.lookup_ids_answered.load(Relaxed),
             lookup_ids_answered_found: self.lookup_ids_answered_found.load(Relaxed),
             announced_ids: self.announced_ids.load(Relaxed),
+            announced_bytes: self.announced_bytes.load(Relaxed),
+            leases_renewed: self.leases_renewed.load(Relaxed),
+            leases_unlike: self.leases_unlike.load(Relaxed),
             announced_ids_taken: self.announced_ids_taken.load(Relaxed),
             entries_learnt: self.entries_learnt.load(Relaxed),
             entries_passed_on: self.entries_passed_on.load(Relaxed),

@@ -1,73 +1,43 @@
-//! What an owner keeps: for each name prefix of its shards, who announced to hold it, and until when.
+//! What an owner keeps: for each name of its shards, who announced to hold it, and for each holder's share of a shard, until when.
 //!
-//! An entry is a 64-bit id, a 16-bit holder number and a 16-bit lease (a bit of which says whether the holder itself announced it, or the
-//! shard's other owner passed it on): 12 bytes, and at most an eighth of slack. A shard's entries
-//! stand in buckets of some hundred, by the bits of the id that follow the shard's; in a bucket they are sorted, so that adding a batch moves
-//! few of them, however many the owner has. When the table comes near its bound, shards are sampled ([`crate::sample`]). Leases count in ticks of two seconds; they run out unless the holder announces again. Pure:
-//! time comes in as `now`.
+//! A share is all that one holder claims in one shard. It has one lease and one digest, so that a holder renews it with one small message
+//! however many names it has ([`crate::claims`]). The digest is of what was *told*, also of names that found no room here: whether a share is told in
+//! full does not hang on how many others hold the same. Shares are in one of these states:
+//!
+//! ```text
+//!        begin                  digest alike                     lease ran out
+//! (none) ─────► being told ────────────────────► whole ──────────────────────► (none)
+//!    │              ▲  ▲        hearsay is gone   │
+//!    │              │  └──────────────────────────┘ begin: its entries become hearsay
+//!    └► passed on ──┘ begin
+//!       by another owner: hearsay
+//! ```
+//!
+//! A share whose lease has run out is not shown; its entries go when its shard is swept. If its holder asks before that, and has the same digest,
+//! it is renewed as if nothing had been. When the table comes near its bound, shards are sampled ([`crate::sample`]); what is dropped by that was told
+//! all the same. Pure: time comes in as `now`.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::{Duration, Instant},
 };
 
 use page::ShortId;
 
 use crate::{
-    limits::{HOLDERS_PER_NAME, LEASE, OWNER_ENTRIES, SAMPLING_BITS, SAMPLING_BITS_ONE},
-    repair::ClaimDigest,
-    sample::{Sampled, Sampling},
-    shard::{MemberId, SHARD_BITS, SHARDS, ShardId},
+    claims::{Announcement, ClaimDigest, ShareDigest},
+    entries::{Claim, Entries, Removed},
+    limits::{HOLDERS_PER_NAME, MEMBERS, OWNER_ENTRIES, SAMPLING_BITS, SAMPLING_BITS_ONE},
+    sample::Sampling,
+    shard::{MemberId, SHARDS, ShardId},
 };
 
-/// The unit of leases. 15 bits of it are 18 hours, far more than a lease.
-const TICK: Duration = Duration::from_secs(2);
-/// A lease in ticks.
-const LEASE_TICKS: u16 = 300;
-/// Entries of a bucket on average, at most: a shard with more has its buckets cut in two. A batch then moves a few KiB a bucket it
-/// touches, and what a bucket takes beside its entries stays below a twentieth of them.
-const BUCKET_ENTRIES: usize = 512;
-/// Entries shown to whoever goes through a whole shard before others have their turn at the table.
-const PART_ENTRIES: usize = 1 << 16;
-const _: () = assert!(LEASE.as_secs() == TICK.as_secs() * LEASE_TICKS as u64);
-
-/// How often ticks begin anew.
-const TICK_TURN: u16 = 1 << 15;
-
-#[derive(Clone, Copy, Debug)]
-struct Claim {
-    holder: u16,
-    /// The tick, modulo [`TICK_TURN`], at which the lease has run out; the bit above says that this is [`Claim::hearsay`].
-    until: u16,
-}
-
-/// The entries of a shard. The number of buckets is a power of two.
-#[derive(Debug)]
-struct Shard {
-    buckets: Vec<Bucket>,
-    entries: usize,
-    /// Of those, entries that one more sampled bit would drop.
-    last: usize,
-    sampled: Sampled,
-}
-
-/// How many entries are new, and how many of them one more sampled bit would drop.
-#[derive(Clone, Copy, Default)]
-struct Added {
-    entries: usize,
-    last: usize,
-}
-
-#[derive(Debug, Default)]
-struct Bucket {
-    ids: Vec<u64>,
-    claims: Vec<Claim>,
-}
+const _: () = assert!(MEMBERS < Claim::HOLDERS);
 
 /// The entries of one owner.
 #[derive(Debug)]
 pub struct OwnerTable {
-    start: Instant,
+    lease: Duration,
     shards: Vec<Shard>,
     holders: Vec<Option<Holder>>,
     numbers: HashMap<MemberId, u16>,
@@ -76,30 +46,79 @@ pub struct OwnerTable {
     most: usize,
 }
 
+#[derive(Debug, Default)]
+struct Shard {
+    entries: Entries,
+    /// Names that have room for another holder since one of as many as there may be is gone. Whoever had names left out is asked for its
+    /// share anew, until those that were asked had as many.
+    freed: usize,
+}
+
 #[derive(Debug)]
 struct Holder {
     member: MemberId,
     entries: usize,
+    /// The serial of its latest announcement.
+    latest: Option<u64>,
+    shares: BTreeMap<ShardId, Share>,
+}
+
+/// What a holder claims in a shard.
+#[derive(Debug)]
+struct Share {
+    until: Instant,
+    /// Of what was told.
+    digest: ClaimDigest,
+    source: Source,
+    /// All of it was told.
+    whole: bool,
+    entries: usize,
+    /// Of the entries, those that are hearsay.
+    hearsay: usize,
+    /// Names that were told and found no room.
+    left_out: usize,
+}
+
+/// Who tells of a share.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Source {
+    Holder,
+    OtherOwner,
+}
+
+impl Share {
+    fn new(source: Source, until: Instant) -> Self {
+        let digest = ClaimDigest::default();
+        Self { until, digest, source, whole: false, entries: 0, hearsay: 0, left_out: 0 }
+    }
+
+    /// Its holder tells of it: what another owner said counts as told before.
+    fn told(&mut self, until: Instant) {
+        if self.source == Source::OtherOwner {
+            *self = Self { entries: self.entries, hearsay: self.hearsay, ..Self::new(Source::Holder, until) };
+        }
+        self.until = until;
+    }
 }
 
 impl OwnerTable {
-    /// An empty table.
+    /// An empty table, whose leases last for `lease`.
     #[must_use]
-    pub fn new(now: Instant) -> Self {
-        Self::with_room(OWNER_ENTRIES, now)
+    pub fn new(lease: Duration) -> Self {
+        Self::with_room(OWNER_ENTRIES, lease)
     }
 
     /// An empty table of so many entries at most.
     #[must_use]
-    pub fn with_room(most: usize, now: Instant) -> Self {
+    pub fn with_room(most: usize, lease: Duration) -> Self {
         let shards = (0..SHARDS).map(|_| Shard::default()).collect();
-        Self { start: now, shards, holders: Vec::new(), numbers: HashMap::new(), entries: 0, most }
+        Self { lease, shards, holders: Vec::new(), numbers: HashMap::new(), entries: 0, most }
     }
 
     /// Which names of a shard are kept.
     #[must_use]
     pub fn sampling(&self, shard: ShardId) -> Sampling {
-        self.shards[shard.index()].sampled.sampling
+        self.shards[shard.index()].entries.sampled.sampling
     }
 
     /// The shards of which not every name is kept.
@@ -109,26 +128,30 @@ impl OwnerTable {
         all.filter(|(_, sampling)| *sampling != Sampling::ALL).collect()
     }
 
-    /// Keeps of a shard what `sampling` keeps from now on, and drops the rest.
+    /// Keeps of a shard what `sampling` keeps from now on, and drops the rest. Digests are of what was told, and stay.
     pub fn sample(&mut self, shard: ShardId, sampling: Sampling) {
-        let shard = &mut self.shards[shard.index()];
-        shard.sampled.set(sampling);
-        let before = shard.entries;
-        shard.sweep(|id, claim| {
+        let (kept, holders) = (&mut self.shards[shard.index()].entries, &mut self.holders);
+        kept.sampled.set(sampling);
+        let removed = kept.retain(|id, claim| {
             let stays = sampling.keeps(ShortId(id));
-            if let Some(holder) = self.holders[usize::from(claim.holder)].as_mut().filter(|_| !stays) {
+            if let Some(holder) = holders[usize::from(claim.holder())].as_mut().filter(|_| !stays) {
                 holder.entries -= 1;
+                if let Some(share) = holder.shares.get_mut(&shard) {
+                    share.entries -= 1;
+                    share.hearsay -= usize::from(claim.hearsay());
+                }
             }
             stays
         });
-        self.entries -= before - shard.entries;
+        kept.resampled();
+        self.entries -= removed.entries;
     }
 
     /// Makes room for more entries of a holder if the table is nearly full, or the holder's half of it: of the shards the one that loses most by it is
     /// sampled by one more bit. For one holder's sake that goes to a few bits only.
-    fn make_room(&mut self, holder: usize) {
+    fn make_room(&mut self, holder: u16) {
         loop {
-            let of_holder = self.holders[holder].as_ref().map_or(0, |holder| holder.entries);
+            let of_holder = self.holder(holder).map_or(0, |holder| holder.entries);
             let bits = if self.entries > self.most / 16 * 15 {
                 SAMPLING_BITS
             } else if of_holder > self.most / 32 * 15 {
@@ -136,10 +159,10 @@ impl OwnerTable {
             } else {
                 return;
             };
-            let shards = ShardId::all().zip(&self.shards);
-            let may = |of: &Shard| of.last > 0 && of.sampled.sampling.zero_bits() < bits;
-            let best = shards.filter(|(_, shard)| may(shard)).max_by_key(|(_, shard)| shard.last);
-            let coarser = |(shard, of): (ShardId, &Shard)| Some((shard, of.sampled.sampling.coarser()?));
+            let shards = ShardId::all().zip(self.shards.iter().map(|shard| &shard.entries));
+            let may = |of: &Entries| of.last() > 0 && of.sampled.sampling.zero_bits() < bits;
+            let best = shards.filter(|(_, shard)| may(shard)).max_by_key(|(_, shard)| shard.last());
+            let coarser = |(shard, of): (ShardId, &Entries)| Some((shard, of.sampled.sampling.coarser()?));
             let Some((shard, sampling)) = best.and_then(coarser) else { return };
             let bits = sampling.zero_bits();
             tracing::info!(
@@ -151,91 +174,218 @@ impl OwnerTable {
         }
     }
 
-    fn tick(&self, now: Instant) -> u16 {
-        let ticks = now.saturating_duration_since(self.start).as_secs() / TICK.as_secs();
-        u16::try_from(ticks % u64::from(TICK_TURN)).expect("reduced modulo 2^15")
+    /// Takes a holder's announcement. Returns the shards that it has to tell anew.
+    pub fn hear(&mut self, member: MemberId, announcement: &Announcement, now: Instant) -> Vec<ShardId> {
+        let Announcement { serial, gone, begins, ids, digests } = announcement;
+        let Some(number) = self.number(member) else {
+            return digests.iter().map(|(shard, _)| *shard).collect();
+        };
+        let known = self.holder(number).is_some_and(|holder| holder.latest == Some(*serial));
+        if !known {
+            self.withdraw(member, gone, now);
+            begins.iter().for_each(|shard| self.begin(member, *shard, now));
+            self.announce(member, ids, now);
+            if let Some(holder) = self.holder(number) {
+                holder.latest = Some(*serial);
+            }
+        }
+        let unlike = digests.iter().filter(|(shard, digest)| !self.renew(member, *shard, *digest, now));
+        unlike.map(|(shard, _)| *shard).collect()
     }
 
-    /// Notes that `member` holds `ids` from now on, for one lease. Names beyond the table's bounds are left out: they are found
-    /// elsewhere or missed.
+    /// `member` begins to tell anew what it holds of a shard.
+    pub fn begin(&mut self, member: MemberId, shard: ShardId, now: Instant) {
+        let Some(number) = self.number(member) else { return };
+        let until = now + self.lease;
+        let Some(share) = self.share(number, shard, until) else { return };
+        if share.hearsay < share.entries {
+            share.hearsay = share.entries;
+            self.shards[shard.index()].entries.doubt(number);
+        }
+        if let Some(share) = self.share(number, shard, until) {
+            *share =
+                Share { entries: share.entries, hearsay: share.hearsay, ..Share::new(Source::Holder, until) };
+        }
+    }
+
+    /// Notes that `member` holds `ids` as well. Names beyond the table's bounds are left out: they are found elsewhere or missed.
     pub fn announce(&mut self, member: MemberId, ids: &[ShortId], now: Instant) {
         let Some(number) = self.number(member) else { return };
-        let claim = Claim::new(number, self.tick(now), LEASE_TICKS, false);
-        let mut sorted: Vec<u64> = ids.iter().map(|id| id.0).collect();
-        sorted.sort_unstable();
-        sorted.dedup();
-        self.add(&sorted, claim);
-    }
-
-    /// Adds or renews a claim for sorted, distinct ids; returns how many are new.
-    fn add(&mut self, sorted: &[u64], claim: Claim) -> usize {
-        let mut new = 0;
-        for group in sorted.chunk_by(|a, b| ShardId::of(ShortId(*a)) == ShardId::of(ShortId(*b))) {
-            self.make_room(claim.holder.into());
-            let Some(holder) = &mut self.holders[usize::from(claim.holder)] else { continue };
-            // One that announces without end leaves room for others.
-            let room = (self.most - self.entries).min((self.most / 2).saturating_sub(holder.entries));
-            let shard = &mut self.shards[ShardId::of(ShortId(group[0])).index()];
-            let sampling = shard.sampled.sampling;
-            let kept: Vec<u64> = group.iter().copied().filter(|id| sampling.keeps(ShortId(*id))).collect();
-            let added = shard.announce(&kept, claim, room);
-            self.entries += added;
-            holder.entries += added;
-            new += added;
+        let (mut sorted, until) = (sorted(ids), now + self.lease);
+        for group in by_shard(&sorted) {
+            if let Some(share) = self.share(number, ShardId::of(ShortId(group[0])), until) {
+                share.told(until);
+                group.iter().for_each(|id| share.digest.add(ShortId(*id)));
+            }
         }
-        new
+        sorted.dedup();
+        for group in by_shard(&sorted) {
+            self.add(number, group, false);
+        }
     }
 
-    /// Takes claims that another owner of the shard passed on: ids in any order, each with what is left of its lease. What the
-    /// holder itself announced stands if it lasts as long. Returns how many entries are new.
-    pub fn learn(&mut self, member: MemberId, claims: &[(ShortId, Duration)], now: Instant) -> usize {
-        let Some(number) = self.number(member) else { return 0 };
-        let tick = self.tick(now);
-        let ticks = |left: Duration| {
-            // Never more than if the holder had announced it just now, and rounded down, so that it cannot grow by being passed on.
-            u16::try_from(left.as_secs() / TICK.as_secs()).unwrap_or(u16::MAX).min(LEASE_TICKS)
+    /// Notes that `member` has lost `ids`.
+    pub fn withdraw(&mut self, member: MemberId, ids: &[ShortId], now: Instant) {
+        let Some(number) = self.numbers.get(&member).copied() else { return };
+        let (mut sorted, until) = (sorted(ids), now + self.lease);
+        for group in by_shard(&sorted) {
+            if let Some(share) = self.share(number, ShardId::of(ShortId(group[0])), until) {
+                share.told(until);
+                group.iter().for_each(|id| share.digest.remove(ShortId(*id)));
+            }
+        }
+        sorted.dedup();
+        for group in by_shard(&sorted) {
+            let shard = ShardId::of(ShortId(group[0]));
+            let removed = self.shards[shard.index()].entries.withdraw(group, number);
+            self.removed(number, shard, removed);
+        }
+    }
+
+    /// Renews a share if `digest` is that of all that `member` told of it, which is then all there is. `false` if it has to tell the share anew:
+    /// something was lost on the way, or there is room now for names that found none.
+    pub fn renew(&mut self, member: MemberId, shard: ShardId, digest: ClaimDigest, now: Instant) -> bool {
+        let Some(number) = self.numbers.get(&member).copied() else { return false };
+        let (until, freed) = (now + self.lease, &mut self.shards[shard.index()].freed);
+        let holder = self.holders[usize::from(number)].as_mut();
+        let Some(share) = holder.and_then(|holder| holder.shares.get_mut(&shard)) else { return false };
+        if share.source == Source::OtherOwner || share.digest != digest {
+            return false;
+        }
+        if share.whole && share.left_out > 0 && *freed > 0 {
+            *freed -= share.left_out.min(*freed);
+            return false;
+        }
+        (share.whole, share.until) = (true, until);
+        if share.hearsay > 0 {
+            let gone = Claim::new(number, true);
+            let removed = self.shards[shard.index()].entries.retain(|_, claim| claim != gone);
+            self.removed(number, shard, removed);
+        }
+        true
+    }
+
+    /// The digest of what `member` has told of a shard.
+    #[must_use]
+    pub fn digest(&self, member: MemberId, shard: ShardId) -> Option<ClaimDigest> {
+        let number = self.numbers.get(&member)?;
+        let holder = self.holders[usize::from(*number)].as_ref()?;
+        holder.shares.get(&shard).filter(|share| share.source == Source::Holder).map(|share| share.digest)
+    }
+
+    /// Adds or confirms entries of one shard, sorted and distinct; returns how many are new.
+    fn add(&mut self, number: u16, group: &[u64], hearsay: bool) -> usize {
+        self.make_room(number);
+        let shard = ShardId::of(ShortId(group[0]));
+        let room = self.most - self.entries;
+        let Some(holder) = self.holders[usize::from(number)].as_mut() else { return 0 };
+        let Some(share) = holder.shares.get_mut(&shard) else { return 0 };
+        // One that announces without end leaves room for others.
+        let room = room.min((self.most / 2).saturating_sub(holder.entries));
+        let added = self.shards[shard.index()].entries.add(group, Claim::new(number, hearsay), room);
+        self.entries += added.new;
+        holder.entries += added.new;
+        share.entries += added.new;
+        share.hearsay -= added.confirmed;
+        if hearsay {
+            share.hearsay += added.new;
+        } else {
+            share.left_out += added.left_out;
+        }
+        added.new
+    }
+
+    /// Counts entries of a share that are no more.
+    fn removed(&mut self, number: u16, shard: ShardId, removed: Removed) {
+        let kept = &mut self.shards[shard.index()];
+        kept.freed = kept.freed.saturating_add(removed.freed);
+        self.entries -= removed.entries;
+        let Some(holder) = self.holders[usize::from(number)].as_mut() else { return };
+        holder.entries -= removed.entries;
+        if let Some(share) = holder.shares.get_mut(&shard) {
+            share.entries -= removed.entries;
+            share.hearsay -= removed.hearsay;
+        }
+    }
+
+    /// What holders have told of a shard as a whole, for another owner of it.
+    #[must_use]
+    pub fn shares(&self, shard: ShardId, now: Instant) -> Vec<ShareDigest> {
+        let passed = |holder: &Holder| {
+            let share = holder.shares.get(&shard).filter(|share| share.speaks_for_holder(now))?;
+            Some(ShareDigest { holder: holder.member, digest: share.digest, left: share.until - now })
         };
-        let mut sorted: Vec<(u16, u64)> = claims.iter().map(|(id, left)| (ticks(*left), id.0)).collect();
-        sorted.retain(|(left, _)| *left > 0);
-        sorted.sort_unstable();
+        self.holders.iter().flatten().filter_map(passed).collect()
+    }
+
+    /// Those of another owner's shares that are worth pulling: their holders have told this owner nothing, nor has it what that owner has.
+    /// The leases of those that it has end when they end there.
+    pub fn unlike(&mut self, shard: ShardId, theirs: &[ShareDigest], now: Instant) -> Vec<ShareDigest> {
+        let lease = self.lease;
+        let mut unlike = |passed: &&ShareDigest| {
+            let number = self.numbers.get(&passed.holder);
+            let holder = number.and_then(|number| self.holders[usize::from(*number)].as_mut());
+            let Some(share) = holder.and_then(|holder| holder.shares.get_mut(&shard)) else { return true };
+            match share.source {
+                Source::Holder => false,
+                Source::OtherOwner if share.whole && share.digest == passed.digest => {
+                    // Never more than if the holder had renewed it just now.
+                    share.until = share.until.max(now + passed.left.min(lease));
+                    false
+                }
+                Source::OtherOwner => true,
+            }
+        };
+        theirs.iter().filter(|passed| !passed.left.is_zero() && unlike(passed)).copied().collect()
+    }
+
+    /// Begins to learn shares that another owner has: what it said of them before is gone.
+    pub fn begin_learning(&mut self, shard: ShardId, shares: &[ShareDigest], now: Instant) {
+        for ShareDigest { holder, left, .. } in shares {
+            let Some(number) = self.number(*holder) else { continue };
+            let until = now + (*left).min(self.lease);
+            let Some(share) = self.holder(number).map(|holder| {
+                holder.shares.entry(shard).or_insert_with(|| Share::new(Source::OtherOwner, until))
+            }) else {
+                continue;
+            };
+            if share.source == Source::Holder {
+                continue;
+            }
+            (share.until, share.whole) = (until, false);
+            if share.entries > 0 {
+                let removed = self.shards[shard.index()].entries.retain(|_, claim| claim.holder() != number);
+                self.removed(number, shard, removed);
+            }
+        }
+    }
+
+    /// Takes claims of one holder in one shard that another owner passed on; returns how many entries are new. What the holder itself told stands.
+    pub fn learn(&mut self, shard: ShardId, member: MemberId, ids: &[ShortId]) -> usize {
+        let Some(number) = self.passed_on(shard, member).map(|(number, _)| number) else { return 0 };
+        let mut sorted = sorted(ids);
+        sorted.retain(|id| ShardId::of(ShortId(*id)) == shard);
         sorted.dedup();
-        let mut added = 0;
-        for group in sorted.chunk_by(|a, b| a.0 == b.0) {
-            let ids: Vec<u64> = group.iter().map(|(_, id)| *id).collect();
-            added += self.add(&ids, Claim::new(number, tick, group[0].0, true));
-        }
-        added
+        if sorted.is_empty() { 0 } else { self.add(number, &sorted, true) }
     }
 
-    /// Adds to `digests` those of a part of a shard from the id `from` on: for each holder its claims with at least half a lease left whose names
-    /// `sampling` keeps.
-    /// Returns where the next part begins; a part is small enough to let others at the table between two.
-    pub fn digest(
-        &self,
-        shard: ShardId,
-        from: ShortId,
-        sampling: Sampling,
-        now: Instant,
-        digests: &mut BTreeMap<MemberId, ClaimDigest>,
-    ) -> Option<ShortId> {
-        let tick = self.tick(now);
-        let mut by_number: Vec<ClaimDigest> = vec![ClaimDigest::default(); self.holders.len()];
-        let next = self.shards[shard.index()].visit(from.0, shard, |id, claim| {
-            if claim.left(tick) >= LEASE_TICKS / 2 && sampling.keeps(ShortId(id)) {
-                by_number[usize::from(claim.holder)].add(ShortId(id));
-            }
-            true
-        });
-        for (holder, digest) in self.holders.iter().zip(by_number) {
-            if let Some(holder) = holder.as_ref().filter(|_| digest.claims > 0) {
-                digests.entry(holder.member).or_default().join(digest);
+    /// All claims of another owner's shares were learnt.
+    pub fn learnt(&mut self, shard: ShardId, shares: &[ShareDigest]) {
+        for passed in shares {
+            if let Some((_, share)) = self.passed_on(shard, passed.holder) {
+                (share.whole, share.digest) = (true, passed.digest);
             }
         }
-        next.map(ShortId)
     }
 
-    /// Appends to `claims` those of some holders in a part of a shard's sampled names from the id `from` on, as [`Self::digest`] counts them: the id, the
-    /// holder's place in `of`, and what is left of the lease. Ends a part early at `bound` claims.
+    fn passed_on(&mut self, shard: ShardId, member: MemberId) -> Option<(u16, &mut Share)> {
+        let number = *self.numbers.get(&member)?;
+        let share = self.holder(number)?.shares.get_mut(&shard)?;
+        (share.source == Source::OtherOwner).then_some((number, share))
+    }
+
+    /// Appends to `claims` what some holders told themselves, in a part of a shard's sampled names from the id `from` on: the id, and the holder's
+    /// place in `of`. Ends a part early at `bound` claims.
     pub fn claims(
         &self,
         (shard, sampling): (ShardId, Sampling),
@@ -243,40 +393,49 @@ impl OwnerTable {
         of: &[MemberId],
         now: Instant,
         bound: usize,
-        claims: &mut Vec<(ShortId, u16, Duration)>,
+        claims: &mut Vec<(ShortId, u16)>,
     ) -> Option<ShortId> {
-        let tick = self.tick(now);
         let mut places: Vec<Option<u16>> = vec![None; self.holders.len()];
         for (member, place) in of.iter().zip(0u16..) {
-            if let Some(number) = self.numbers.get(member) {
-                places[usize::from(*number)] = Some(place);
-            }
+            let Some(number) = self.numbers.get(member).copied().map(usize::from) else { continue };
+            let holder = self.holders[number].as_ref();
+            let share = holder.and_then(|holder| holder.shares.get(&shard));
+            places[number] = share.filter(|share| share.speaks_for_holder(now)).map(|_| place);
         }
-        let next = self.shards[shard.index()].visit(from.0, shard, |id, claim| {
-            let left = claim.left(tick);
-            let of_interest = left >= LEASE_TICKS / 2 && sampling.keeps(ShortId(id));
-            let Some(place) = places[usize::from(claim.holder)].filter(|_| of_interest) else {
+        let next = self.shards[shard.index()].entries.visit(from.0, shard, |id, claim| {
+            let of_interest = !claim.hearsay() && sampling.keeps(ShortId(id));
+            let Some(place) = places[usize::from(claim.holder())].filter(|_| of_interest) else {
                 return true;
             };
             // All claims of one id go together: the next part begins with another id.
-            let whole = claims.last().is_some_and(|(last, ..)| last.0 == id);
+            let whole = claims.last().is_some_and(|(last, _)| last.0 == id);
             if claims.len() + HOLDERS_PER_NAME > bound && !whole {
                 return false;
             }
-            claims.push((ShortId(id), place, TICK * u32::from(left)));
+            claims.push((ShortId(id), place));
             true
         });
         next.map(ShortId)
+    }
+
+    fn holder(&mut self, number: u16) -> Option<&mut Holder> {
+        self.holders.get_mut(usize::from(number))?.as_mut()
+    }
+
+    /// A holder's share of a shard; a new one is the holder's own.
+    fn share(&mut self, number: u16, shard: ShardId, until: Instant) -> Option<&mut Share> {
+        let shares = &mut self.holder(number)?.shares;
+        Some(shares.entry(shard).or_insert_with(|| Share::new(Source::Holder, until)))
     }
 
     fn number(&mut self, member: MemberId) -> Option<u16> {
         if let Some(number) = self.numbers.get(&member) {
             return Some(*number);
         }
-        let free = self.holders.iter().position(|slot| slot.as_ref().is_none_or(|h| h.entries == 0));
+        let free = self.holders.iter().position(|slot| slot.as_ref().is_none_or(|h| h.shares.is_empty()));
         let at = free.unwrap_or(self.holders.len());
-        let number = u16::try_from(at).ok()?;
-        let holder = Some(Holder { member, entries: 0 });
+        let number = u16::try_from(at).ok().filter(|_| at < Claim::HOLDERS)?;
+        let holder = Some(Holder { member, entries: 0, latest: None, shares: BTreeMap::new() });
         match self.holders.get_mut(at) {
             Some(slot) => {
                 if let Some(before) = std::mem::replace(slot, holder) {
@@ -301,7 +460,8 @@ impl OwnerTable {
         found
     }
 
-    /// As [`Self::lookup`]; `found` is told besides whether the claim is hearsay: passed on by another owner, not announced by the holder.
+    /// As [`Self::lookup`]; `found` is told besides whether the claim is hearsay: passed on by another owner, or of a share that the holder
+    /// tells anew and not told again yet.
     pub fn each_holder(
         &self,
         ids: &[ShortId],
@@ -309,50 +469,68 @@ impl OwnerTable {
         usable: impl Fn(MemberId) -> bool,
         mut found: impl FnMut(u32, MemberId, bool),
     ) {
-        let tick = self.tick(now);
-        let usable: Vec<Option<MemberId>> = self
-            .holders
-            .iter()
-            .map(|slot| slot.as_ref().map(|holder| holder.member).filter(|member| usable(*member)))
-            .collect();
+        let usable: Vec<Option<&Holder>> =
+            self.holders.iter().map(|slot| slot.as_ref().filter(|holder| usable(holder.member))).collect();
         for (id, at) in ids.iter().zip(0u32..) {
-            for claim in self.shards[ShardId::of(*id).index()].claims_of(id.0) {
-                if let Some(member) = usable[usize::from(claim.holder)].filter(|_| claim.left(tick) > 0) {
-                    found(at, member, claim.hearsay());
+            let shard = ShardId::of(*id);
+            for claim in self.shards[shard.index()].entries.claims_of(id.0) {
+                let holder = usable[usize::from(claim.holder())];
+                let runs = |holder: &&Holder| holder.shares.get(&shard).is_some_and(|s| s.until > now);
+                if let Some(holder) = holder.filter(runs) {
+                    found(at, holder.member, claim.hearsay());
                 }
             }
         }
     }
 
-    /// Drops the entries of one shard whose lease has run out, and all of them if `keep` is false (the shard is no longer owned). Where there has been
+    /// The shards with shares whose lease has run out.
+    #[must_use]
+    pub fn run_out(&self, now: Instant) -> BTreeSet<ShardId> {
+        let shares = self.holders.iter().flatten().flat_map(|holder| &holder.shares);
+        shares.filter(|(_, share)| share.until <= now).map(|(shard, _)| *shard).collect()
+    }
+
+    /// Drops the shares of a shard whose lease has run out, and all of them if `keep` is false (the shard is no longer owned). Where there has been
     /// room for long, more of its names are kept from now on.
     pub fn sweep(&mut self, shard: ShardId, keep: bool, now: Instant) {
-        let (tick, number) = (self.tick(now), shard.index());
-        let shard = &mut self.shards[number];
-        let before = shard.entries;
-        shard.sweep(|_, claim| {
-            let stays = keep && claim.left(tick) > 0;
-            if let Some(holder) = self.holders[usize::from(claim.holder)].as_mut().filter(|_| !stays) {
-                holder.entries -= 1;
+        let mut ended = vec![false; self.holders.len()];
+        for (holder, ended) in self.holders.iter_mut().zip(&mut ended) {
+            let Some(holder) = holder else { continue };
+            let share = holder.shares.get(&shard).filter(|share| !keep || share.until <= now);
+            if let Some(entries) = share.map(|share| share.entries) {
+                holder.shares.remove(&shard);
+                holder.entries -= entries;
+                *ended = entries > 0;
             }
-            stays
-        });
-        self.entries -= before - shard.entries;
-        if !keep {
-            shard.sampled = Sampled::default();
         }
-        let entries = shard.entries;
-        let expected =
-            self.shards.iter().map(|shard| shard.sampled.expected(shard.entries, now)).sum::<usize>();
+        if ended.contains(&true) {
+            let kept = &mut self.shards[shard.index()];
+            let removed = kept.entries.retain(|_, claim| !ended[usize::from(claim.holder())]);
+            kept.freed = kept.freed.saturating_add(removed.freed);
+            self.entries -= removed.entries;
+        }
+        if !keep {
+            self.shards[shard.index()] = Shard::default();
+        }
+        self.look_for_room(shard, now);
+    }
+
+    /// Looks whether there is room for more of a shard's names.
+    fn look_for_room(&mut self, shard: ShardId, now: Instant) {
+        let expected = |shard: &Shard| shard.entries.sampled.expected(shard.entries.len(), now);
+        let expected = self.shards.iter().map(expected).sum::<usize>();
         let largest = self.holders.iter().flatten().map(|holder| holder.entries).max().unwrap_or(0);
+        let kept = &mut self.shards[shard.index()].entries;
+        let (entries, before) = (kept.len(), kept.sampled.sampling);
         // Less than where sampling begins, by far: what was dropped for want of room does not come back at once.
         let room = expected + entries <= self.most / 4 * 3 && largest + entries <= self.most / 8 * 3;
-        let shard = &mut self.shards[number];
-        let before = shard.sampled.sampling;
-        shard.sampled.look(room, entries, now);
-        if shard.sampled.sampling != before {
-            // None of its entries has been kept by the last bit yet.
-            shard.last = 0;
+        kept.sampled.look(room, entries, now);
+        if kept.sampled.sampling != before {
+            kept.resampled();
+            // Of what another owner passed on there is more to learn.
+            let shares = self.holders.iter_mut().flatten().filter_map(|holder| holder.shares.get_mut(&shard));
+            let learnt = shares.filter(|share| share.source == Source::OtherOwner);
+            learnt.for_each(|share| share.whole = false);
         }
     }
 
@@ -368,213 +546,30 @@ impl OwnerTable {
         self.entries == 0
     }
 
-    /// Bytes that the entries take, slack included.
+    /// Bytes that entries and shares take, slack included.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.shards.iter().flat_map(|shard| &shard.buckets).map(Bucket::bytes).sum()
+        let shares = self.holders.iter().flatten().map(|holder| holder.shares.len()).sum::<usize>();
+        let entries = self.shards.iter().map(|shard| shard.entries.bytes()).sum::<usize>();
+        entries + shares * size_of::<(ShardId, Share)>()
     }
 }
 
-impl Claim {
-    /// A claim whose lease ends `left` ticks from `tick`.
-    fn new(holder: u16, tick: u16, left: u16, hearsay: bool) -> Self {
-        let mark = if hearsay { TICK_TURN } else { 0 };
-        Self { holder, until: ((tick + left) % TICK_TURN) | mark }
-    }
-
-    /// Whether another owner passed it on, rather than the holder having announced it.
-    fn hearsay(self) -> bool {
-        self.until & TICK_TURN != 0
-    }
-
-    /// What is left of the lease, in ticks; 0 once it has run out.
-    fn left(self, tick: u16) -> u16 {
-        // Leases are far shorter than a turn of the ticks, so that whatever seems longer is in the past.
-        let left = (self.until % TICK_TURN + TICK_TURN - tick) % TICK_TURN;
-        if left <= LEASE_TICKS { left } else { 0 }
-    }
-
-    /// Takes another claim of the same holder, unless that is hearsay that lasts no longer.
-    fn renew(&mut self, other: Self) {
-        // The later of two ends that are less than a lease apart, or any if the old one is long past.
-        let later = (other.until % TICK_TURN + TICK_TURN - self.until % TICK_TURN) % TICK_TURN;
-        if !other.hearsay() || (later > 0 && later < TICK_TURN / 2) {
-            *self = other;
-        }
+impl Share {
+    /// Whether it is what its holder told as a whole, and its lease runs.
+    fn speaks_for_holder(&self, now: Instant) -> bool {
+        self.source == Source::Holder && self.whole && self.until > now
     }
 }
 
-const _: () = assert!(LEASE_TICKS < TICK_TURN / 2);
-
-impl Default for Shard {
-    fn default() -> Self {
-        Self { buckets: vec![Bucket::default()], entries: 0, last: 0, sampled: Sampled::default() }
-    }
+fn sorted(ids: &[ShortId]) -> Vec<u64> {
+    let mut sorted: Vec<u64> = ids.iter().map(|id| id.0).collect();
+    sorted.sort_unstable();
+    sorted
 }
 
-/// Which of `buckets` an id belongs to: by the bits behind the shard's own.
-fn bucket_of(id: u64, buckets: usize) -> usize {
-    let bits = buckets.trailing_zeros();
-    let front = (id << SHARD_BITS).checked_shr(u64::BITS - bits).unwrap_or(0);
-    usize::try_from(front).expect("it has as many bits as the number of buckets")
-}
-
-impl Shard {
-    fn claims_of(&self, id: u64) -> &[Claim] {
-        self.buckets[bucket_of(id, self.buckets.len())].claims_of(id)
-    }
-
-    /// Shows whole buckets from that of the id `from` on to `entry`, less what lies before `from`, until a few thousand entries have been
-    /// shown; returns the first id that was not. `entry` ends it by saying `false`: the entry shown last is then the first of the next part.
-    fn visit(&self, from: u64, shard: ShardId, mut entry: impl FnMut(u64, Claim) -> bool) -> Option<u64> {
-        let count = self.buckets.len();
-        let first = bucket_of(from, count);
-        let mut shown = 0;
-        for (bucket, at) in self.buckets.iter().zip(0u64..).skip(first) {
-            if shown >= PART_ENTRIES {
-                let bits = count.trailing_zeros();
-                let front = u64::from(shard.0) << (u64::BITS - SHARD_BITS);
-                return Some(front | at << (u64::BITS - SHARD_BITS - bits));
-            }
-            let start = bucket.ids.partition_point(|id| *id < from);
-            for (id, claim) in bucket.ids[start..].iter().zip(&bucket.claims[start..]) {
-                if !entry(*id, *claim) {
-                    return Some(*id);
-                }
-            }
-            shown += bucket.ids.len() - start;
-        }
-        None
-    }
-
-    /// Renews or adds `claim` for sorted, distinct `ids`, adding at most `room`; returns how many entries are new.
-    fn announce(&mut self, ids: &[u64], claim: Claim, room: usize) -> usize {
-        let (buckets, sampling) = (self.buckets.len(), self.sampled.sampling);
-        let mut added = Added::default();
-        for group in ids.chunk_by(|a, b| bucket_of(*a, buckets) == bucket_of(*b, buckets)) {
-            let bucket = &mut self.buckets[bucket_of(group[0], buckets)];
-            let of_group = bucket.announce(group, claim, room - added.entries, sampling);
-            added.entries += of_group.entries;
-            added.last += of_group.last;
-        }
-        self.entries += added.entries;
-        self.last += added.last;
-        while self.entries > self.buckets.len() * BUCKET_ENTRIES {
-            self.split();
-        }
-        added.entries
-    }
-
-    /// Cuts every bucket in two.
-    fn split(&mut self) {
-        let buckets = self.buckets.len() * 2;
-        let whole = std::mem::take(&mut self.buckets);
-        let halves = whole.into_iter().zip(0..).flat_map(|(mut low, at)| {
-            let high = low.cut(|id| bucket_of(id, buckets) == at * 2);
-            [low, high]
-        });
-        self.buckets = halves.collect();
-    }
-
-    /// Keeps the entries that `stays` says, and joins buckets that have become small in pairs.
-    fn sweep(&mut self, mut stays: impl FnMut(u64, Claim) -> bool) {
-        self.buckets.iter_mut().for_each(|bucket| bucket.retain(&mut stays));
-        self.entries = self.buckets.iter().map(|bucket| bucket.ids.len()).sum();
-        let (sampling, ids) = (self.sampled.sampling, self.buckets.iter().flat_map(|bucket| &bucket.ids));
-        self.last = ids.filter(|id| sampling.keeps_last(ShortId(**id))).count();
-        while self.buckets.len() > 1 && self.entries * 8 < self.buckets.len() * BUCKET_ENTRIES {
-            self.buckets = self.buckets.chunks(2).map(|pair| Bucket::join(&pair[0], &pair[1])).collect();
-        }
-    }
-}
-
-impl Bucket {
-    fn range(&self, id: u64) -> std::ops::Range<usize> {
-        let start = self.ids.partition_point(|other| *other < id);
-        let count = self.ids[start..].iter().take_while(|other| **other == id).count();
-        start..start + count
-    }
-
-    fn claims_of(&self, id: u64) -> &[Claim] {
-        &self.claims[self.range(id)]
-    }
-
-    /// As [`Shard::announce`].
-    fn announce(&mut self, ids: &[u64], claim: Claim, room: usize, sampling: Sampling) -> Added {
-        let mut fresh = Vec::new();
-        for id in ids {
-            let range = self.range(*id);
-            let count = range.len();
-            match self.claims[range].iter_mut().find(|other| other.holder == claim.holder) {
-                Some(mine) => mine.renew(claim),
-                None if count < HOLDERS_PER_NAME && fresh.len() < room => fresh.push(*id),
-                None => {}
-            }
-        }
-        self.merge(&fresh, claim);
-        let last = fresh.iter().filter(|id| sampling.keeps_last(ShortId(**id))).count();
-        Added { entries: fresh.len(), last }
-    }
-
-    /// Cuts off the entries behind the last one whose id is in the lower half.
-    fn cut(&mut self, low: impl Fn(u64) -> bool) -> Self {
-        let at = self.ids.partition_point(|id| low(*id));
-        let high = Self { ids: self.ids.split_off(at), claims: self.claims.split_off(at) };
-        self.shrink();
-        high
-    }
-
-    fn join(low: &Self, high: &Self) -> Self {
-        Self { ids: [&low.ids[..], &high.ids].concat(), claims: [&low.claims[..], &high.claims].concat() }
-    }
-
-    fn retain(&mut self, mut stays: impl FnMut(u64, Claim) -> bool) {
-        let before = self.ids.len();
-        let mut kept = 0;
-        for at in 0..before {
-            if stays(self.ids[at], self.claims[at]) {
-                (self.ids[kept], self.claims[kept]) = (self.ids[at], self.claims[at]);
-                kept += 1;
-            }
-        }
-        self.ids.truncate(kept);
-        self.claims.truncate(kept);
-        if kept < before {
-            self.shrink();
-        }
-    }
-
-    fn bytes(&self) -> usize {
-        size_of::<Self>()
-            + self.ids.capacity() * size_of::<u64>()
-            + self.claims.capacity() * size_of::<Claim>()
-    }
-
-    fn shrink(&mut self) {
-        self.ids.shrink_to_fit();
-        self.claims.shrink_to_fit();
-    }
-
-    /// Merges sorted `fresh` in, from the back, in place.
-    fn merge(&mut self, fresh: &[u64], claim: Claim) {
-        let (mut old, mut new) = (self.ids.len(), fresh.len());
-        let length = old + new;
-        if self.ids.capacity() < length {
-            let more = new + length / 16;
-            self.ids.reserve_exact(more);
-            self.claims.reserve_exact(more);
-        }
-        self.ids.resize(length, 0);
-        self.claims.resize(length, claim);
-        while new > 0 {
-            let at = self.ids[..old].partition_point(|id| *id <= fresh[new - 1]);
-            self.ids.copy_within(at..old, at + new);
-            self.claims.copy_within(at..old, at + new);
-            self.ids[at + new - 1] = fresh[new - 1];
-            self.claims[at + new - 1] = claim;
-            (old, new) = (at, new - 1);
-        }
-    }
+fn by_shard(sorted: &[u64]) -> impl Iterator<Item = &[u64]> {
+    sorted.chunk_by(|a, b| ShardId::of(ShortId(*a)) == ShardId::of(ShortId(*b)))
 }
 
 #[cfg(test)]

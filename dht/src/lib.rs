@@ -23,6 +23,8 @@ pub mod budget;
 #[cfg(feature = "node")]
 pub mod checkpoint;
 #[cfg(feature = "node")]
+pub mod claims;
+#[cfg(feature = "node")]
 pub mod cli;
 mod codec;
 #[cfg(feature = "node")]
@@ -33,6 +35,8 @@ mod connections;
 mod content;
 #[cfg(feature = "node")]
 mod counters;
+#[cfg(feature = "node")]
+mod entries;
 #[cfg(feature = "node")]
 pub mod error;
 #[cfg(feature = "node")]

@@ -169,6 +169,9 @@ impl Page {
             "role",
             &[("holder", counters.announced_ids), ("owner", counters.announced_ids_taken)],
         );
+        let what = "Leases of this host's names in a shard that owners renewed, or refused until they are told all of them anew.";
+        let answers = [("renewed", counters.leases_renewed), ("told_anew", counters.leases_unlike)];
+        self.counters("tern_dht_lease_renewals_total", what, "answer", &answers);
         self.counters(
             "tern_dht_repaired_entries_total",
             "Entries that one owner of a shard had not been told: learnt from the other, passed on to it.",
@@ -180,6 +183,8 @@ impl Page {
     fn traffic(&mut self, counters: &Counters) {
         let what = "Page requests sent to holders.";
         self.counter("tern_dht_fetches_total", what, counters.fetches_sent);
+        let what = "Bytes of announcements sent: new names, lost ones, and renewals of leases.";
+        self.counter("tern_dht_announced_bytes_total", what, counters.announced_bytes);
         let what = "Bytes of pages fetched from other hosts and verified.";
         self.counter("tern_dht_fetched_bytes_total", what, counters.bytes_fetched);
         let what = "Bytes of pages served to other hosts.";
@@ -200,6 +205,9 @@ impl Page {
             lookup_ids_answered: _,
             lookup_ids_answered_found: _,
             announced_ids: _,
+            announced_bytes: _,
+            leases_renewed: _,
+            leases_unlike: _,
             announced_ids_taken: _,
             entries_learnt: _,
             entries_passed_on: _,

@@ -146,7 +146,9 @@ impl Peer {
         let store = config.retention.as_ref().map(Store::open).transpose()?;
         let peer_id = PeerId::from(config.identity.public());
         let check_key = CheckKey::generate().map_err(NodeError::Random)?;
-        let now = Instant::now();
+        let mut serial = [0; 8];
+        getrandom::fill(&mut serial).map_err(NodeError::Random)?;
+        let (serial, now) = (u64::from_le_bytes(serial), Instant::now());
         let each = if config.fault == Some(Fault::Flood) { FLOOD_IN_FLIGHT } else { FETCHES_EACH };
         Ok(Self {
             me: peer_id,
@@ -165,8 +167,8 @@ impl Peer {
             news: Notify::new(),
             listening: Mutex::default(),
             site: Mutex::new(Membership::new(MemberId::of_peer(&peer_id.to_bytes()))),
-            owned: Mutex::new(OwnerTable::with_room(config.owner_entries, now)),
-            announcer: Mutex::new(Announcer::new(now)),
+            owned: Mutex::new(OwnerTable::with_room(config.owner_entries, config.lease)),
+            announcer: Mutex::new(Announcer::new(config.lease, serial, now)),
             directory: Mutex::default(),
             recent: Mutex::default(),
             sources: Mutex::default(),

@@ -46,6 +46,7 @@ impl Holder {
             metrics: None,
             mesh: MeshLimits::default(),
             owner_entries: crate::limits::OWNER_ENTRIES,
+            lease: crate::limits::LEASE,
             fault: None,
         };
         let (commands, _) = mpsc::channel(1);

@@ -29,6 +29,8 @@ use crate::{
 
 /// What a request takes beside its ids and pages, about.
 const REQUEST_BYTES: usize = 1024;
+/// What a shard of an announcement counts: all of its entries may have to be gone through.
+const SHARD_BYTES: usize = 2048;
 /// What an id of the index takes in a request and in its answer, about.
 const INDEX_ID_BYTES: usize = 32;
 
@@ -60,9 +62,12 @@ impl Ask {
         REQUEST_BYTES
             + match self {
                 Self::Index { request, .. } => match request {
-                    IndexRequest::Announce { ids } | IndexRequest::Lookup { ids } => {
-                        ids.len() * INDEX_ID_BYTES
+                    IndexRequest::Announce(announcement) => {
+                        let names = announcement.ids.len() + announcement.gone.len();
+                        let shards = announcement.begins.len() + announcement.digests.len();
+                        names * INDEX_ID_BYTES + shards * SHARD_BYTES
                     }
+                    IndexRequest::Lookup { ids } => ids.len() * INDEX_ID_BYTES,
                     IndexRequest::Digests { .. } => 0,
                     IndexRequest::Claims { holders, .. } => (holders.len() + PULL_CLAIMS) * INDEX_ID_BYTES,
                 },

@@ -53,21 +53,19 @@ impl Peer {
     fn index_answer(&self, from: PeerId, request: &IndexRequest) -> IndexResponse {
         let (now, asker) = (Instant::now(), MemberId::of_peer(&from.to_bytes()));
         match request {
-            IndexRequest::Announce { ids } => {
-                self.counters.announcement_taken(ids.len());
+            IndexRequest::Announce(announcement) => {
+                self.counters.announcement_taken(announcement.ids.len());
                 let mut owned = self.owned();
-                owned.announce(asker, ids, now);
-                IndexResponse::Announced { sampled: owned.samplings() }
+                let anew = owned.hear(asker, announcement, now);
+                IndexResponse::Announced { sampled: owned.samplings(), anew }
             }
             IndexRequest::Lookup { ids } => {
                 let (peers, claims) = self.named_peers(self.claims(ids, asker, now));
                 self.counters.lookup_answered(ids.len(), distinct(claims.iter().map(|claim| claim.at)));
                 IndexResponse::Holders { sampled: self.owned().samplings(), peers, claims }
             }
-            IndexRequest::Digests { shard, sampling } => {
-                let sampling = self.owned().sampling(*shard).max(*sampling);
-                let digests = self.digests(*shard, sampling, now).into_iter().collect();
-                IndexResponse::Digests { sampling, digests }
+            IndexRequest::Digests { shard } => {
+                IndexResponse::Digests { shares: self.owned().shares(*shard, now) }
             }
             IndexRequest::Claims { shard, sampling, from, holders } => {
                 self.pass_on((*shard, *sampling), *from, holders, now)

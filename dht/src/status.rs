@@ -146,6 +146,15 @@ pub struct Counters {
     pub lookup_ids_answered_found: u64,
     /// Names announced to owners, and acknowledged.
     pub announced_ids: u64,
+    /// Bytes of announcements on the LAN, the least that carries them included: new names, lost ones, and renewals of leases.
+    #[serde(default)]
+    pub announced_bytes: u64,
+    /// Leases of this host's names in a shard that an owner has renewed, the first of each included.
+    #[serde(default)]
+    pub leases_renewed: u64,
+    /// Shards that an owner asked to be told anew: it had lost something, or has room now for what found none.
+    #[serde(default)]
+    pub leases_unlike: u64,
     /// Names that others announced to this peer as an owner.
     pub announced_ids_taken: u64,
     /// Entries that this peer had not been told as an owner, and learnt from another owner of the shard.

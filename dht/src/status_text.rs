@@ -130,6 +130,10 @@ impl Text {
             count.announced_ids, count.announced_ids_taken
         ));
         self.line(format_args!(
+            "          {} bytes sent, {} leases renewed, {} shards told anew",
+            count.announced_bytes, count.leases_renewed, count.leases_unlike
+        ));
+        self.line(format_args!(
             "repaired  {} entries learnt from other owners, {} passed on to them",
             count.entries_learnt, count.entries_passed_on
         ));

@@ -32,6 +32,19 @@ impl Told {
         }
     }
 
+    /// Whether the log's entry at `at` was told.
+    pub(crate) fn contains(&self, at: usize) -> bool {
+        let behind = self.ranges.partition_point(|told| told.start <= at);
+        behind > 0 && at < self.ranges[behind - 1].end
+    }
+
+    /// Follows a log that loses the entries at `removed`, which ascend.
+    pub(crate) fn shift(&mut self, removed: &[usize]) {
+        let moved = |at: usize| at - removed.partition_point(|gone| *gone < at);
+        let ranges = std::mem::take(&mut self.ranges);
+        ranges.into_iter().for_each(|told| self.add(moved(told.start)..moved(told.end)));
+    }
+
     /// The last part of `within` that was not told; `None` if all of it was.
     pub(crate) fn last_gap(&self, within: Range<usize>) -> Option<Range<usize>> {
         let mut end = within.end;
@@ -84,10 +97,26 @@ mod tests {
                 model.extend(start..start + length);
                 prop_assert!(told.ranges.windows(2).all(|pair| pair[0].end < pair[1].start));
             }
+            prop_assert!((0..80).all(|at| told.contains(at) == model.contains(&at)));
             let within = from..from + length;
             let missing: Vec<usize> = within.clone().rev().filter(|at| !model.contains(at)).collect();
             prop_assert_eq!(told.untold(&within), missing.len());
             prop_assert_eq!(gaps_from_the_end(&told, &within), missing);
+        }
+
+        #[test]
+        fn follows_its_log(
+            adds in prop::collection::vec((0usize..60, 0usize..12), 0..TOLD_RANGES),
+            removed in prop::collection::btree_set(0usize..80, 0..80),
+        ) {
+            let mut told = Told::default();
+            adds.into_iter().for_each(|(start, length)| told.add(start..start + length));
+            let removed: Vec<usize> = removed.into_iter().collect();
+            let before: Vec<bool> = (0..80).map(|at| told.contains(at)).collect();
+            told.shift(&removed);
+            let left = (0..80).filter(|at| !removed.contains(at));
+            prop_assert!(left.enumerate().all(|(to, from)| told.contains(to) == before[from]));
+            prop_assert!(told.ranges.windows(2).all(|pair| pair[0].end < pair[1].start));
         }
 
         #[test]

@@ -1,20 +1,18 @@
-//! What a peer does by itself: it announces what is new, renews leases, and drops entries whose lease has run out.
+//! What a peer does by itself: it announces what is new and what is gone, renews leases, and drops what others' leases have run out on.
 
 use std::{sync::Arc, time::Instant};
 
 use crate::{
-    announce::Announcement,
-    limits::{LEASE, LOOKUP_TIMEOUT, MESSAGE_OVERHEAD_BYTES, UPKEEP_EVERY},
+    announce::Due,
+    claims::Announcement,
+    limits::{LOOKUP_TIMEOUT, MESSAGE_OVERHEAD_BYTES, UPKEEP_EVERY},
     membership::Role,
     node::{Peer, blocking},
     sample::Sampling,
-    shard::{SHARDS, ShardId},
+    shard::ShardId,
     wire::{IndexRequest, IndexResponse},
 };
 use futures::{StreamExt, stream::FuturesUnordered};
-
-/// How an owner samples its shards.
-type Sampled = Vec<(ShardId, Sampling)>;
 
 /// Runs for ever.
 pub(crate) async fn run(peer: &Arc<Peer>) {
@@ -26,22 +24,16 @@ async fn announce(peer: &Arc<Peer>) {
     let mut more = true;
     loop {
         tokio::select! {
-            Some((announcement, taken)) = flying.next() => {
-                let announcement: Announcement = announcement;
-                let now = Instant::now();
-                if let Some(sampled) = taken {
-                    peer.counters.announced(announcement.ids.len());
-                    peer.announcer().acknowledged(&announcement);
-                    peer.sampled(announcement.owner, sampled);
-                } else {
-                    peer.announcer().failed(&announcement, now);
-                }
+            Some((due, answer)) = flying.next() => {
+                ended(peer, &due, answer);
                 more = true;
             }
             // What to tell is chosen when the budget has something, so that it is the newest.
             () = peer.lan.take(0), if more => match next(peer) {
                 Some(due) => {
-                    peer.lan.settle(0, announcement_bytes(due.ids.len()));
+                    let bytes = announcement_bytes(&due.announcement);
+                    peer.lan.settle(0, bytes);
+                    peer.counters.announcement_sent(bytes);
                     flying.push(send(peer, due));
                 }
                 None => more = false,
@@ -51,24 +43,46 @@ async fn announce(peer: &Arc<Peer>) {
     }
 }
 
-fn next(peer: &Peer) -> Option<Announcement> {
+fn next(peer: &Peer) -> Option<Due> {
     let now = Instant::now();
     let site = peer.site();
     peer.announcer().next(now, |member| site.answering(member, Role::Owner, now))
 }
 
-/// Tells an owner; how it samples its shards if it has taken it.
-async fn send(peer: &Arc<Peer>, announcement: Announcement) -> (Announcement, Option<Sampled>) {
-    let owner = announcement.owner;
+/// What an owner answers to an announcement that it has taken.
+struct Answer {
+    /// How it samples its shards.
+    sampled: Vec<(ShardId, Sampling)>,
+    /// The shards that it asks for anew.
+    anew: Vec<ShardId>,
+}
+
+/// Takes the answer to an announcement, or that there is none.
+fn ended(peer: &Peer, due: &Due, answer: Option<Answer>) {
+    let now = Instant::now();
+    match answer {
+        Some(Answer { sampled, anew }) => {
+            let renewed = due.announcement.digests.len().saturating_sub(anew.len());
+            peer.counters.announced(due.announcement.ids.len(), renewed, anew.len());
+            peer.announcer().acknowledged(due, &anew, now);
+            peer.sampled(due.owner, sampled);
+        }
+        None => peer.announcer().failed(due, now),
+    }
+}
+
+/// Tells an owner; returns its answer if it has taken it.
+async fn send(peer: &Arc<Peer>, due: Due) -> (Due, Option<Answer>) {
+    let owner = due.owner;
     let Some(to) = peer.directory().get(&owner).map(|known| known.peer_id) else {
-        return (announcement, None);
+        return (due, None);
     };
-    let request = IndexRequest::Announce { ids: announcement.ids.clone() };
+    let request = IndexRequest::Announce(due.announcement.clone());
     let answer = tokio::time::timeout(LOOKUP_TIMEOUT, peer.network.index(to, request)).await;
-    let taken = match answer {
-        Ok(Ok(IndexResponse::Announced { sampled })) => {
+    let answer = match answer {
+        Ok(Ok(IndexResponse::Announced { sampled, anew })) => {
             peer.site().answered(owner, Role::Owner);
-            Some(sampled)
+            Some(Answer { sampled, anew })
         }
         Ok(Ok(
             IndexResponse::Holders { .. } | IndexResponse::Digests { .. } | IndexResponse::Claims { .. },
@@ -88,16 +102,16 @@ async fn send(peer: &Arc<Peer>, announcement: Announcement) -> (Announcement, Op
             None
         }
     };
-    (announcement, taken)
+    (due, answer)
 }
 
-/// What an announcement of so many names takes on the LAN: the message, and about as much as streams, encryption and packets add to it.
-fn announcement_bytes(ids: usize) -> u64 {
-    let message = ids as u64 * 8 + MESSAGE_OVERHEAD_BYTES;
+/// What an announcement takes on the LAN: the message, and about as much as streams, encryption and packets add to it.
+fn announcement_bytes(announcement: &Announcement) -> u64 {
+    let message = announcement.bytes() as u64 + MESSAGE_OVERHEAD_BYTES;
     message + message / 16
 }
 
-/// Once a tick: renewals that are due, one shard swept, and a look at what can be tried again.
+/// Once a tick: shards swept, logs reviewed, and a look at what can be tried again.
 async fn tick(peer: &Arc<Peer>) {
     let mut interval = tokio::time::interval(UPKEEP_EVERY);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -108,31 +122,33 @@ async fn tick(peer: &Arc<Peer>) {
             worker.contents.tidy();
             worker.page_client.tidy(now);
             sweep(&worker, shard, now);
-            renew(&worker, now);
+            review(&worker, now);
         };
         blocking(work).await;
         peer.news.notify_one();
     }
 }
 
-fn sweep(peer: &Peer, shard: ShardId, now: Instant) {
-    let keep = {
+/// Drops what has run out. A shard in turn is looked at as a whole: one that is not owned any more goes then, for until then it may come back.
+fn sweep(peer: &Peer, turn: ShardId, now: Instant) {
+    let owned = {
         let site = peer.site();
-        site.shards().owners(shard).contains(&site.me())
+        site.shards().owners(turn).contains(&site.me())
     };
-    peer.owned().sweep(shard, keep, now);
+    peer.owned().sweep(turn, owned, now);
+    let run_out = peer.owned().run_out(now);
+    // One at a time, so that others have their turn at the table.
+    run_out.into_iter().for_each(|shard| peer.owned().sweep(shard, true, now));
 }
 
-fn renew(peer: &Peer, now: Instant) {
-    let due = peer.announcer().renewals(now);
-    for mut renewal in due {
+/// Looks whether the host still holds the names that are announced.
+fn review(peer: &Peer, now: Instant) {
+    let due = peer.announcer().reviews(now);
+    for mut review in due {
         {
             let index = peer.contents.index();
-            renewal.ids.retain(|id| index.settled(*id));
+            review.ids.retain(|id| index.settled(*id));
         }
-        peer.announcer().renew(renewal, now);
+        peer.announcer().reviewed(review, now);
     }
 }
-
-// Each shard is swept at least once within a lease.
-const _: () = assert!(SHARDS as u64 * UPKEEP_EVERY.as_secs() < LEASE.as_secs());

@@ -5,23 +5,27 @@
 //! protocol's name, next to public fingerprints of the site and of the dedup domain, so that peers of another domain find no common protocol.
 //!
 //! ```text
-//! /tern/SITE/DOMAIN/index/3   request   0x01 Announce ids:[u64]      response  0x01 Announced sampled:[shard:u8 bits:u8]
+//! /tern/SITE/DOMAIN/index/3   request   0x01 Announce serial:u64     response  0x01 Announced sampled:[shard:u8 bits:u8] anew:[shard:u8]
+//!                                                     gone:[u64]
+//!                                                     begins:[shard:u8]
+//!                                                     ids:[u64]
+//!                                                     [shard:u8 claims:u32 sum:u128]
 //!                                       0x02 Lookup   ids:[u64]                0x02 Holders  sampled:[shard:u8 bits:u8] peers:[id:[u8] address:[u8]]
 //!                                                                                            claims:[at:u32 peer:u16]
-//!                                       0x03 Digests  shard:u8 bits:u8         0x03 Digests  bits:u8 [holder:32 claims:u32 sum:u128]
-//!                                       0x04 Claims   shard:u8 bits:u8         0x04 Claims   [id:u64 at:u16 left:u16]
+//!                                       0x03 Digests  shard:u8                 0x03 Digests  [holder:32 claims:u32 sum:u128 left:u32]
+//!                                       0x04 Claims   shard:u8 bits:u8         0x04 Claims   [id:u64 at:u16]
 //!                                                     from:u64 holders:[32]                  more:u8 next:u64
 //! a page connection           request   ids:[u64]                    response  ids:[u64] pages:4096 each, or 0xffffffff: too busy
 //! ```
 //!
-//! `sampled` is how the answering owner samples its shards, those left out of which it keeps every name ([`crate::sample`]); `bits` is how the claims in
-//! question are sampled, by both owners.
+//! Announce is an [`Announcement`], and `anew` names the shards of its digests that the holder has to tell anew. `sampled` is how the
+//! answering owner samples its shards, those left out of which it keeps every name ([`crate::sample`]); `bits` is how the claims asked for are sampled.
 //!
 //! In Holders, a peer's address is a multiaddr in binary, empty if the owner knows none (who asks may never have met the holder); `at` is a place
 //! in the lookup's ids and `peer` one in the answer's peers, whose highest bit says that the claim is hearsay: another owner passed it on. Digests and Claims are for the owners of a shard ([`crate::repair`]): a holder is a key in Kademlia's key space, `at` its
-//! place in the request, `left` what its lease has left in seconds; if `more` is 1 the claims go on with the id `next`.
+//! place in the request, `left` what its lease has left in milliseconds; if `more` is 1 the claims go on with the id `next`.
 
-use std::{fmt, io, marker::PhantomData};
+use std::{fmt, io, marker::PhantomData, time::Duration};
 
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use libp2p::{Multiaddr, PeerId, StreamProtocol, request_response};
@@ -29,9 +33,9 @@ use page::ShortId;
 
 pub use crate::codec::CodecError;
 use crate::{
+    claims::{Announcement, ClaimDigest, ShareDigest, put_ids, put_shards, take_ids, take_shards},
     codec::{Reader, put_count, put_sized},
-    limits::{FETCH_BATCH, HOLDERS_PER_NAME, INDEX_BATCH, LOOKUP_BATCH, MEMBERS, PULL_CLAIMS, SAMPLING_BITS},
-    repair::ClaimDigest,
+    limits::{FETCH_BATCH, HOLDERS_PER_NAME, LOOKUP_BATCH, MEMBERS, PULL_CLAIMS, SAMPLING_BITS},
     sample::Sampling,
     shard::{MemberId, SHARDS, ShardId},
 };
@@ -72,11 +76,8 @@ pub trait Message: Sized + Send + Sync + fmt::Debug + 'static {
 /// What an owner is asked or told.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum IndexRequest {
-    /// The sender holds these pages.
-    Announce {
-        /// The pages.
-        ids: Vec<ShortId>,
-    },
+    /// What the sender holds, and no longer holds.
+    Announce(Announcement),
     /// Who holds these pages?
     Lookup {
         /// The pages.
@@ -86,14 +87,12 @@ pub enum IndexRequest {
     Digests {
         /// The shard.
         shard: ShardId,
-        /// How whoever asks samples it.
-        sampling: Sampling,
     },
     /// From another owner of the shard: the claims of these holders?
     Claims {
         /// The shard.
         shard: ShardId,
-        /// The names that both owners keep.
+        /// The names that whoever asks keeps.
         sampling: Sampling,
         /// The first id.
         from: ShortId,
@@ -120,8 +119,6 @@ pub struct PassedOn {
     pub id: ShortId,
     /// The place of the holder in the request.
     pub holder: u16,
-    /// What is left of the lease, in seconds.
-    pub left_seconds: u16,
 }
 
 /// What an owner answers.
@@ -131,6 +128,8 @@ pub enum IndexResponse {
     Announced {
         /// The shards of which the owner does not keep every name.
         sampled: Vec<(ShardId, Sampling)>,
+        /// Shards whose digests are not those of what the owner was told.
+        anew: Vec<ShardId>,
     },
     /// The holders known.
     Holders {
@@ -141,12 +140,10 @@ pub enum IndexResponse {
         /// Who holds what.
         claims: Vec<Claim>,
     },
-    /// The digests of all holders in the shard.
+    /// What holders have told of the shard.
     Digests {
-        /// The names that both owners keep, of which the digests are.
-        sampling: Sampling,
-        /// A holder, and what its claims come to.
-        digests: Vec<(MemberId, ClaimDigest)>,
+        /// Their shares.
+        shares: Vec<ShareDigest>,
     },
     /// The claims asked for.
     Claims {
@@ -216,21 +213,10 @@ impl Message for PageIds {
             return Ok(Self::Busy);
         }
         let mut body = Reader::new(body);
-        let ids = ids(&mut body, FETCH_BATCH)?;
+        let ids = take_ids(&mut body, FETCH_BATCH)?;
         body.end()?;
         Ok(Self::These(ids))
     }
-}
-
-fn put_ids(out: &mut Vec<u8>, ids: impl ExactSizeIterator<Item = ShortId>) {
-    put_count(out, ids.len());
-    ids.for_each(|id| out.extend_from_slice(&id.0.to_be_bytes()));
-}
-
-fn ids(body: &mut Reader<'_>, bound: usize) -> Result<Vec<ShortId>, CodecError> {
-    let count = body.count(bound, 8, "ids")?;
-    let bytes = body.bytes(count * 8, "ids")?;
-    Ok(bytes.as_chunks::<8>().0.iter().map(|id| ShortId(u64::from_be_bytes(*id))).collect())
 }
 
 impl Message for IndexRequest {
@@ -239,17 +225,15 @@ impl Message for IndexRequest {
 
     fn encode(&self, out: &mut Vec<u8>) {
         match self {
-            Self::Announce { ids } => {
+            Self::Announce(announcement) => {
                 out.push(ANNOUNCE);
-                put_ids(out, ids.iter().copied());
+                announcement.encode(out);
             }
             Self::Lookup { ids } => {
                 out.push(LOOKUP);
                 put_ids(out, ids.iter().copied());
             }
-            Self::Digests { shard, sampling } => {
-                out.extend_from_slice(&[DIGESTS, shard.0, sampling.zero_bits()]);
-            }
+            Self::Digests { shard } => out.extend_from_slice(&[DIGESTS, shard.0]),
             Self::Claims { shard, sampling, from, holders } => {
                 out.extend_from_slice(&[CLAIMS_OF, shard.0, sampling.zero_bits()]);
                 out.extend_from_slice(&from.0.to_be_bytes());
@@ -262,9 +246,9 @@ impl Message for IndexRequest {
     fn decode(body: &[u8]) -> Result<Self, CodecError> {
         let mut body = Reader::new(body);
         let request = match body.u8("kind")? {
-            ANNOUNCE => Self::Announce { ids: ids(&mut body, INDEX_BATCH)? },
-            LOOKUP => Self::Lookup { ids: ids(&mut body, LOOKUP_BATCH)? },
-            DIGESTS => Self::Digests { shard: ShardId(body.u8("shard")?), sampling: sampling(&mut body)? },
+            ANNOUNCE => Self::Announce(Announcement::decode(&mut body)?),
+            LOOKUP => Self::Lookup { ids: take_ids(&mut body, LOOKUP_BATCH)? },
+            DIGESTS => Self::Digests { shard: ShardId(body.u8("shard")?) },
             CLAIMS_OF => {
                 let (shard, sampling) = (ShardId(body.u8("shard")?), sampling(&mut body)?);
                 let from = ShortId(body.u64("first id")?);
@@ -300,7 +284,10 @@ fn holder(body: &mut Reader<'_>) -> Result<MemberId, CodecError> {
     Ok(MemberId(*body.array::<HOLDER_BYTES>("holder")?))
 }
 
-const _: () = assert!(MEMBERS * HOLDER_BYTES <= LOOKUP_BATCH * 8);
+const _: () = {
+    assert!(MEMBERS * HOLDER_BYTES <= LOOKUP_BATCH * 8);
+    assert!(Announcement::BOUND < IndexRequest::BOUND);
+};
 
 impl Message for IndexResponse {
     /// Of the holders of a lookup, the longest.
@@ -309,9 +296,10 @@ impl Message for IndexResponse {
 
     fn encode(&self, out: &mut Vec<u8>) {
         match self {
-            Self::Announced { sampled } => {
+            Self::Announced { sampled, anew } => {
                 out.push(ANNOUNCE);
                 put_sampled(out, sampled);
+                put_shards(out, anew);
             }
             Self::Holders { sampled, peers, claims } => {
                 out.push(LOOKUP);
@@ -329,22 +317,22 @@ impl Message for IndexResponse {
                     out.extend_from_slice(&peer.to_be_bytes());
                 }
             }
-            Self::Digests { sampling, digests } => {
-                out.extend_from_slice(&[DIGESTS, sampling.zero_bits()]);
-                put_count(out, digests.len());
-                for (holder, ClaimDigest { claims, sum }) in digests {
+            Self::Digests { shares } => {
+                out.push(DIGESTS);
+                put_count(out, shares.len());
+                for ShareDigest { holder, digest, left } in shares {
                     out.extend_from_slice(&holder.0);
-                    out.extend_from_slice(&claims.to_be_bytes());
-                    out.extend_from_slice(&sum.to_be_bytes());
+                    digest.encode(out);
+                    let left_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
+                    out.extend_from_slice(&left_ms.to_be_bytes());
                 }
             }
             Self::Claims { claims, next } => {
                 out.push(CLAIMS_OF);
                 put_count(out, claims.len());
-                for PassedOn { id, holder, left_seconds } in claims {
+                for PassedOn { id, holder } in claims {
                     out.extend_from_slice(&id.0.to_be_bytes());
                     out.extend_from_slice(&holder.to_be_bytes());
-                    out.extend_from_slice(&left_seconds.to_be_bytes());
                 }
                 out.push(u8::from(next.is_some()));
                 out.extend_from_slice(&next.unwrap_or(ShortId(0)).0.to_be_bytes());
@@ -355,7 +343,7 @@ impl Message for IndexResponse {
     fn decode(body: &[u8]) -> Result<Self, CodecError> {
         let mut body = Reader::new(body);
         let response = match body.u8("kind")? {
-            ANNOUNCE => Self::Announced { sampled: sampled(&mut body)? },
+            ANNOUNCE => Self::Announced { sampled: sampled(&mut body)?, anew: take_shards(&mut body)? },
             LOOKUP => {
                 let sampled = sampled(&mut body)?;
                 let count = body.count(MEMBERS, 8, "peers")?;
@@ -365,10 +353,9 @@ impl Message for IndexResponse {
                 Self::Holders { sampled, peers, claims }
             }
             DIGESTS => {
-                let sampling = sampling(&mut body)?;
-                let count = body.count(MEMBERS, DIGEST_BYTES, "digests")?;
-                let digests = (0..count).map(|_| digest(&mut body)).collect::<Result<_, _>>()?;
-                Self::Digests { sampling, digests }
+                let count = body.count(MEMBERS, SHARE_BYTES, "digests")?;
+                let shares = (0..count).map(|_| share(&mut body)).collect::<Result<_, _>>()?;
+                Self::Digests { shares }
             }
             CLAIMS_OF => {
                 let count = body.count(PULL_CLAIMS, PASSED_ON_BYTES, "claims")?;
@@ -388,10 +375,10 @@ impl Message for IndexResponse {
     }
 }
 
-const DIGEST_BYTES: usize = HOLDER_BYTES + 4 + 16;
-const PASSED_ON_BYTES: usize = 8 + 2 + 2;
+const SHARE_BYTES: usize = HOLDER_BYTES + ClaimDigest::BYTES + 4;
+const PASSED_ON_BYTES: usize = 8 + 2;
 const _: () = {
-    assert!(2 + 4 + MEMBERS * DIGEST_BYTES <= IndexResponse::BOUND);
+    assert!(1 + 4 + MEMBERS * SHARE_BYTES <= IndexResponse::BOUND);
     assert!(1 + 4 + PULL_CLAIMS * PASSED_ON_BYTES + 9 <= IndexResponse::BOUND);
 };
 
@@ -400,15 +387,13 @@ fn claim(body: &mut Reader<'_>) -> Result<Claim, CodecError> {
     Ok(Claim { at, peer: peer & !HEARSAY, hearsay: peer & HEARSAY != 0 })
 }
 
-fn digest(body: &mut Reader<'_>) -> Result<(MemberId, ClaimDigest), CodecError> {
-    let (holder, claims) = (holder(body)?, body.u32("digest's claims")?);
-    let sum = u128::from_be_bytes(*body.array("digest's sum")?);
-    Ok((holder, ClaimDigest { claims, sum }))
+fn share(body: &mut Reader<'_>) -> Result<ShareDigest, CodecError> {
+    let (holder, digest) = (holder(body)?, ClaimDigest::decode(body)?);
+    Ok(ShareDigest { holder, digest, left: Duration::from_millis(body.u32("lease")?.into()) })
 }
 
 fn passed_on(body: &mut Reader<'_>) -> Result<PassedOn, CodecError> {
-    let (id, holder) = (ShortId(body.u64("claim's id")?), body.u16("claim's holder")?);
-    Ok(PassedOn { id, holder, left_seconds: body.u16("claim's lease")? })
+    Ok(PassedOn { id: ShortId(body.u64("claim's id")?), holder: body.u16("claim's holder")? })
 }
 
 fn peer_id(body: &mut Reader<'_>) -> Result<PeerId, CodecError> {

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::limits::INDEX_BATCH;
 
 fn round_trip<M: Message + PartialEq>(message: &M) {
     let mut bytes = Vec::new();
@@ -24,6 +25,7 @@ proptest! {
         raw in prop::collection::vec(any::<u64>(), 0..FETCH_BATCH),
         raw_claims in prop::collection::vec((any::<u32>(), 0..HEARSAY, any::<bool>()), 0..50),
         holders in prop::collection::vec(any::<[u8; HOLDER_BYTES]>(), 0..9),
+        shards in prop::collection::vec(any::<u8>(), 0..9),
         next in any::<Option<u64>>(),
         bits in prop::collection::vec(0..=SAMPLING_BITS, 1..9),
     ) {
@@ -31,21 +33,23 @@ proptest! {
         let sampled: Vec<_> = ShardId::all().skip(7).zip(samplings).collect();
         let sampling = sampled[0].1;
         let ids: Vec<_> = raw.into_iter().map(ShortId).collect();
-        round_trip(&IndexRequest::Announce { ids: ids.clone() });
+        let begins: Vec<_> = shards.into_iter().map(ShardId).collect();
+        let digest = ClaimDigest { claims: 3, sum: u128::MAX - 9 };
+        let digests = begins.iter().map(|shard| (*shard, digest)).collect();
+        round_trip(&IndexResponse::Announced { sampled: sampled.clone(), anew: begins.clone() });
+        let (gone, serial) = (ids.iter().rev().copied().collect(), next.unwrap_or(1));
+        round_trip(&IndexRequest::Announce(Announcement { serial, gone, begins, ids: ids.clone(), digests }));
         round_trip(&IndexRequest::Lookup { ids: ids.clone() });
-        round_trip(&IndexResponse::Announced { sampled: sampled.clone() });
         let shard = ShardId(u8::try_from(ids.len()).unwrap());
         let holders: Vec<_> = holders.into_iter().map(MemberId).collect();
-        round_trip(&IndexRequest::Digests { shard, sampling });
+        round_trip(&IndexRequest::Digests { shard });
         let from = ShortId(next.unwrap_or(7));
         round_trip(&IndexRequest::Claims { shard, sampling, from, holders: holders.clone() });
-        let digest = ClaimDigest { claims: 3, sum: u128::MAX - 9 };
-        let digests = holders.into_iter().map(|holder| (holder, digest)).collect();
-        round_trip(&IndexResponse::Digests { sampling, digests });
+        let share = |holder| ShareDigest { holder, digest, left: Duration::from_millis(600_000) };
+        round_trip(&IndexResponse::Digests { shares: holders.into_iter().map(share).collect() });
         let passed_on = |(left, holder, _): &(u32, u16, bool)| PassedOn {
             id: ShortId(u64::from(*left) << 7),
             holder: *holder,
-            left_seconds: u16::try_from(left % 1000).unwrap(),
         };
         let passed_on = raw_claims.iter().map(passed_on).collect();
         round_trip(&IndexResponse::Claims { claims: passed_on, next: next.map(ShortId) });
@@ -71,8 +75,9 @@ proptest! {
 fn an_owner_that_would_keep_next_to_nothing_is_refused() {
     let mut body = Vec::new();
     let sampled = vec![(ShardId(3), Sampling::new(SAMPLING_BITS).unwrap())];
-    IndexResponse::Announced { sampled }.encode(&mut body);
-    *body.last_mut().unwrap() = 60;
+    IndexResponse::Announced { sampled, anew: Vec::new() }.encode(&mut body);
+    let bits = body.iter().position(|byte| *byte == SAMPLING_BITS).unwrap();
+    body[bits] = 60;
     let error = IndexResponse::decode(&body).unwrap_err();
     assert!(error.to_string().contains("sampled bits"), "{error}");
 }
@@ -80,6 +85,11 @@ fn an_owner_that_would_keep_next_to_nothing_is_refused() {
 #[test]
 fn the_bounds_hold_the_largest_messages() {
     let ids: Vec<_> = (0..LOOKUP_BATCH as u64).map(ShortId).collect();
+    let names = || ids[..INDEX_BATCH].to_vec();
+    let digests = ShardId::all().map(|shard| (shard, ClaimDigest::default())).collect();
+    let announcement =
+        Announcement { serial: 1, gone: names(), begins: ShardId::all().collect(), ids: names(), digests };
+    round_trip(&IndexRequest::Announce(announcement));
     round_trip(&IndexRequest::Lookup { ids });
     let holders = vec![MemberId([7; HOLDER_BYTES]); MEMBERS];
     let sampling = Sampling::new(SAMPLING_BITS).unwrap();

@@ -6,7 +6,11 @@
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use dht::{lease::OwnerTable, limits::INDEX_BATCH, shard::MemberId};
+use dht::{
+    lease::OwnerTable,
+    limits::{INDEX_BATCH, LEASE},
+    shard::MemberId,
+};
 use page::ShortId;
 
 /// The rates of an owner's table.
@@ -61,7 +65,7 @@ fn main() {
     let Options { entries, holders, seed } = Options::parse();
     let before = resident();
     let now = Instant::now();
-    let mut table = OwnerTable::new(now);
+    let mut table = OwnerTable::new(LEASE);
     let member = |n: u64| MemberId::of_peer(&n.to_be_bytes());
     let (mut filled, mut filling) = (0, Duration::ZERO);
     while filled < entries {

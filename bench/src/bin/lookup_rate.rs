@@ -16,6 +16,7 @@ use bench::site::{self, Site, ready};
 use clap::Parser;
 use dht::SiteClient;
 use dht::asker::{Asker, AskerEvent, asker};
+use dht::claims::Announcement;
 use dht::identity::SiteKey;
 use dht::limits::{INDEX_BATCH, LOOKUP_BATCH, LOOKUPS_IN_FLIGHT};
 use dht::shard::{MemberId, ShardId, ShardMap};
@@ -166,7 +167,11 @@ impl Node {
         let start = Instant::now();
         for owner in 0..2 {
             let batches = self.batches(ids, INDEX_BATCH, |_| owner).into_iter();
-            self.ask(batches.map(|(to, ids)| (to, IndexRequest::Announce { ids })).collect()).await?;
+            let announce = |((to, ids), serial)| {
+                let announcement = Announcement { serial, ids, ..Announcement::default() };
+                (to, IndexRequest::Announce(announcement))
+            };
+            self.ask(batches.zip(0..).map(announce).collect()).await?;
         }
         Ok(ids.len() as f64 / start.elapsed().as_secs_f64())
     }

@@ -8,6 +8,7 @@ mod fair;
 mod faults;
 mod host;
 mod large;
+mod leases;
 mod metrics;
 mod repair;
 mod retain;

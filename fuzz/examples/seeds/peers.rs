@@ -1,7 +1,9 @@
 //! The messages between peers.
 
+use std::time::Duration;
+
 use dht::checkpoint::{DIGEST_AT, Header, front};
-use dht::repair::ClaimDigest;
+use dht::claims::{Announcement, ClaimDigest, ShareDigest};
 use dht::sample::Sampling;
 use dht::shard::{MemberId, ShardId};
 use dht::wire::{Claim, IndexRequest, IndexResponse, Message, PageIds, PassedOn};
@@ -21,12 +23,23 @@ pub(super) fn all() -> Vec<Target> {
     let sampling = Sampling::new(2).expect("two bits are within the bound");
     let sampled = vec![(shard, sampling)];
     let digest = ClaimDigest { claims: 5, sum: 6 };
-    let passed_on = PassedOn { id: ShortId(8), holder: 0, left_seconds: 300 };
+    let passed_on = PassedOn { id: ShortId(8), holder: 0 };
+    let share = ShareDigest { holder: member, digest, left: Duration::from_secs(300) };
+    let announcement = Announcement {
+        serial: 9,
+        gone: vec![ShortId(4)],
+        begins: vec![shard],
+        ids: ids.clone(),
+        digests: vec![(shard, digest)],
+    };
     let seeds = vec![
-        body(&|out| IndexRequest::Announce { ids: ids.clone() }.encode(out)),
+        body(&|out| IndexRequest::Announce(announcement.clone()).encode(out)),
         body(&|out| IndexRequest::Lookup { ids: ids.clone() }.encode(out)),
-        body(&|out| IndexResponse::Announced { sampled: sampled.clone() }.encode(out)),
-        body(&|out| IndexRequest::Digests { shard, sampling }.encode(out)),
+        body(&|out| {
+            let (sampled, anew) = (sampled.clone(), vec![shard]);
+            IndexResponse::Announced { sampled, anew }.encode(out)
+        }),
+        body(&|out| IndexRequest::Digests { shard }.encode(out)),
         body(&|out| {
             IndexRequest::Claims { shard, sampling, from: ShortId(7), holders: vec![member] }.encode(out)
         }),
@@ -34,7 +47,7 @@ pub(super) fn all() -> Vec<Target> {
             let (sampled, claims) = (sampled.clone(), vec![claim]);
             IndexResponse::Holders { sampled, peers: Vec::new(), claims }.encode(out)
         }),
-        body(&|out| IndexResponse::Digests { sampling, digests: vec![(member, digest)] }.encode(out)),
+        body(&|out| IndexResponse::Digests { shares: vec![share] }.encode(out)),
         body(&|out| IndexResponse::Claims { claims: vec![passed_on], next: Some(ShortId(9)) }.encode(out)),
         body(&|out| PageIds::These(ids.clone()).encode(out)),
         body(&|out| PageIds::Busy.encode(out)),

@@ -9,7 +9,7 @@
 
 use std::fmt::Write as _;
 
-use dht::limits::RENEW_AFTER;
+use dht::limits::{LEASE, renew_after};
 
 use super::{
     Figures, Scenario,
@@ -40,7 +40,7 @@ impl Costs {
     fn of(figures: &Figures) -> Self {
         let others = figures.peers as f64 - 1.0;
         let sampled = figures.sampled_bits.exp2();
-        let renew_s = RENEW_AFTER.as_secs_f64();
+        let renew_s = renew_after(LEASE).as_secs_f64();
         let filters_bytes = others * HOST_NAMES as f64 * FILTER_BYTES;
         let shard_filters_bytes = filters_bytes / sampled;
         let missed = VM_PAGES as f64 - makeup(0)[..2].iter().map(|(_, count)| *count as f64).sum::<f64>();

@@ -27,10 +27,11 @@ fn framed(body: u64) -> u64 {
     body + body / 20
 }
 
-/// An announcement of `names` in all, sent in as many messages as the protocol takes, with its acknowledgements.
-pub(super) fn announcement(names: u64, per_message: u64) -> (u64, u64) {
-    let messages = names.div_ceil(per_message);
-    (messages, messages * (STREAM_BYTES + 9 + 5) + framed(names * 8))
+/// An announcement of `names` in all, sent in as many messages as the protocol takes, with its acknowledgements; `shards` of them are begun or
+/// renewed.
+pub(super) fn announcement(names: u64, per_message: u64, shards: u64) -> (u64, u64) {
+    let messages = names.div_ceil(per_message).max(u64::from(shards > 0));
+    (messages, messages * (STREAM_BYTES + 29 + 9) + framed(names * 8 + shards * 21))
 }
 
 /// A lookup request.

@@ -7,7 +7,9 @@ use std::{
 
 use dht::{
     announce::Announcer,
+    claims::{Announcement, ClaimDigest},
     lease::OwnerTable,
+    limits::LEASE,
     membership::Membership,
     recent::RecentHolders,
     sample::Sampling,
@@ -76,9 +78,9 @@ impl Mind {
     pub(super) fn new(me: MemberId, room: usize, now: Instant) -> Self {
         Self {
             membership: Membership::new(me),
-            announcer: Announcer::new(now),
-            probes: OwnerTable::new(now),
-            background: OwnerTable::with_room(room, now),
+            announcer: Announcer::new(LEASE, 0, now),
+            probes: OwnerTable::new(LEASE),
+            background: OwnerTable::with_room(room, LEASE),
             recent: RecentHolders::default(),
             version: None,
             connected: BTreeSet::new(),
@@ -86,16 +88,36 @@ impl Mind {
         }
     }
 
-    /// An announcement arrives at this owner. Returns how many background entries are new.
-    pub(super) fn hear(&mut self, from: MemberId, ids: &[ShortId], now: Instant) -> usize {
-        let (background, probes): (Vec<ShortId>, Vec<ShortId>) =
-            ids.iter().partition(|id| is_background(**id));
+    /// An announcement arrives at this owner. Returns how many background entries are new, and the shards that are to be told anew.
+    pub(super) fn hear(
+        &mut self,
+        from: MemberId,
+        announcement: &Announcement,
+        now: Instant,
+    ) -> (usize, Vec<ShardId>) {
+        let split = |ids: &[ShortId]| -> (Vec<ShortId>, Vec<ShortId>) {
+            ids.iter().partition(|id| is_background(**id))
+        };
+        let (gone, ids) = (split(&announcement.gone), split(&announcement.ids));
         let before = self.background.len();
-        self.background.announce(from, &background, now);
+        take(&mut self.background, from, (&gone.0, &announcement.begins, &ids.0), now);
         self.sample_probes();
-        self.probes.announce(from, &probes, now);
+        take(&mut self.probes, from, (&gone.1, &announcement.begins, &ids.1), now);
         // A full table may have dropped some for it.
-        self.background.len().saturating_sub(before)
+        let added = self.background.len().saturating_sub(before);
+        // The holder's digest is of both kinds; each table renews by its own part of it.
+        let mut anew = Vec::new();
+        for (shard, digest) in &announcement.digests {
+            let parts = [&self.probes, &self.background].map(|table| table.digest(from, *shard));
+            let whole = parts.into_iter().flatten().reduce(ClaimDigest::joined);
+            let alike = whole == Some(*digest)
+                && [&mut self.probes, &mut self.background]
+                    .into_iter()
+                    .zip(parts)
+                    .all(|(table, part)| part.is_none_or(|part| table.renew(from, *shard, part, now)));
+            anew.extend((!alike).then_some(*shard));
+        }
+        (added, anew)
     }
 
     /// Samples the probes as the background is: it is one table.
@@ -119,17 +141,19 @@ impl Mind {
         self.membership.sampled(owner, sampled);
     }
 
-    /// Once a second: leases that are due are renewed, and one shard of the tables is swept.
+    /// Once a second: logs that are due are reviewed, and what has run out is swept.
     pub(super) fn upkeep(&mut self, now: Instant) {
         // The host holds what it held.
-        for renewal in self.announcer.renewals(now) {
-            self.announcer.renew(renewal, now);
+        for review in self.announcer.reviews(now) {
+            self.announcer.reviewed(review, now);
         }
         let shard = ShardId(u8::try_from(self.ticks % SHARDS as u64).expect("reduced modulo the shards"));
         let membership = &self.membership;
         let keep = membership.shards().owners(shard).contains(&membership.me());
-        self.probes.sweep(shard, keep, now);
-        self.background.sweep(shard, keep, now);
+        for table in [&mut self.probes, &mut self.background] {
+            table.sweep(shard, keep, now);
+            table.run_out(now).into_iter().for_each(|shard| table.sweep(shard, true, now));
+        }
         self.sample_probes();
         self.ticks += 1;
     }
@@ -142,6 +166,14 @@ impl Mind {
             self.version = Some(version);
         }
     }
+}
+
+/// Has a table take a part of an announcement: names that are gone, shards that are told anew, and names.
+fn take(table: &mut OwnerTable, from: MemberId, part: (&[ShortId], &[ShardId], &[ShortId]), now: Instant) {
+    let (gone, begins, ids) = part;
+    table.withdraw(from, gone, now);
+    begins.iter().for_each(|shard| table.begin(from, *shard, now));
+    table.announce(from, ids, now);
 }
 
 impl Peer {

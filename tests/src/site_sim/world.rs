@@ -6,7 +6,8 @@ use std::{
 };
 
 use dht::{
-    announce::Announcement,
+    announce::Due,
+    claims::Announcement,
     limits::{INDEX_BATCH, LOOKUP_TIMEOUT, MESH, OWNER_ENTRIES},
     lookup::Ticket,
     membership::Role,
@@ -32,7 +33,7 @@ pub(super) enum Event {
     /// A peer's upkeep.
     Tick { peer: usize },
     /// An announcement was answered, or was given up.
-    Announced { peer: usize, announcement: Box<Announcement>, taken: bool },
+    Announced { peer: usize, due: Box<Due>, taken: bool },
     /// A connection of the mesh came up, or was found dead.
     Noticed { peer: usize, member: MemberId, joined: bool },
     /// A lookup begins.
@@ -227,7 +228,7 @@ impl World {
     fn on(&mut self, event: Event) {
         match event {
             Event::Tick { peer } => self.tick(peer),
-            Event::Announced { peer, announcement, taken } => self.announced(peer, &announcement, taken),
+            Event::Announced { peer, due, taken } => self.announced(peer, &due, taken),
             Event::Noticed { peer, member, joined } => self.noticed(peer, member, joined),
             Event::Look { lookup } => self.look(lookup),
             Event::AskOwner { lookup, ticket, owner, ids } => self.ask_owner(lookup, ticket, owner, &ids),
@@ -270,14 +271,14 @@ impl World {
             let mind = self.peers[peer].mind.as_mut().expect("who announces has one");
             let membership = &mind.membership;
             let due = mind.announcer.next(now, |member| membership.answering(member, Role::Owner, now));
-            let Some(announcement) = due else { return };
-            self.count_announcement(&announcement);
-            let owner = self.numbers[&announcement.owner];
+            let Some(due) = due else { return };
+            self.count_announcement(&due.announcement);
+            let owner = self.numbers[&due.owner];
             let taken = self.reaches(peer, owner) && self.peers[owner].conduct != Conduct::Silent;
             let trip = 2 * self.latency_us() * self.slowness(owner);
             let timeout = u64::try_from(LOOKUP_TIMEOUT.as_micros()).expect("seconds");
             let at = self.clock.now_us + if taken { trip } else { timeout };
-            self.at(at, Event::Announced { peer, announcement: Box::new(announcement), taken });
+            self.at(at, Event::Announced { peer, due: Box::new(due), taken });
         }
     }
 
@@ -285,20 +286,22 @@ impl World {
         if !self.measuring() {
             return;
         }
-        let background = announcement.ids.iter().filter(|id| super::content::is_background(**id)).count();
+        let names = announcement.ids.iter().chain(&announcement.gone);
+        let background = names.filter(|id| super::content::is_background(**id)).count();
         let names = background as u64 * self.content.background_weight;
-        let (messages, bytes) = net::announcement(names, INDEX_BATCH as u64);
+        let shards = (announcement.begins.len() + announcement.digests.len()) as u64;
+        let (messages, bytes) = net::announcement(names, INDEX_BATCH as u64, shards);
         self.sums.announce_messages += messages;
         self.sums.announce_bytes += bytes;
     }
 
-    fn announced(&mut self, peer: usize, announcement: &Announcement, taken: bool) {
+    fn announced(&mut self, peer: usize, due: &Due, taken: bool) {
         if !self.peers[peer].alive {
             return;
         }
         let (now, me) = (self.clock.now(), self.peers[peer].member);
-        let owner = self.numbers[&announcement.owner];
-        let mut sampled: Vec<(ShardId, Sampling)> = Vec::new();
+        let owner = self.numbers[&due.owner];
+        let (mut anew, mut sampled) = (Vec::new(), Vec::new());
         if taken && self.peers[owner].alive {
             let mesh = self.is_mesh();
             let mind = self.mind(owner);
@@ -306,24 +309,24 @@ impl World {
                 // Whoever announces is connected, and so a member to the owner.
                 mind.membership.joined(me);
             }
-            let added = mind.hear(me, &announcement.ids, now) as u64;
-            sampled = mind.samplings();
+            let (added, unlike) = mind.hear(me, &due.announcement, now);
+            (anew, sampled) = (unlike, mind.samplings());
             if self.measuring() && self.clock.now_us > self.peers[peer].visible_us + 60 * SECOND {
-                self.sums.rehomed_bytes += added * self.content.background_weight * 8;
+                self.sums.rehomed_bytes += added as u64 * self.content.background_weight * 8;
             }
         }
         let reached = self.reaches(peer, owner);
         let mesh = self.is_mesh();
         let mind = self.mind(peer);
         if taken {
-            mind.announcer.acknowledged(announcement);
-            mind.sampled(announcement.owner, sampled);
-            mind.membership.answered(announcement.owner, Role::Owner);
+            mind.announcer.acknowledged(due, &anew, now);
+            mind.sampled(due.owner, sampled);
+            mind.membership.answered(due.owner, Role::Owner);
         } else {
-            mind.announcer.failed(announcement, now);
-            mind.membership.timed_out(announcement.owner, Role::Owner, now);
+            mind.announcer.failed(due, now);
+            mind.membership.timed_out(due.owner, Role::Owner, now);
             if !mesh && !reached {
-                mind.membership.left(announcement.owner);
+                mind.membership.left(due.owner);
                 mind.rehome();
             }
         }
