@@ -111,3 +111,43 @@ async fn peers_die_while_a_vm_arrives_at_a_site_of_twelve() {
     assert_eq!(status.counters.wrong_pages, 0, "{status:#?}");
     assert_eq!(status.peers.iter().filter(|peer| peer.answering).count(), PEERS - 4, "{status:#?}");
 }
+
+/// What a lookup costs is said by question (`dht status`): one request to each owner, however many names it has, and one more for each 65,536 names.
+/// How many questions a VM makes depends on how much faster its source names pages than its site gives them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_vm_is_looked_up_in_few_large_questions() {
+    let pages: u64 = std::env::var("TERN_MEASURE_PAGES").map_or(PAGES, |pages| pages.parse().expect("a number"));
+    let lab = Lab::new().await;
+    let (a, b) = lab.two_hosts().await;
+    let file = lab.dir().join("content");
+    fs::write(&file, content(0, pages)).expect("a file");
+    let mut site_a = Site::new(&lab, "a").await;
+    site_a.join(&lab, None).await;
+    let mut site_b = Site::new(&lab, "b").await;
+    for _ in 0..3 {
+        site_b.join(&lab, None).await;
+    }
+    site_b.peers[1].add(&file).await;
+    site_b.ready(0).await;
+
+    let guest = Guest {
+        memory_bytes: (pages * 4096).next_multiple_of(64 << 20) + (64 << 20),
+        loads: vec![Load { file, addr: 24 << 20 }],
+        site: Some(site_a.peers[0].socket().into()),
+        ..Guest::default()
+    };
+    let mut source = Vm::launch(&lab, &a, "source", &guest).await;
+    let mut destination = Vm::receive(&lab, &b, "destination", Some(site_b.peers[0].socket())).await;
+    let wan = Wan::to(&destination.ticket().await, 100_000_000, Duration::from_millis(20));
+    let report = Journey::whole(&source, wan.ticket(), Terms::default()).await.expect("it completes");
+    source.assert_ends_well().await;
+    destination.assert_lives().await;
+    assert_eq!((report.outcome, report.verified), (Outcome::Completed, true), "{report:#?}");
+
+    let count = site_b.peers[0].status().await.counters;
+    println!("{count:#?} {report:#?}");
+    assert!(count.resolves > 0 && count.lookup_ids_sent >= pages / 8, "{count:#?}");
+    // The other two peers own what this one does not: each is asked once a question, and another one in the place of one that fails.
+    let most = 2 * count.resolves + count.lookup_ids_sent / 65_536 + count.failed_requests;
+    assert!(count.lookups_sent <= most, "{count:#?}");
+}
