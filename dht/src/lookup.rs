@@ -12,7 +12,7 @@
 //! ```
 //!
 //! Of a shard's owners each id is asked of one, chosen by the id, and of the next only if that one failed or is slow: so a search of any size asks
-//! each owner once, and once more for each [`LOOKUP_BATCH`] ids. Full owners keep only some names and say which ([`crate::sample`]): an id is asked of an
+//! each owner once, and once more for each [`LOOKUP_BATCH`](crate::limits::LOOKUP_BATCH) ids. Full owners keep only some names and say which ([`crate::sample`]): an id is asked of an
 //! owner that keeps it. A page whose name no owner keeps, or none that answers, waits until those near it in the request are looked up, and is then
 //! asked of the holders that the nearest of them have.
 //!
