@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::scenario::Scenario;
 
 /// Bytes of an entry at an owner, all overhead included, as `index-rate` measures at ten million entries.
-pub(super) const ENTRY_BYTES: f64 = 11.0;
+pub(super) const ENTRY_BYTES: f64 = 12.2;
 
 /// One lookup of a VM.
 #[derive(Clone, Default, Debug)]
