@@ -10,11 +10,9 @@
 //!
 //! The one exception is a hedge: a search that fetches a page, or waits for it, and asks another holder because the first one is slow.
 
-use std::collections::HashMap;
-
 use page::ShortId;
 
-use crate::shard::MemberId;
+use crate::{id_map::IdMap, shard::MemberId};
 
 /// Names a search.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -41,12 +39,12 @@ struct Flight<W> {
 /// The pages on their way. `W` is how whoever waits is told.
 #[derive(Debug)]
 pub struct Flights<W> {
-    flights: HashMap<ShortId, Flight<W>>,
+    flights: IdMap<Flight<W>>,
 }
 
 impl<W> Default for Flights<W> {
     fn default() -> Self {
-        Self { flights: HashMap::new() }
+        Self { flights: IdMap::default() }
     }
 }
 

@@ -50,6 +50,8 @@ pub mod flight;
 #[cfg(feature = "node")]
 mod flood;
 #[cfg(feature = "node")]
+mod id_map;
+#[cfg(feature = "node")]
 pub mod identity;
 #[cfg(feature = "node")]
 pub mod index;

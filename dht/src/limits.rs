@@ -82,6 +82,8 @@ pub const LAN_BURST_DIVISOR: u64 = 4;
 pub const LOCAL_CONNECTIONS: usize = 256;
 /// Frames that wait to be written to one local connection.
 pub const LOCAL_FRAME_QUEUE: usize = 8;
+/// What the kernel may hold of one local connection's answers: a frame of pages, if it allows as much.
+pub const LOCAL_SEND_BYTES: usize = 1 << 20;
 /// Batches of pages read and hashed at once for one resolve.
 pub const LOCAL_READERS: usize = 4;
 /// How long a local connection may take over its handshake.

@@ -22,7 +22,7 @@
 //! [`Search::take_missing`] gives the missing ones as soon as they are, and at the end each page was given as found or as missing, once.
 
 use std::{
-    collections::{BTreeMap, HashSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     time::Instant,
 };
 
@@ -47,6 +47,9 @@ use crate::{
 mod near_pages;
 #[path = "lookup_owners.rs"]
 mod owners;
+
+/// How far from where it is expected a claim is looked for first.
+const CLAIMS_BESIDE: usize = 16;
 
 /// Names one request of a search.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -188,6 +191,20 @@ impl Search {
         Some(self.sorted[place])
     }
 
+    /// As [`Self::at`], where the id is likely to stand in `order` at `next` or soon after: a search in all ids misses the cache at each step.
+    fn at_beside(&self, id: ShortId, order: &[At], next: &mut usize) -> Option<At> {
+        let place = |n: usize| if order.is_empty() { At::try_from(n).ok() } else { order.get(n).copied() };
+        let here = |n: &usize| place(*n).is_some_and(|at| self.ids.get(at as usize) == Some(&id));
+        if let Some(n) = (*next..*next + CLAIMS_BESIDE).find(here) {
+            // The next claim may be of the same page.
+            *next = n;
+            return place(n);
+        }
+        let at = self.at(id)?;
+        *next = if order.is_empty() { at as usize } else { order.binary_search(&at).unwrap_or(*next) };
+        Some(at)
+    }
+
     /// Changes a want, and keeps count of the open ones.
     fn change<T>(&mut self, at: At, change: impl FnOnce(&mut Want) -> T) -> T {
         let want = &mut self.wants[at as usize];
@@ -216,18 +233,22 @@ impl Search {
 
     /// Notes holders that told this peer themselves; such a page is not looked up.
     pub fn known(&mut self, holders: impl IntoIterator<Item = (ShortId, MemberId)>) {
-        self.note(holders, Word::Holder);
+        self.note(holders, Word::Holder, &[]);
     }
 
     /// Notes holders that are hearsay: another owner of the shard passed on what they announced.
     pub fn hearsay(&mut self, holders: impl IntoIterator<Item = (ShortId, MemberId)>) {
-        self.note(holders, Word::Nobody);
+        self.note(holders, Word::Nobody, &[]);
     }
 
-    fn note(&mut self, holders: impl IntoIterator<Item = (ShortId, MemberId)>, word: Word) {
-        let mut named = Vec::new();
+    /// Claims come in about the order in which their pages were asked for: that of `order`, ascending, or that of all ids if it is empty.
+    fn note(&mut self, holders: impl IntoIterator<Item = (ShortId, MemberId)>, word: Word, order: &[At]) {
+        let (mut named, mut next) = (Vec::new(), 0);
         for (id, holder) in holders {
-            let (Some(at), Some(holder)) = (self.at(id), self.peers.number(holder)) else { continue };
+            let (Some(at), Some(holder)) = (self.at_beside(id, order, &mut next), self.peers.number(holder))
+            else {
+                continue;
+            };
             self.wants[at as usize].add(holder, word);
             named.push(at);
         }
@@ -283,6 +304,7 @@ impl Search {
         self.peers.answers[holder] = self.peers.answers[holder].saturating_add(1);
         self.peers.round_trips[holder].measured(now.saturating_duration_since(flight.asked));
         let (asked, mut next) = (flight.wants.len(), 0);
+        let mut delivered = vec![false; asked];
         let news = found
             .iter()
             .map(|id| {
@@ -292,25 +314,25 @@ impl Search {
                     return false;
                 };
                 next = n + 1;
+                delivered[n] = true;
                 !self.change(flight.wants[n], |want| std::mem::replace(&mut want.found, true))
             })
             .collect();
-        self.testify(&flight, found);
+        self.testify(&flight, &delivered);
         self.end_fetch(&flight.wants);
         news
     }
 
     /// Counts what a holder delivered of what it had announced.
-    fn testify(&mut self, flight: &Flight, found: &[ShortId]) {
-        let found: HashSet<ShortId> = found.iter().copied().collect();
+    fn testify(&mut self, flight: &Flight, came: &[bool]) {
         let mut counts: BTreeMap<Word, (u32, u32)> = BTreeMap::new();
-        for at in &flight.wants {
+        for (at, came) in flight.wants.iter().zip(came) {
             let want = &self.wants[*at as usize];
             let place = want.holders().iter().position(|holder| *holder == flight.peer);
             let word = place.map_or(Word::Nobody, |place| want.word[place]);
             let (asked, delivered) = counts.entry(word).or_default();
             *asked += 1;
-            *delivered += u32::from(found.contains(&self.ids[*at as usize]));
+            *delivered += u32::from(*came);
         }
         let holder = self.peers.members[usize::from(flight.peer)];
         for (word, (asked, delivered)) in counts {

@@ -85,7 +85,7 @@ impl Search {
                 *keeps = said.map_or(Sampling::ALL, |(_, sampling)| *sampling);
             }
         }
-        self.note(holders.iter().copied(), Word::Owner(owner));
+        self.note(holders.iter().copied(), Word::Owner(owner), &flight.wants);
         for at in flight.wants {
             self.answered(at, owner);
         }

@@ -1,7 +1,6 @@
 //! Answering a VM: the pages of this host, then those of the site.
 
 use std::{
-    collections::HashSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -15,6 +14,7 @@ use crate::{
     batch::PageBatch,
     connections::member,
     flight::SearchId,
+    id_map::{IdSet, IdState},
     limits::{FETCH_TIMEOUT, LOCAL_PAGES_PER_FRAME, LOCAL_READERS, LOOKUP_TIMEOUT},
     local::protocol::FoundOn,
     lookup::{Request, Search, Ticket},
@@ -98,7 +98,7 @@ impl Peer {
     /// here, with the site asked for the rest meanwhile. Ends when all is said, or when the receiver is gone; dropping the future cancels.
     pub(crate) async fn resolve(self: &Arc<Self>, mut ids: Vec<ShortId>, answer: mpsc::Sender<Part>) {
         // The order stays: it says which pages stand beside each other.
-        let mut seen = HashSet::with_capacity(ids.len());
+        let mut seen = IdSet::with_capacity_and_hasher(ids.len(), IdState::default());
         ids.retain(|id| seen.insert(*id));
         drop(seen);
         self.counters.asked(ids.len());

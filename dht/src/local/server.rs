@@ -2,7 +2,7 @@
 
 use std::{
     fs::Permissions,
-    io,
+    io::{self, IoSlice},
     mem::MaybeUninit,
     os::{
         fd::OwnedFd,
@@ -26,10 +26,11 @@ use tokio::{
 
 use super::protocol::{Answer, DomainBlock, FailureCode, PROTOCOL_VERSION, Request, pages_head, take_frame};
 use crate::{
+    batch::PageBatch,
     codec::CodecError,
     content::store::RetainError,
     error::{ContentError, NodeError},
-    limits::{LOCAL_CONNECTIONS, LOCAL_FRAME_QUEUE, LOCAL_HELLO_TIMEOUT},
+    limits::{LOCAL_CONNECTIONS, LOCAL_FRAME_QUEUE, LOCAL_HELLO_TIMEOUT, LOCAL_SEND_BYTES},
     node::{Peer, Registered},
     resolve::Part,
 };
@@ -121,6 +122,10 @@ enum ConnectionError {
 }
 
 async fn serve_connection(peer: &Arc<Peer>, stream: UnixStream) -> Result<(), ConnectionError> {
+    // The kernel gives what it allows; with less the client is woken more often.
+    if let Err(error) = rustix::net::sockopt::set_socket_send_buffer_size(&stream, LOCAL_SEND_BYTES) {
+        tracing::debug!(%error, "a local connection keeps its usual buffer");
+    }
     let (reader, mut writer) = stream.into_split();
     let mut requests = Requests { reader, buffer: Vec::new(), at: 0, descriptor: None };
     let hello = timeout(LOCAL_HELLO_TIMEOUT, requests.next()).await;
@@ -237,6 +242,20 @@ async fn send(writer: &mut OwnedWriteHalf, answer: &Answer) -> io::Result<()> {
     writer.write_all(&bytes).await
 }
 
+/// Writes a frame of pages in one piece where the socket has room: its client is not woken for the head alone.
+async fn write_pages(writer: &mut OwnedWriteHalf, head: &[u8], pages: &PageBatch) -> io::Result<()> {
+    let mut slices: Vec<IoSlice<'_>> =
+        std::iter::once(head).chain(pages.pieces()).map(IoSlice::new).collect();
+    let mut rest = &mut slices[..];
+    while !rest.is_empty() {
+        match writer.write_vectored(rest).await? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            written => IoSlice::advance_slices(&mut rest, written),
+        }
+    }
+    Ok(())
+}
+
 /// Writes what is found of `ids`, and what is missing, as it becomes known; `false` if the client went away, which cancels the search.
 async fn resolve(
     peer: &Arc<Peer>,
@@ -253,10 +272,7 @@ async fn resolve(
                 Part::Pages(rung, pages) => {
                     head.clear();
                     pages_head(rung, pages.ids(), &mut head);
-                    writer.write_all(&head).await?;
-                    for piece in pages.pieces() {
-                        writer.write_all(piece).await?;
-                    }
+                    write_pages(writer, &head, &pages).await?;
                 }
                 Part::Missing(ids) => send(writer, &Answer::Missing { ids }).await?,
             }
