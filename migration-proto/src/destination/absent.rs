@@ -1,0 +1,623 @@
+//! Frames whose pages come while the VM runs: their names, where each is looked for, and who waits for it.
+//!
+//! ```text
+//!   a frame      unnamed ──PageNames──► named ──► zero: at once
+//!   a name       Queued ──► Site ──no answer──► Source (Want)              bulk
+//!                Queued, Site ──a virtual CPU waits──► Site, a question of its own ──late or no answer──► Source (Fault)
+//!   a fault on an unnamed frame ──► Source (Fault)
+//!   no source    Source ──► Queued: the site is asked once more; for what a virtual CPU waits for, again and again
+//! ```
+//! A frame leaves the set when its page is given out to be installed, so no page is ever installed twice, or over what the VM has written.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use page::{Gfn, PageHash, PageSet, RegionId, ShortId, VerifiedPage};
+
+use super::action::{Action, SiteRung};
+use super::pending::{RequestId, patience};
+use crate::error::ProtocolError;
+use crate::limits;
+use crate::postcopy::FullName;
+use crate::stats::PostcopyStats;
+use crate::timer::{Link, Span, Time};
+use crate::wire::Message;
+
+/// Where a page is awaited from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    Queued,
+    Site(RequestId),
+    Source,
+}
+
+#[derive(Debug)]
+struct Group {
+    frames: Vec<Gfn>,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+struct Question {
+    deadline: Time,
+    names: Vec<PageHash>,
+    /// A virtual CPU waits for it.
+    urgent: bool,
+}
+
+/// The connection to the source.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Source {
+    /// It can be asked.
+    Here,
+    /// There is a new connection; what is lacked has not been said over it yet.
+    New,
+    Away,
+}
+
+/// Who gave a page.
+#[derive(Clone, Copy, Debug)]
+enum Rung {
+    Zero,
+    Host,
+    Site,
+    Source,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub(super) struct Absent {
+    /// Frames without a page.
+    frames: PageSet,
+    left: u64,
+    zero: PageHash,
+    /// What was named, frame by frame: kept after the page came, because duplicates refer to it.
+    names: BTreeMap<Gfn, PageHash>,
+    /// Frames named as zero pages, to be written.
+    zeros: Vec<Gfn>,
+    groups: BTreeMap<PageHash, Group>,
+    queue: VecDeque<PageHash>,
+    questions: BTreeMap<RequestId, Question>,
+    next_request: u64,
+    has_site: bool,
+    /// Whether it is asked.
+    site: bool,
+    strikes: u32,
+    /// Frames that a virtual CPU waits for, and since when.
+    faults: BTreeMap<Gfn, Time>,
+    /// Of those, asked of the source over this connection.
+    asked: BTreeSet<Gfn>,
+    /// Regions whose names are asked for over this connection, and those that wait for that.
+    naming: BTreeSet<RegionId>,
+    unnamed: VecDeque<RegionId>,
+    ask_again: Option<Time>,
+    source: Source,
+    /// The frames are marked: pages may be installed.
+    begun: bool,
+    /// The VM runs here.
+    runs: bool,
+    paused: bool,
+    complete: bool,
+    stats: PostcopyStats,
+    out: VecDeque<Action>,
+}
+
+impl Absent {
+    /// No frame yet of a memory of `bound` frames. `site`: whether there is one to ask; `request`: questions are numbered from here.
+    pub(super) fn new(bound: u64, zero: PageHash, site: bool, request: u64) -> Self {
+        Self {
+            frames: PageSet::empty(bound),
+            left: 0,
+            zero,
+            names: BTreeMap::new(),
+            zeros: Vec::new(),
+            groups: BTreeMap::new(),
+            queue: VecDeque::new(),
+            questions: BTreeMap::new(),
+            next_request: request,
+            has_site: site,
+            site,
+            strikes: 0,
+            faults: BTreeMap::new(),
+            asked: BTreeSet::new(),
+            naming: BTreeSet::new(),
+            unnamed: VecDeque::new(),
+            ask_again: None,
+            source: Source::Here,
+            begun: false,
+            runs: false,
+            paused: false,
+            complete: false,
+            stats: PostcopyStats::default(),
+            out: VecDeque::new(),
+        }
+    }
+
+    /// This frame, which is RAM, is absent.
+    pub(super) fn mark(&mut self, gfn: Gfn) {
+        self.left += u64::from(self.frames.insert(gfn));
+    }
+
+    /// The frames are marked from the next drain on: gives them, and begins to look for their pages.
+    pub(super) fn begin(&mut self, now: Time, link: Link) -> PageSet {
+        let marked = self.frames.clone();
+        self.begun = true;
+        self.stats.absent = self.left;
+        self.advance(now, link);
+        marked
+    }
+
+    pub(super) fn has_begun(&self) -> bool {
+        self.begun
+    }
+
+    /// The VM is about to run.
+    pub(super) fn runs(&mut self) {
+        self.runs = true;
+    }
+
+    pub(super) fn left(&self) -> u64 {
+        self.left
+    }
+
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    pub(super) fn stats(&self) -> PostcopyStats {
+        self.stats
+    }
+
+    /// What is to be done, in order.
+    pub(super) fn drain(&mut self) -> impl Iterator<Item = Action> + '_ {
+        self.out.drain(..)
+    }
+
+    /// True once a connection: nothing is absent any more, and the source can be told.
+    pub(super) fn take_complete(&mut self) -> bool {
+        let over = self.begun && self.runs && self.left == 0 && self.source == Source::Here;
+        over && !std::mem::replace(&mut self.complete, true)
+    }
+
+    /// Takes names.
+    ///
+    /// # Errors
+    /// If a duplicate refers to a frame that was not named.
+    pub(super) fn named(
+        &mut self,
+        now: Time,
+        link: Link,
+        region: RegionId,
+        entries: &[(Gfn, FullName)],
+    ) -> Result<(), ProtocolError> {
+        for (gfn, entry) in entries {
+            let name = match entry {
+                FullName::Zero => self.zero,
+                FullName::Name(name) => *name,
+                FullName::Duplicate(of) => {
+                    *self.names.get(of).ok_or(ProtocolError::DanglingDuplicate(*of))?
+                }
+            };
+            if self.frames.contains(*gfn) && !self.names.contains_key(gfn) {
+                self.names.insert(*gfn, name);
+                if name == self.zero {
+                    self.zeros.push(*gfn);
+                } else {
+                    self.add(*gfn, name, Stage::Queued);
+                }
+            }
+        }
+        self.naming.remove(&region);
+        self.advance(now, link);
+        Ok(())
+    }
+
+    fn add(&mut self, gfn: Gfn, name: PageHash, stage: Stage) {
+        match self.groups.get_mut(&name) {
+            Some(group) => group.frames.push(gfn),
+            None => {
+                self.groups.insert(name, Group { frames: vec![gfn], stage });
+                if stage == Stage::Queued {
+                    self.queue.push_back(name);
+                }
+            }
+        }
+    }
+
+    /// Does what can be done now.
+    fn advance(&mut self, now: Time, link: Link) {
+        if !self.begun {
+            return;
+        }
+        for gfn in std::mem::take(&mut self.zeros) {
+            if self.frames.remove(gfn) {
+                self.out.push_back(Action::Zero(gfn));
+                self.arrived(now, &[gfn], Rung::Zero);
+            }
+        }
+        while self.source == Source::Here && self.naming.len() < limits::NAMES_WINDOW_REGIONS {
+            let Some(region) = self.unnamed.pop_front() else { break };
+            self.naming.insert(region);
+            self.out.push_back(Action::Send(Message::WantNames(region)));
+        }
+        while self.questions.len() < limits::RESOLVE_WINDOW {
+            if !self.next_question(now, link) {
+                break;
+            }
+        }
+    }
+
+    /// Asks for the next names in the queue; false if there are none.
+    fn next_question(&mut self, now: Time, link: Link) -> bool {
+        let mut names = Vec::new();
+        while names.len() < limits::RESOLVE_BATCH_IDS {
+            let Some(name) = self.queue.pop_front() else { break };
+            if self.groups.get(&name).is_some_and(|group| group.stage == Stage::Queued) {
+                names.push(name);
+            }
+        }
+        if names.is_empty() {
+            return false;
+        }
+        if self.site {
+            let asked: usize = self.questions.values().map(|question| question.names.len()).sum();
+            let deadline = now + patience(link, asked + names.len());
+            self.ask_site(names, deadline, false);
+        } else {
+            self.ask_source(&names);
+        }
+        true
+    }
+
+    fn ask_site(&mut self, names: Vec<PageHash>, deadline: Time, urgent: bool) {
+        let request = RequestId(self.next_request);
+        self.next_request += 1;
+        for name in &names {
+            if let Some(group) = self.groups.get_mut(name) {
+                group.stage = Stage::Site(request);
+            }
+        }
+        let ids = names.iter().map(PageHash::short).collect();
+        self.questions.insert(request, Question { deadline, names, urgent });
+        self.out.push_back(Action::Resolve { request, ids });
+    }
+
+    /// From here on the source is awaited for these names; it is asked if it is here, otherwise when it comes.
+    fn ask_source(&mut self, names: &[PageHash]) {
+        let mut want = Vec::new();
+        for name in names {
+            let Some(group) = self.groups.get_mut(name) else { continue };
+            group.stage = Stage::Source;
+            if self.source != Source::Here || group.frames.iter().any(|gfn| self.asked.contains(gfn)) {
+                continue;
+            }
+            match group.frames.iter().find(|gfn| self.faults.contains_key(gfn)) {
+                Some(waited_for) => {
+                    self.asked.insert(*waited_for);
+                    self.out.push_back(Action::Send(Message::Fault(*waited_for)));
+                }
+                None => want.extend(group.frames.first()),
+            }
+        }
+        want.sort_unstable();
+        for batch in want.chunks(limits::WANT_BATCH_PAGES) {
+            self.out.push_back(Action::Send(Message::Want(batch.to_vec())));
+        }
+    }
+
+    /// A virtual CPU waits for this frame. False if its page is there.
+    pub(super) fn fault(&mut self, now: Time, link: Link, gfn: Gfn) -> bool {
+        if !self.frames.contains(gfn) {
+            return false;
+        }
+        if !self.faults.contains_key(&gfn) {
+            self.faults.insert(gfn, now);
+            self.stats.faults += 1;
+            self.hurry(now, link, gfn);
+        }
+        true
+    }
+
+    /// Looks for the page of a fault by the fastest way.
+    fn hurry(&mut self, now: Time, link: Link, gfn: Gfn) {
+        let Some(name) = self.names.get(&gfn).copied() else {
+            if self.source == Source::Here && self.asked.insert(gfn) {
+                self.out.push_back(Action::Send(Message::Fault(gfn)));
+            }
+            return;
+        };
+        let Some(group) = self.groups.get(&name) else { return };
+        let under_way = match group.stage {
+            Stage::Queued => false,
+            Stage::Site(request) => self.questions.get(&request).is_some_and(|question| question.urgent),
+            // The site has had its turn.
+            Stage::Source if self.source == Source::Here => {
+                return self.ask_source_at_once(gfn, name);
+            }
+            Stage::Source => false,
+        };
+        if under_way {
+            return;
+        }
+        if self.site {
+            let patience = match self.source {
+                Source::Here => {
+                    Span(link.rtt.0.clamp(limits::FAULT_PATIENCE_MIN.0, limits::FAULT_PATIENCE_MAX.0))
+                }
+                Source::New | Source::Away => limits::FAULT_ASK_AGAIN,
+            };
+            self.ask_site(vec![name], now + patience, true);
+        } else {
+            self.ask_source(&[name]);
+        }
+    }
+
+    /// A want for it may be under way, behind much else.
+    fn ask_source_at_once(&mut self, gfn: Gfn, name: PageHash) {
+        let Some(group) = self.groups.get(&name) else { return };
+        if !group.frames.iter().any(|gfn| self.asked.contains(gfn)) {
+            self.asked.insert(gfn);
+            self.out.push_back(Action::Send(Message::Fault(gfn)));
+        }
+    }
+
+    /// The site gave `page` for `id`: where to install it.
+    pub(super) fn site_page(
+        &mut self,
+        now: Time,
+        from: SiteRung,
+        id: ShortId,
+        page: &VerifiedPage,
+    ) -> Vec<Gfn> {
+        let name = page.name();
+        if name.short() != id || (!self.groups.contains_key(&name) && self.awaits_like(id)) {
+            // Its question's end or deadline sends the want to the source.
+            self.stats.wrong += 1;
+            return Vec::new();
+        }
+        let rung = match from {
+            SiteRung::Host => Rung::Host,
+            SiteRung::Site => Rung::Site,
+        };
+        self.came(now, name, rung)
+    }
+
+    /// Whether another name with this short id is awaited.
+    fn awaits_like(&self, id: ShortId) -> bool {
+        let mut first = [0; 32];
+        let mut last = [0xff; 32];
+        first[..8].copy_from_slice(&id.0.to_be_bytes());
+        last[..8].copy_from_slice(&id.0.to_be_bytes());
+        self.groups.range(PageHash(first)..=PageHash(last)).next().is_some()
+    }
+
+    /// A literal came: where to install it.
+    pub(super) fn literal(&mut self, now: Time, gfn: Gfn, page: &VerifiedPage) -> Vec<Gfn> {
+        let other = self.names.get(&gfn).is_some_and(|name| *name != page.name());
+        if other && self.frames.contains(gfn) && !self.groups.contains_key(&page.name()) {
+            self.stats.wrong += 1;
+            return Vec::new();
+        }
+        self.came(now, page.name(), Rung::Source)
+    }
+
+    /// The answer to a fault came: where to install it.
+    pub(super) fn fault_page(
+        &mut self,
+        now: Time,
+        gfn: Gfn,
+        name: PageHash,
+        page: &VerifiedPage,
+    ) -> Vec<Gfn> {
+        if !self.frames.contains(gfn) {
+            self.stats.unneeded += 1;
+            return Vec::new();
+        }
+        let known = *self.names.entry(gfn).or_insert(name);
+        if known != self.zero || !self.zeros.contains(&gfn) {
+            let group = self.groups.get(&known);
+            if group.is_none_or(|group| !group.frames.contains(&gfn)) {
+                self.add(gfn, known, Stage::Source);
+            }
+        }
+        if page.name() != known {
+            // Damaged on its way, or within the source: it is asked for once more, as any other page.
+            self.stats.wrong += 1;
+            if self.asked.remove(&gfn) && self.source == Source::Here {
+                self.out.push_back(Action::Send(Message::Want(vec![gfn])));
+            }
+            return Vec::new();
+        }
+        self.came(now, known, Rung::Source)
+    }
+
+    /// The page of this name is here: every frame that awaited it.
+    fn came(&mut self, now: Time, name: PageHash, rung: Rung) -> Vec<Gfn> {
+        let waiting = self.groups.remove(&name).map(|group| group.frames).unwrap_or_default();
+        let frames: Vec<Gfn> = waiting.into_iter().filter(|gfn| self.frames.remove(*gfn)).collect();
+        self.stats.unneeded += u64::from(frames.is_empty());
+        self.arrived(now, &frames, rung);
+        frames
+    }
+
+    /// These frames get their page now.
+    fn arrived(&mut self, now: Time, frames: &[Gfn], rung: Rung) {
+        self.left -= frames.len() as u64;
+        let mut waited = 0;
+        for gfn in frames {
+            self.asked.remove(gfn);
+            if let Some(since) = self.faults.remove(gfn) {
+                waited += 1;
+                self.stats.longest_wait_us = self.stats.longest_wait_us.max((now - since).0);
+            }
+        }
+        let stats = &mut self.stats;
+        let (pages, faults) = match rung {
+            Rung::Zero => (&mut stats.zero, &mut stats.faults_zero),
+            Rung::Host => (&mut stats.host, &mut stats.faults_host),
+            Rung::Site => (&mut stats.site, &mut stats.faults_site),
+            Rung::Source => (&mut stats.source, &mut stats.faults_source),
+        };
+        *pages += frames.len() as u64;
+        *faults += waited;
+        if self.paused && self.overdue_fault(now).is_none() {
+            self.paused = false;
+            self.out.push_back(Action::ResumeVm);
+        }
+        if self.left == 0 {
+            self.names = BTreeMap::new();
+            self.ask_again = None;
+        }
+    }
+
+    /// The site has said all it knows. False if the question is not one of these.
+    pub(super) fn site_done(&mut self, now: Time, link: Link, request: RequestId) -> bool {
+        let Some(question) = self.questions.remove(&request) else { return false };
+        self.strikes = 0;
+        self.left_over(now, request, &question.names);
+        self.advance(now, link);
+        true
+    }
+
+    /// What nobody answered of a question.
+    fn left_over(&mut self, now: Time, request: RequestId, names: &[PageHash]) {
+        let waits =
+            |name: &&PageHash| self.groups.get(name).is_some_and(|group| group.stage == Stage::Site(request));
+        let left: Vec<PageHash> = names.iter().filter(waits).copied().collect();
+        self.ask_source(&left);
+        if !left.is_empty() && self.source != Source::Here {
+            self.ask_again.get_or_insert(now + limits::FAULT_ASK_AGAIN);
+        }
+    }
+
+    /// The connection is lost. The VM goes on with what the site gives.
+    pub(super) fn disconnected(&mut self, now: Time, link: Link) {
+        self.lose(Source::Away);
+        self.site = self.has_site;
+        self.strikes = 0;
+        if self.site {
+            for (name, group) in &mut self.groups {
+                if group.stage == Stage::Source {
+                    group.stage = Stage::Queued;
+                    self.queue.push_back(*name);
+                }
+            }
+            self.hurry_all(now, link);
+        }
+        self.advance(now, link);
+    }
+
+    /// There is a new connection. The source has to say first that it is the source: see `tell_lack`.
+    pub(super) fn connected(&mut self) {
+        self.lose(Source::New);
+        self.stats.reconnects += 1;
+    }
+
+    /// What was asked over the connection may never be answered.
+    fn lose(&mut self, source: Source) {
+        self.source = source;
+        self.asked.clear();
+        self.naming.clear();
+        self.unnamed.clear();
+        self.complete = false;
+    }
+
+    /// Over a new connection, once Running has been said: tells the source what is lacked, and only that.
+    pub(super) fn tell_lack(&mut self, now: Time, link: Link) {
+        if self.source != Source::New {
+            return;
+        }
+        self.source = Source::Here;
+        self.ask_again = None;
+        if self.begun {
+            let unnamed = self.frames.iter().filter(|gfn| !self.names.contains_key(gfn));
+            let mut regions: Vec<RegionId> = unnamed.map(Gfn::region).collect();
+            regions.dedup();
+            self.unnamed.extend(regions);
+            let at_source = self.groups.iter().filter(|(_, group)| group.stage == Stage::Source);
+            let names: Vec<PageHash> = at_source.map(|(name, _)| *name).collect();
+            self.ask_source(&names);
+            self.hurry_all(now, link);
+        }
+        self.advance(now, link);
+    }
+
+    fn hurry_all(&mut self, now: Time, link: Link) {
+        let waiting: Vec<Gfn> = self.faults.keys().copied().collect();
+        waiting.into_iter().for_each(|gfn| self.hurry(now, link, gfn));
+    }
+
+    fn overdue_fault(&self, now: Time) -> Option<Gfn> {
+        let overdue = self.faults.iter().find(|(_, since)| **since + limits::FAULT_LIMIT <= now);
+        overdue.map(|(gfn, _)| *gfn)
+    }
+
+    /// When [`Absent::timeout`] is to be called.
+    pub(super) fn next_timeout(&self) -> Option<Time> {
+        let questions = self.questions.values().map(|question| question.deadline);
+        let first_fault = self.faults.values().min().map(|since| *since + limits::FAULT_LIMIT);
+        let limit = first_fault.filter(|_| self.runs && !self.paused);
+        questions.chain(limit).chain(self.ask_again).min()
+    }
+
+    /// A deadline has come. Counts questions that were given up.
+    pub(super) fn timeout(&mut self, now: Time, link: Link) -> u64 {
+        let due: Vec<RequestId> = self
+            .questions
+            .iter()
+            .filter(|(_, question)| question.deadline <= now)
+            .map(|(request, _)| *request)
+            .collect();
+        let mut given_up = 0;
+        for request in due {
+            given_up += u64::from(self.late(now, request));
+        }
+        if self.ask_again.is_some_and(|at| at <= now) {
+            self.ask_again = None;
+            if self.source != Source::Here {
+                self.hurry_all(now, link);
+            }
+        }
+        if self.runs
+            && !self.paused
+            && let Some(gfn) = self.overdue_fault(now)
+        {
+            self.paused = true;
+            self.stats.pauses += 1;
+            self.out.push_back(Action::PauseVm { gfn, name: self.names.get(&gfn).copied() });
+        }
+        self.advance(now, link);
+        given_up
+    }
+
+    /// A question's deadline has come; whether it is given up.
+    fn late(&mut self, now: Time, request: RequestId) -> bool {
+        let Some(question) = self.questions.get_mut(&request) else { return false };
+        if question.urgent {
+            // The source is asked too; whoever is first gives the page.
+            question.urgent = false;
+            question.deadline = now + limits::SITE_PATIENCE_MAX;
+            let names = question.names.clone();
+            for name in names {
+                let waited_for = self
+                    .groups
+                    .get(&name)
+                    .and_then(|group| group.frames.iter().find(|gfn| self.faults.contains_key(gfn)).copied());
+                if let Some(gfn) = waited_for.filter(|_| self.source == Source::Here) {
+                    self.ask_source_at_once(gfn, name);
+                }
+            }
+            return false;
+        }
+        let Some(question) = self.questions.remove(&request) else { return false };
+        let waits =
+            |name: &PageHash| self.groups.get(name).is_some_and(|group| group.stage == Stage::Site(request));
+        // A site that gave some of the pages is slow; one that gave none may be dead.
+        self.strikes += u32::from(question.names.iter().all(waits));
+        if self.strikes >= limits::SITE_STRIKES && self.source == Source::Here {
+            self.site = false;
+        }
+        self.out.push_back(Action::Forget(request));
+        self.left_over(now, request, &question.names);
+        true
+    }
+}
