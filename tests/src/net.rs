@@ -110,7 +110,8 @@ impl Net {
         let taken = Span(bytes as u64 * 1_000_000 / self.habits.bytes_per_s);
         let busy = self.busy.entry(to).or_default();
         // Small urgent messages go between bulk data.
-        let gone = if channel == Channel::Control { now } else { (*busy).max(now) } + taken;
+        let urgent = matches!(channel, Channel::Control | Channel::Faults);
+        let gone = if urgent { now } else { (*busy).max(now) } + taken;
         *busy = gone.max(*busy);
         let Some(conn) = self.conns.get_mut(&conn).filter(|conn| conn.open.contains(&to.other())) else {
             return (gone, None);

@@ -201,6 +201,7 @@ impl Destination {
     fn discard(&mut self, reason: AbortReason) {
         self.actions.push_back(Action::Discard(reason.clone()));
         self.phase = Phase::Ended(reason);
+        self.absent = None;
         self.deadline = None;
     }
 }

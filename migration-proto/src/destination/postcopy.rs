@@ -5,7 +5,6 @@ use page::{Gfn, PageHash, RegionId, VerifiedPage};
 use super::Destination;
 use super::absent::Absent;
 use super::action::Action;
-use super::phase::Phase;
 use crate::error::ProtocolError;
 use crate::postcopy::FullName;
 use crate::stats::PostcopyStats;
@@ -60,8 +59,7 @@ impl Destination {
 
     /// What is absent, once pages may be installed.
     pub(super) fn late(&mut self) -> Option<&mut Absent> {
-        let alive = !matches!(self.phase, Phase::Ended(_));
-        self.absent.as_mut().filter(|absent| alive && absent.has_begun())
+        self.absent.as_mut().filter(|absent| absent.has_begun())
     }
 
     /// Carries out what that led to.
@@ -97,7 +95,7 @@ impl Destination {
 
     /// Whether names of absent frames may come now.
     pub(super) fn takes_names(&self) -> bool {
-        self.absent.is_some() && !matches!(self.phase, Phase::Ended(_))
+        self.absent.is_some()
     }
 
     pub(super) fn names_came(
