@@ -35,8 +35,10 @@
 //! A guest that writes faster than the link carries never comes to the last round (hybrid), or the caller wants the VM there at once
 //! (post-copy). Then, in the place of the last round:
 //! ```text
-//!    │ pause; State, Absent …, Final                 ──►│  every region's root with the absent frames marked, one root; mark
-//!    │◄── Ready (root)                                    │  them, load state
+//!    │ Absent …                                      ──►│  forget what stands there
+//!    │ pause; State, Absent (what was written since) …, ──►│  every region's root with the absent frames marked, one root; mark
+//!    │   Final                                            │  them, load state
+//!    │◄── Ready (root)                                    │
 //!    │ Commit (epoch + 1)                             ──►│  run
 //!    │◄── Running                                         │
 //!    │ PageNames (full names of absent frames) …     ──►│  zero: at once; Resolve in the site; else

@@ -7,6 +7,7 @@ mod naming;
 mod phase;
 mod postcopy;
 mod round;
+mod wants;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -27,7 +28,7 @@ use crate::postcopy::Mode;
 use crate::stats::{DestinationStats, PostcopyStats, SourceStats};
 use crate::switchover::RunPermit;
 use crate::timer::{Link, Span, Time};
-use crate::wire::{Channel, Message, Offer, Region};
+use crate::wire::{Message, Offer, Region};
 
 /// The source's state machine.
 #[derive(Debug)]
@@ -46,7 +47,10 @@ pub struct Source {
     expected_downtime: Option<Span>,
     /// What both ends can and the caller wants.
     mode: Mode,
-    /// What is absent at the destination, from the switchover to post-copy on.
+    /// What the destination was told is absent, and in how many messages.
+    absent: PageSet,
+    absent_regions: u64,
+    /// The names of that, from the switchover to post-copy on.
     naming: Option<Naming>,
     /// Literal pages and bytes that the first round took.
     first_round: Option<(u64, u64)>,
@@ -84,6 +88,8 @@ impl Source {
             stop_why: None,
             expected_downtime: None,
             mode: config.mode,
+            absent: PageSet::empty(config.layout.page_bound()),
+            absent_regions: 0,
             naming: None,
             first_round: None,
             link: config.link,
@@ -339,6 +345,9 @@ impl Source {
                 if self.stop_why.is_none() {
                     self.begin_round(now, left);
                 } else {
+                    if matches!(self.stop_why, Some(StopWhy::Postcopy(_))) {
+                        self.tell_absent(&left);
+                    }
                     self.phase = Phase::Pausing { dirty: left };
                     self.actions.push_back(Action::Pause);
                     self.deadline = Some(now + limits::LOCAL_TIMEOUT);
@@ -368,25 +377,6 @@ impl Source {
         let sent = (self.stats.literal_pages, self.stats.literal_bytes);
         let (pages, bytes) = *self.first_round.get_or_insert(sent);
         (sent.1 - bytes).checked_div(sent.0 - pages)
-    }
-
-    /// The VM stands still, and these pages are not at the destination as they are.
-    fn last_pages(&mut self, now: Time, left: PageSet) {
-        let a_page = self.bytes_a_page();
-        let (pages, link) = (left.len(), self.link);
-        if self.stop_why == Some(StopWhy::Fits)
-            && self.mode != Mode::Precopy
-            && !self.converge.fits(pages, link, a_page)
-        {
-            self.stop_why = Some(StopWhy::Postcopy(WhyPostcopy::Grew));
-        }
-        if matches!(self.stop_why, Some(StopWhy::Postcopy(_))) {
-            self.leave_absent(now, left);
-        } else {
-            self.expected_downtime = Some(Converge::estimate(link, pages, a_page));
-            self.phase = Phase::LastRound(self.new_round(now, left));
-            self.advance(now);
-        }
     }
 
     /// The virtual CPUs stand still. State is saved before the log is collected for the last time, because reading
@@ -477,61 +467,6 @@ impl Source {
         Some(Entry::Name(name.short()))
     }
 
-    fn wanted(&mut self, now: Time, frames: Vec<Gfn>) -> Result<(), ProtocolError> {
-        if let Some(gfn) = frames.iter().find(|gfn| !self.config.layout.has(gfn.region())) {
-            return Err(ProtocolError::NotRam(*gfn));
-        }
-        let room = usize::try_from(self.config.layout.pages()).unwrap_or(usize::MAX);
-        if self.wants.len().saturating_add(frames.len()) > room.saturating_mul(2) {
-            // More wants than pages, twice over: no honest destination asks so.
-            return Err(ProtocolError::Unexpected {
-                message: "Want",
-                phase: "answering as many wants as there are pages",
-            });
-        }
-        self.wants.extend(frames);
-        self.progressed(now);
-        self.advance(now);
-        Ok(())
-    }
-
-    fn names_wanted(&mut self, now: Time, region: RegionId) -> Result<(), ProtocolError> {
-        if !self.config.layout.has(region) {
-            return Err(ProtocolError::NoSuchRegion(region));
-        }
-        let names = self.names.region(region).to_vec();
-        self.actions.push_back(Action::Send(Message::FullNames { region, names }));
-        self.progressed(now);
-        Ok(())
-    }
-
-    /// A batch of literals is on its way.
-    pub fn literals_sent(&mut self, now: Time, sent: LiteralsSent) {
-        self.literal_batches = self.literal_batches.saturating_sub(1);
-        self.stats.literal_pages += sent.pages;
-        self.stats.literal_bytes += sent.bytes;
-        if self.serves() {
-            // Memory stands still: were a page stale none the less, the destination would wait for it, and say so.
-            self.stats.stale += sent.stale.len() as u64;
-            self.progressed(now);
-            return self.advance(now);
-        }
-        if !self.names_pages() {
-            return;
-        }
-        if !sent.stale.is_empty() {
-            self.stats.stale += sent.stale.len() as u64;
-            // The destination gives these up. They are to be named again even if they change back to the name they had, and until
-            // then nothing may be called a duplicate of them.
-            for (gfn, _) in &sent.stale {
-                self.named_once.remove(*gfn);
-            }
-            self.actions.push_back(Action::Send(Message::Stale(sent.stale)));
-        }
-        self.progressed(now);
-        self.advance(now);
-    }
-
     fn round_done(&mut self, now: Time, number: u32, stats: DestinationStats) -> Result<(), ProtocolError> {
         match &self.phase {
             Phase::Round(round) if round.number == number && round.is_named() => {
@@ -558,22 +493,7 @@ impl Source {
 
     /// Gives out what there is to hash and to send, and ends the round when all is named.
     fn advance(&mut self, now: Time) {
-        while self.literal_batches < limits::LITERAL_WINDOW_BATCHES && !self.wants.is_empty() {
-            let count = self.wants.len().min(limits::LITERAL_BATCH_PAGES);
-            let (names, naming) = (&self.names, self.naming.as_ref());
-            let name = |gfn: Gfn| match naming.filter(|naming| naming.has(gfn)) {
-                Some(naming) => naming.name(gfn),
-                None => names.get(gfn),
-            };
-            let pages: Vec<_> = self.wants.drain(..count).filter_map(|gfn| Some((gfn, name(gfn)?))).collect();
-            if pages.is_empty() {
-                continue;
-            }
-            let last = matches!(self.phase, Phase::LastRound(_) | Phase::Handover { .. });
-            let channel = if last { Channel::Names } else { Channel::Literals };
-            self.literal_batches += 1;
-            self.actions.push_back(Action::SendLiterals { channel, pages });
-        }
+        self.answer_wants();
         match &mut self.phase {
             Phase::Round(round) => {
                 while let Some((region, pages)) = round.next(limits::HASH_WINDOW_REGIONS) {

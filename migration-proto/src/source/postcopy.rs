@@ -2,47 +2,71 @@
 
 use page::{Gfn, PageHash, PageSet, RegionId};
 
-use super::converge::Converge;
+use super::converge::{Converge, StopWhy, WhyPostcopy};
 use super::naming::{Naming, Step};
 use super::phase::{End, Phase};
 use super::{Action, Source, TooLate};
 use crate::error::{AbortReason, ProtocolError};
-use crate::postcopy::ABSENT_NAME;
+use crate::postcopy::{ABSENT_NAME, Mode};
 use crate::stats::{DestinationStats, PostcopyStats};
 use crate::timer::Time;
 use crate::wire::Message;
 
 impl Source {
-    /// The VM stands still, its state is on its way, and all that was named before is at the destination or stale: tells which frames are absent instead of
-    /// naming them.
-    pub(super) fn leave_absent(&mut self, now: Time, mut absent: PageSet) {
-        // What was called stale and not named again: in the dirty log as a rule, but nothing is lost by not trusting that.
-        for region in self.config.layout.regions() {
-            let frames = (region.first().0..RegionId(region.0 + 1).first().0).map(Gfn);
-            frames.filter(|gfn| !self.named_once.contains(*gfn)).for_each(|gfn| {
-                absent.insert(gfn);
-            });
+    /// The VM stands still, and these pages are not at the destination as they are.
+    pub(super) fn last_pages(&mut self, now: Time, left: PageSet) {
+        let a_page = self.bytes_a_page();
+        let (pages, link) = (left.len(), self.link);
+        if self.stop_why == Some(StopWhy::Fits)
+            && self.mode != Mode::Precopy
+            && !self.converge.fits(pages, link, a_page)
+        {
+            self.stop_why = Some(StopWhy::Postcopy(WhyPostcopy::Grew));
         }
-        let frames: Vec<Gfn> = absent.iter().collect();
+        if matches!(self.stop_why, Some(StopWhy::Postcopy(_))) {
+            self.leave_absent(now, &left);
+        } else {
+            self.expected_downtime = Some(Converge::estimate(link, pages, a_page));
+            self.phase = Phase::LastRound(self.new_round(now, left));
+            self.advance(now);
+        }
+    }
+
+    /// Tells which frames are absent instead of naming them. First while the VM still runs, so that little is left to tell, and to compute roots of, when
+    /// it stands still; all that was named before is at the destination or stale.
+    pub(super) fn tell_absent(&mut self, dirty: &PageSet) {
+        let mut frames: Vec<Gfn> = Vec::new();
+        for region in self.config.layout.regions() {
+            let all = (region.first().0..RegionId(region.0 + 1).first().0).map(Gfn);
+            // What was called stale and not named again is in the dirty log as a rule, but nothing is lost by not trusting that.
+            let here = all.filter(|gfn| dirty.contains(*gfn) || !self.named_once.contains(*gfn));
+            frames.extend(here.filter(|gfn| !self.absent.contains(*gfn)));
+        }
         for gfn in &frames {
+            self.absent.insert(*gfn);
             self.names.set(*gfn, ABSENT_NAME);
         }
         for frames in frames.chunk_by(|a, b| a.region() == b.region()) {
             let Some(region) = frames.first().map(|gfn| gfn.region()) else { continue };
             let root = self.names.region_root(region);
             self.actions.push_back(Action::Send(Message::Absent { region, frames: frames.to_vec(), root }));
+            self.absent_regions += 1;
         }
+    }
+
+    /// The VM stands still, its state is on its way, and these frames were written since it was told what is absent.
+    fn leave_absent(&mut self, now: Time, dirty: &PageSet) {
+        self.tell_absent(dirty);
         let (round, root) = (self.stats.rounds, self.names.root());
         self.stats.rounds += 1;
-        self.stats.round_pages = frames.len() as u64;
+        self.stats.round_pages = self.absent.len();
         self.stats.named_pages = 0;
         self.actions.push_back(Action::Send(Message::Final { round, root }));
-        let regions = frames.chunk_by(|a, b| a.region() == b.region()).count() as u64;
-        self.expected_downtime = Some(Converge::estimate_postcopy(self.link, regions));
+        self.expected_downtime = Some(Converge::estimate_postcopy(self.link, self.absent_regions));
         self.phase = Phase::Handover { root };
         self.progressed(now);
-        if !frames.is_empty() {
-            self.naming = Some(Naming::new(absent, self.domain.zero_name()));
+        if !self.absent.is_empty() {
+            self.naming = Some(Naming::new(self.absent.clone(), self.domain.zero_name()));
             // Names may be there before the VM is.
             self.name_absent();
         }

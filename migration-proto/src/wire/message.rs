@@ -94,13 +94,14 @@ pub enum Message {
     },
     /// Names: vCPU and device state, opaque to the protocol.
     State(Vec<u8>),
-    /// Names, between State and Final of a switchover to post-copy: frames whose pages come after the VM runs.
+    /// Names, from the end of the last finished round to Final of a switchover to post-copy: frames whose pages come after the VM runs. A region may come
+    /// again, with further frames. No Region follows.
     Absent {
         /// The region.
         region: RegionId,
         /// Its absent frames, ascending; at least one.
         frames: Vec<Gfn>,
-        /// The root over the region's 512 full names, with [`ABSENT_NAME`](crate::postcopy::ABSENT_NAME) for each absent frame.
+        /// The root over the region's 512 full names, with [`ABSENT_NAME`](crate::postcopy::ABSENT_NAME) for each frame that is absent by now.
         root: PageHash,
     },
     /// Names, after Final: the full names of absent frames.

@@ -14,7 +14,7 @@ const SHARED_BIT: u8 = 1;
 const POSTCOPY_BIT: u8 = 2;
 
 pub(super) fn write_accept(out: &mut Writer, shared: bool, postcopy: bool) {
-    out.byte(u8::from(shared) * SHARED_BIT | u8::from(postcopy) * POSTCOPY_BIT);
+    out.byte((u8::from(shared) * SHARED_BIT) | (u8::from(postcopy) * POSTCOPY_BIT));
 }
 
 pub(super) fn write_offer(out: &mut Writer, offer: &Offer) {

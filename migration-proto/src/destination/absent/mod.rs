@@ -9,6 +9,9 @@
 //! ```
 //! A frame leaves the set when its page is given out to be installed, so no page is ever installed twice, or over what the VM has written.
 
+mod connection;
+mod faults;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use page::{Gfn, PageHash, PageSet, RegionId, ShortId, VerifiedPage};
@@ -19,7 +22,7 @@ use crate::error::ProtocolError;
 use crate::limits;
 use crate::postcopy::FullName;
 use crate::stats::PostcopyStats;
-use crate::timer::{Link, Span, Time};
+use crate::timer::{Link, Time};
 use crate::wire::Message;
 
 /// Where a page is awaited from.
@@ -54,6 +57,27 @@ enum Source {
     Away,
 }
 
+/// This host's site.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Site {
+    Asked,
+    /// It was silent too often, and the source can be asked.
+    GivenUp,
+    /// There is none.
+    Nowhere,
+}
+
+/// How far the switchover has come.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Progress {
+    /// The source tells what is absent.
+    Told,
+    /// The frames are marked: pages may be installed.
+    Marked,
+    /// The VM runs here.
+    Runs,
+}
+
 /// Who gave a page.
 #[derive(Clone, Copy, Debug)]
 enum Rung {
@@ -78,9 +102,7 @@ pub(super) struct Absent {
     queue: VecDeque<PageHash>,
     questions: BTreeMap<RequestId, Question>,
     next_request: u64,
-    has_site: bool,
-    /// Whether it is asked.
-    site: bool,
+    site: Site,
     strikes: u32,
     /// Frames that a virtual CPU waits for, and since when.
     faults: BTreeMap<Gfn, Time>,
@@ -91,10 +113,7 @@ pub(super) struct Absent {
     unnamed: VecDeque<RegionId>,
     ask_again: Option<Time>,
     source: Source,
-    /// The frames are marked: pages may be installed.
-    begun: bool,
-    /// The VM runs here.
-    runs: bool,
+    progress: Progress,
     paused: bool,
     complete: bool,
     stats: PostcopyStats,
@@ -114,8 +133,7 @@ impl Absent {
             queue: VecDeque::new(),
             questions: BTreeMap::new(),
             next_request: request,
-            has_site: site,
-            site,
+            site: if site { Site::Asked } else { Site::Nowhere },
             strikes: 0,
             faults: BTreeMap::new(),
             asked: BTreeSet::new(),
@@ -123,8 +141,7 @@ impl Absent {
             unnamed: VecDeque::new(),
             ask_again: None,
             source: Source::Here,
-            begun: false,
-            runs: false,
+            progress: Progress::Told,
             paused: false,
             complete: false,
             stats: PostcopyStats::default(),
@@ -140,19 +157,19 @@ impl Absent {
     /// The frames are marked from the next drain on: gives them, and begins to look for their pages.
     pub(super) fn begin(&mut self, now: Time, link: Link) -> PageSet {
         let marked = self.frames.clone();
-        self.begun = true;
+        self.progress = Progress::Marked;
         self.stats.absent = self.left;
         self.advance(now, link);
         marked
     }
 
     pub(super) fn has_begun(&self) -> bool {
-        self.begun
+        self.progress >= Progress::Marked
     }
 
     /// The VM is about to run.
     pub(super) fn runs(&mut self) {
-        self.runs = true;
+        self.progress = Progress::Runs;
     }
 
     pub(super) fn left(&self) -> u64 {
@@ -174,7 +191,7 @@ impl Absent {
 
     /// True once a connection: nothing is absent any more, and the source can be told.
     pub(super) fn take_complete(&mut self) -> bool {
-        let over = self.begun && self.runs && self.left == 0 && self.source == Source::Here;
+        let over = self.progress == Progress::Runs && self.left == 0 && self.source == Source::Here;
         over && !std::mem::replace(&mut self.complete, true)
     }
 
@@ -225,7 +242,7 @@ impl Absent {
 
     /// Does what can be done now.
     fn advance(&mut self, now: Time, link: Link) {
-        if !self.begun {
+        if !self.has_begun() {
             return;
         }
         for gfn in std::mem::take(&mut self.zeros) {
@@ -258,7 +275,7 @@ impl Absent {
         if names.is_empty() {
             return false;
         }
-        if self.site {
+        if self.site == Site::Asked {
             let asked: usize = self.questions.values().map(|question| question.names.len()).sum();
             let deadline = now + patience(link, asked + names.len());
             self.ask_site(names, deadline, false);
@@ -301,62 +318,6 @@ impl Absent {
         want.sort_unstable();
         for batch in want.chunks(limits::WANT_BATCH_PAGES) {
             self.out.push_back(Action::Send(Message::Want(batch.to_vec())));
-        }
-    }
-
-    /// A virtual CPU waits for this frame. False if its page is there.
-    pub(super) fn fault(&mut self, now: Time, link: Link, gfn: Gfn) -> bool {
-        if !self.frames.contains(gfn) {
-            return false;
-        }
-        if !self.faults.contains_key(&gfn) {
-            self.faults.insert(gfn, now);
-            self.stats.faults += 1;
-            self.hurry(now, link, gfn);
-        }
-        true
-    }
-
-    /// Looks for the page of a fault by the fastest way.
-    fn hurry(&mut self, now: Time, link: Link, gfn: Gfn) {
-        let Some(name) = self.names.get(&gfn).copied() else {
-            if self.source == Source::Here && self.asked.insert(gfn) {
-                self.out.push_back(Action::Send(Message::Fault(gfn)));
-            }
-            return;
-        };
-        let Some(group) = self.groups.get(&name) else { return };
-        let under_way = match group.stage {
-            Stage::Queued => false,
-            Stage::Site(request) => self.questions.get(&request).is_some_and(|question| question.urgent),
-            // The site has had its turn.
-            Stage::Source if self.source == Source::Here => {
-                return self.ask_source_at_once(gfn, name);
-            }
-            Stage::Source => false,
-        };
-        if under_way {
-            return;
-        }
-        if self.site {
-            let patience = match self.source {
-                Source::Here => {
-                    Span(link.rtt.0.clamp(limits::FAULT_PATIENCE_MIN.0, limits::FAULT_PATIENCE_MAX.0))
-                }
-                Source::New | Source::Away => limits::FAULT_ASK_AGAIN,
-            };
-            self.ask_site(vec![name], now + patience, true);
-        } else {
-            self.ask_source(&[name]);
-        }
-    }
-
-    /// A want for it may be under way, behind much else.
-    fn ask_source_at_once(&mut self, gfn: Gfn, name: PageHash) {
-        let Some(group) = self.groups.get(&name) else { return };
-        if !group.frames.iter().any(|gfn| self.asked.contains(gfn)) {
-            self.asked.insert(gfn);
-            self.out.push_back(Action::Send(Message::Fault(gfn)));
         }
     }
 
@@ -487,137 +448,5 @@ impl Absent {
         if !left.is_empty() && self.source != Source::Here {
             self.ask_again.get_or_insert(now + limits::FAULT_ASK_AGAIN);
         }
-    }
-
-    /// The connection is lost. The VM goes on with what the site gives.
-    pub(super) fn disconnected(&mut self, now: Time, link: Link) {
-        self.lose(Source::Away);
-        self.site = self.has_site;
-        self.strikes = 0;
-        if self.site {
-            for (name, group) in &mut self.groups {
-                if group.stage == Stage::Source {
-                    group.stage = Stage::Queued;
-                    self.queue.push_back(*name);
-                }
-            }
-            self.hurry_all(now, link);
-        }
-        self.advance(now, link);
-    }
-
-    /// There is a new connection. The source has to say first that it is the source: see `tell_lack`.
-    pub(super) fn connected(&mut self) {
-        self.lose(Source::New);
-        self.stats.reconnects += 1;
-    }
-
-    /// What was asked over the connection may never be answered.
-    fn lose(&mut self, source: Source) {
-        self.source = source;
-        self.asked.clear();
-        self.naming.clear();
-        self.unnamed.clear();
-        self.complete = false;
-    }
-
-    /// Over a new connection, once Running has been said: tells the source what is lacked, and only that.
-    pub(super) fn tell_lack(&mut self, now: Time, link: Link) {
-        if self.source != Source::New {
-            return;
-        }
-        self.source = Source::Here;
-        self.ask_again = None;
-        if self.begun {
-            let unnamed = self.frames.iter().filter(|gfn| !self.names.contains_key(gfn));
-            let mut regions: Vec<RegionId> = unnamed.map(Gfn::region).collect();
-            regions.dedup();
-            self.unnamed.extend(regions);
-            let at_source = self.groups.iter().filter(|(_, group)| group.stage == Stage::Source);
-            let names: Vec<PageHash> = at_source.map(|(name, _)| *name).collect();
-            self.ask_source(&names);
-            self.hurry_all(now, link);
-        }
-        self.advance(now, link);
-    }
-
-    fn hurry_all(&mut self, now: Time, link: Link) {
-        let waiting: Vec<Gfn> = self.faults.keys().copied().collect();
-        waiting.into_iter().for_each(|gfn| self.hurry(now, link, gfn));
-    }
-
-    fn overdue_fault(&self, now: Time) -> Option<Gfn> {
-        let overdue = self.faults.iter().find(|(_, since)| **since + limits::FAULT_LIMIT <= now);
-        overdue.map(|(gfn, _)| *gfn)
-    }
-
-    /// When [`Absent::timeout`] is to be called.
-    pub(super) fn next_timeout(&self) -> Option<Time> {
-        let questions = self.questions.values().map(|question| question.deadline);
-        let first_fault = self.faults.values().min().map(|since| *since + limits::FAULT_LIMIT);
-        let limit = first_fault.filter(|_| self.runs && !self.paused);
-        questions.chain(limit).chain(self.ask_again).min()
-    }
-
-    /// A deadline has come. Counts questions that were given up.
-    pub(super) fn timeout(&mut self, now: Time, link: Link) -> u64 {
-        let due: Vec<RequestId> = self
-            .questions
-            .iter()
-            .filter(|(_, question)| question.deadline <= now)
-            .map(|(request, _)| *request)
-            .collect();
-        let mut given_up = 0;
-        for request in due {
-            given_up += u64::from(self.late(now, request));
-        }
-        if self.ask_again.is_some_and(|at| at <= now) {
-            self.ask_again = None;
-            if self.source != Source::Here {
-                self.hurry_all(now, link);
-            }
-        }
-        if self.runs
-            && !self.paused
-            && let Some(gfn) = self.overdue_fault(now)
-        {
-            self.paused = true;
-            self.stats.pauses += 1;
-            self.out.push_back(Action::PauseVm { gfn, name: self.names.get(&gfn).copied() });
-        }
-        self.advance(now, link);
-        given_up
-    }
-
-    /// A question's deadline has come; whether it is given up.
-    fn late(&mut self, now: Time, request: RequestId) -> bool {
-        let Some(question) = self.questions.get_mut(&request) else { return false };
-        if question.urgent {
-            // The source is asked too; whoever is first gives the page.
-            question.urgent = false;
-            question.deadline = now + limits::SITE_PATIENCE_MAX;
-            let names = question.names.clone();
-            for name in names {
-                let waited_for = self
-                    .groups
-                    .get(&name)
-                    .and_then(|group| group.frames.iter().find(|gfn| self.faults.contains_key(gfn)).copied());
-                if let Some(gfn) = waited_for.filter(|_| self.source == Source::Here) {
-                    self.ask_source_at_once(gfn, name);
-                }
-            }
-            return false;
-        }
-        let Some(question) = self.questions.remove(&request) else { return false };
-        let waits =
-            |name: &PageHash| self.groups.get(name).is_some_and(|group| group.stage == Stage::Site(request));
-        // A site that gave some of the pages is slow; one that gave none may be dead.
-        self.strikes += u32::from(question.names.iter().all(waits));
-        if self.strikes >= limits::SITE_STRIKES && self.source == Source::Here {
-            self.site = false;
-        }
-        self.out.push_back(Action::Forget(request));
-        self.left_over(now, request, &question.names);
-        true
     }
 }
