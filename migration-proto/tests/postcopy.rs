@@ -52,7 +52,7 @@ impl Move {
     /// All that is zero has moved; the guest has written these frames since, frame n with byte n, and the VM runs at the destination.
     fn switched_over(written: &[u64]) -> Self {
         let domain = Domain::unkeyed();
-        let layout = Layout::new(vec![Extent { first: RegionId(0), regions: 2 }]).unwrap();
+        let layout = Layout::new(vec![Extent { first: RegionId(0), regions: 2 }]).expect("one extent");
         let now = Time(1);
         let config = SourceConfig {
             migration: MIGRATION,
@@ -78,7 +78,8 @@ impl Move {
         assert_eq!(this.take_here(), [source::Action::StartDirtyLog, source::Action::CollectDirty]);
 
         let (last, before) = written.split_last().expect("something was written");
-        this.memory = written.iter().map(|gfn| (Gfn(*gfn), u8::try_from(gfn % 251).unwrap())).collect();
+        this.memory =
+            written.iter().map(|gfn| (Gfn(*gfn), u8::try_from(gfn % 251).expect("below 256"))).collect();
         this.source.dirty(now, &set(before));
         this.run();
         assert_eq!(this.take_here(), [source::Action::Pause]);
@@ -125,7 +126,7 @@ impl Move {
         while let Some(action) = self.source.poll() {
             match action {
                 source::Action::Send(message) if self.connected => {
-                    self.destination.message(self.now, decode(&encode(&message)).unwrap());
+                    self.destination.message(self.now, decode(&encode(&message)).expect("what was encoded"));
                 }
                 source::Action::Hash { region, pages } if !self.ended_rounds() => {
                     let names: Vec<_> = pages.iter().map(|gfn| (*gfn, self.content(*gfn).name())).collect();
@@ -171,7 +172,7 @@ impl Move {
         self.drain_destination();
         for message in self.take_asked() {
             if self.connected {
-                self.source.message(self.now, decode(&encode(&message)).unwrap());
+                self.source.message(self.now, decode(&encode(&message)).expect("what was encoded"));
             }
         }
     }
