@@ -155,7 +155,17 @@ impl World {
             return self.check.fail("a VM runs that never stood still".to_owned());
         };
         self.destination.arrived = Some(Arrived::new(&self.layout, image));
+        self.check_downtime();
         self.schedule(self.now, Event::BurstThere);
+    }
+
+    /// Where nothing goes wrong, post-copy keeps its promise whatever the guest does: two round trips and 50 ms.
+    fn check_downtime(&mut self) {
+        let downtime = self.now - self.source.stopped;
+        let promise = Span(self.net.longest_trip().0 * 4 + 50_000);
+        let postcopy = self.destination.postcopy_stats().is_some();
+        let late = self.must_succeed && postcopy && downtime > promise;
+        self.check.require(!late, || format!("the VM stood still for {downtime:?}, longer than {promise:?}"));
     }
 
     /// The virtual CPUs at the destination read and write, until all of memory is there or they are paused.

@@ -86,6 +86,11 @@ impl Net {
         self.habits.link()
     }
 
+    /// The longest that a small message takes one way.
+    pub(crate) fn longest_trip(&self) -> Span {
+        Span(self.habits.delay + self.habits.jitter)
+    }
+
     /// How long to open a connection takes, and whether it comes about.
     pub(crate) fn dial(&mut self, rng: &mut Rng, now: Time, listening: bool) -> (Span, Option<ConnId>) {
         if now < self.down_until || !listening {

@@ -58,6 +58,8 @@ pub(crate) struct SourceHost {
     dials: u32,
     /// When what the virtual CPUs were asked for is over.
     lane: Time,
+    /// When its virtual CPUs last came to stand still.
+    pub(crate) stopped: Time,
     /// There will be no more attempts.
     pub(crate) done: bool,
     operator_said: bool,
@@ -81,6 +83,7 @@ impl SourceHost {
             attempt: 0,
             dials: 0,
             lane: Time(0),
+            stopped: Time(0),
             done: false,
             operator_said: false,
         }
@@ -426,6 +429,7 @@ impl World {
         let migration = self.source.migration();
         if let Some(guest) = &mut self.source.guest {
             guest.running = false;
+            self.source.stopped = self.now;
             self.check.paused(migration, guest.image());
         }
     }

@@ -248,7 +248,7 @@ pub(crate) struct World {
     pub(crate) destination: DestinationHost,
     pub(crate) check: Checker,
     /// Nothing that happens may keep the first attempt from success.
-    must_succeed: bool,
+    pub(crate) must_succeed: bool,
     pub(crate) operator_waits: bool,
     /// Whether the destination's host can do post-copy.
     pub(crate) destination_postcopy: bool,
