@@ -24,8 +24,8 @@ pub const PEER_TEXT_BYTES: usize = 256;
 pub const ERROR_TEXT_BYTES: usize = 1024;
 /// Holders that one locate answer names.
 pub const LOCATE_HOLDERS: usize = 64;
-/// Found pages that wait between the client's socket and its user (2 MiB).
-pub const CLIENT_FOUND_QUEUE: usize = 512;
+/// Found pages, and lists of missing ones, that wait between the client's socket and its user (2 MiB, and 8 bytes a missing page).
+pub const CLIENT_TOLD_QUEUE: usize = 512;
 /// How long the client waits for the peer's side of the handshake, and for short answers.
 pub const LOCAL_ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a registration waits before it offers its memory to a restarted peer again.

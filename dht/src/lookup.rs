@@ -19,6 +19,7 @@
 //! It takes `now` and answers, and gives out requests to make. The driver's contract: hand in whatever came, then take requests
 //! with [`Search::next`] until there is none, then wait for an answer or for [`Search::deadline`]. Every request has a deadline;
 //! a late answer is still taken until its request has timed out. What comes back as found has been hashed by the driver.
+//! [`Search::take_missing`] gives the missing ones as soon as they are, and at the end each page was given as found or as missing, once.
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
@@ -105,6 +106,8 @@ pub struct Search {
     wants: Vec<Want>,
     /// How many wants are open.
     open: usize,
+    /// Wants that were closed without having been found; some may have been opened again.
+    closed: Vec<At>,
     windows: Windows,
     peers: Peers,
     /// The owners of each shard, and which names they keep as far as is known.
@@ -137,6 +140,7 @@ impl Search {
             windows: Windows::new(ids.len()),
             wants: ids.iter().map(|_| Want::new()).collect(),
             open: ids.len(),
+            closed: Vec::new(),
             ids,
             sorted,
             peers,
@@ -163,10 +167,27 @@ impl Search {
     /// Changes a want, and keeps count of the open ones.
     fn change<T>(&mut self, at: At, change: impl FnOnce(&mut Want) -> T) -> T {
         let want = &mut self.wants[at as usize];
-        let before = usize::from(want.open());
+        let before = want.open();
         let result = change(want);
-        self.open = self.open + usize::from(want.open()) - before;
+        self.open = self.open + usize::from(want.open()) - usize::from(before);
+        if before && !want.open() && !want.found {
+            self.closed.push(at);
+        }
         result
+    }
+
+    /// The pages that nobody is left to ask for, in so far as that has not been said before. What is said is final: nothing is asked for
+    /// them any more, and nothing found.
+    pub fn take_missing(&mut self) -> Vec<ShortId> {
+        let mut missing = Vec::new();
+        for at in std::mem::take(&mut self.closed) {
+            let want = &mut self.wants[at as usize];
+            if !want.found && !want.open() && want.stage != Stage::Missing {
+                want.stage = Stage::Missing;
+                missing.push(self.ids[at as usize]);
+            }
+        }
+        missing
     }
 
     /// Queues a page at the first of its owners that keeps its name, was not asked and has not failed. If there is none, it is looked for beside others.
@@ -289,7 +310,7 @@ impl Search {
             (self.peers.doubted[usize::from(holder)], if guess { *n } else { 0 }, queued)
         };
         let best = (0..want.holders().len()).filter(left).min_by_key(cost);
-        let Some(best) = best.filter(|_| !want.found) else { return };
+        let Some(best) = best.filter(|_| !want.found && want.stage != Stage::Missing) else { return };
         let holder = want.holders[best];
         self.change(at, |want| {
             want.asked |= 1 << best;

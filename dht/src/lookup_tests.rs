@@ -28,10 +28,11 @@ fn behaviour() -> impl Strategy<Value = Behaviour> {
     ]
 }
 
-/// How a search went: the ids found, in order, how long it took, and what was asked.
+/// How a search went: the ids found, and those missing, in order, how long it took, and what was asked.
 #[derive(Default)]
 struct Went {
     found: Vec<ShortId>,
+    missing: Vec<ShortId>,
     took: Duration,
     lookups: Vec<(usize, Vec<ShortId>)>,
     fetches: usize,
@@ -57,6 +58,7 @@ fn run_sampled(
 ) -> Went {
     let start = Instant::now();
     let (mut now, mut went, mut out) = (start, Went::default(), 0);
+    went.missing.extend(search.take_missing());
     while !search.done() {
         let mut progress = false;
         while let Some(request) = search.next(now) {
@@ -98,6 +100,7 @@ fn run_sampled(
                 Request::TimedOut { .. } => out -= 1,
             }
         }
+        went.missing.extend(search.take_missing());
         if !progress && !search.done() {
             let deadline = search.deadline().expect("whatever is open has a deadline");
             assert!(deadline > now, "time goes on");
@@ -137,7 +140,10 @@ proptest! {
         let ids: Vec<_> = (0..count).map(|n| ShortId(n << 40)).collect();
         let held = |id: ShortId, holder: usize| (id.0 >> 40 ^ salt) >> holder & 1 == 1;
         let mut search = Search::new(ids.clone(), |_| [all(0), all(1)]);
-        let Went { mut found, took, lookups, .. } = run(&mut search, &owners, &holders, held);
+        let Went { mut found, missing, took, lookups, .. } = run(&mut search, &owners, &holders, held);
+        let mut said: Vec<_> = found.iter().chain(&missing).copied().collect();
+        said.sort();
+        prop_assert_eq!(&said, &ids, "each page is found or missing, once");
         let good = |id: &ShortId| (0..holders.len()).any(|h| holders[h] == Behaviour::Good && held(*id, h));
         let answered_by = |id: &ShortId| {
             let asked = lookups.iter().filter(|(_, ids)| ids.contains(id)).map(|(n, _)| owners[*n]);
@@ -365,4 +371,42 @@ fn a_holder_that_is_quick_is_slow_sooner() {
     }
     let Some(Request::Fetch { .. }) = search.next(start) else { panic!("one more") };
     assert_eq!(search.deadline(), Some(start + FETCH_HEDGE_LEAST));
+}
+
+/// What an owner was slow to say of a page that another one knew nothing of is of no use any more once the page was called missing.
+#[test]
+fn a_page_that_was_called_missing_stays_missing() {
+    let (start, id) = (Instant::now(), ShortId(5));
+    let mut search = Search::new(vec![id], |_| [all(0), all(1)]);
+    assert!(matches!(search.next(start), Some(Request::Lookup { .. })), "the first owner, which is slow");
+    assert_eq!(search.take_missing(), []);
+    let late = search.deadline().unwrap();
+    assert!(matches!(search.next(late), Some(Request::TimedOut { .. })));
+    let Some(Request::Lookup { ticket, .. }) = search.next(late) else { panic!("the other owner is asked") };
+    assert_eq!(search.take_missing(), [], "there is one left to ask");
+    search.on_holders(ticket, &[], &[]);
+    assert_eq!(search.take_missing(), [id]);
+    assert!(search.done());
+    search.hearsay([(id, member(7))]);
+    assert_eq!(search.next(late), None);
+    assert!(search.done() && search.take_missing().is_empty());
+}
+
+/// A page whose last holder does not have it is missing while others of the search are still on their way.
+#[test]
+fn a_page_is_called_missing_before_the_search_ends() {
+    let now = Instant::now();
+    let mut search = Search::new(vec![ShortId(1), ShortId(2)], |_| [all(0)]);
+    search.known([(ShortId(1), member(1)), (ShortId(2), member(2))]);
+    assert_eq!(search.take_missing(), []);
+    let requests: Vec<_> = std::iter::from_fn(|| search.next(now)).collect();
+    for request in requests {
+        if let Request::Fetch { ticket, holder, .. } = request
+            && holder == member(1)
+        {
+            search.on_pages(ticket, &[], now);
+        }
+    }
+    assert_eq!(search.take_missing(), [ShortId(1)]);
+    assert!(!search.done());
 }

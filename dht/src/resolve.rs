@@ -27,8 +27,13 @@ use crate::{
     wire::{IndexRequest, IndexResponse},
 };
 
-/// A batch of pages for a local client.
-pub(crate) type FoundBatch = (FoundOn, PageBatch);
+/// A part of the answer to a local client.
+pub(crate) enum Part {
+    /// Pages, and where they were found.
+    Pages(FoundOn, PageBatch),
+    /// Names of pages that nobody has.
+    Missing(Vec<ShortId>),
+}
 
 /// Who holds which pages.
 #[derive(Default)]
@@ -89,9 +94,9 @@ enum Outcome {
 }
 
 impl Peer {
-    /// Sends the pages of `ids` to `found`, first what this host has, with the site asked for the rest meanwhile. Ends when all is
-    /// said, or when the receiver is gone; dropping the future cancels.
-    pub(crate) async fn resolve(self: &Arc<Self>, mut ids: Vec<ShortId>, found: mpsc::Sender<FoundBatch>) {
+    /// Answers for each of `ids` once: with its page, or that it is missing, as soon as either is certain. What this host has comes from
+    /// here, with the site asked for the rest meanwhile. Ends when all is said, or when the receiver is gone; dropping the future cancels.
+    pub(crate) async fn resolve(self: &Arc<Self>, mut ids: Vec<ShortId>, answer: mpsc::Sender<Part>) {
         // The order stays: it says which pages stand beside each other.
         let mut seen = HashSet::with_capacity(ids.len());
         ids.retain(|id| seen.insert(*id));
@@ -101,16 +106,15 @@ impl Peer {
             let index = self.contents.index();
             ids.into_iter().partition(|id| index.place(*id).is_some())
         };
-        let (stale, ()) = tokio::join!(self.from_host(here, &found), self.from_site(elsewhere, &found));
-        self.from_site(stale, &found).await;
+        let here = async {
+            let stale = self.from_host(here, &answer).await;
+            self.from_site(stale, &answer).await;
+        };
+        tokio::join!(here, self.from_site(elsewhere, &answer));
     }
 
     /// Sends this host's pages; returns the ids whose pages are gone.
-    async fn from_host(
-        self: &Arc<Self>,
-        ids: Vec<ShortId>,
-        found: &mpsc::Sender<FoundBatch>,
-    ) -> Vec<ShortId> {
+    async fn from_host(self: &Arc<Self>, ids: Vec<ShortId>, answer: &mpsc::Sender<Part>) -> Vec<ShortId> {
         let batches: Vec<Vec<ShortId>> = ids.chunks(LOCAL_PAGES_PER_FRAME).map(<[_]>::to_vec).collect();
         let read = |ids: Vec<ShortId>| {
             let contents = Arc::clone(&self.contents);
@@ -126,7 +130,7 @@ impl Peer {
                 stale.extend(ids.into_iter().filter(|id| !pages.ids().any(|found| found == *id)));
             }
             self.counters.host_hits(pages.len());
-            if !pages.is_empty() && found.send((FoundOn::Host, pages)).await.is_err() {
+            if !pages.is_empty() && answer.send(Part::Pages(FoundOn::Host, pages)).await.is_err() {
                 break;
             }
         }
@@ -162,8 +166,8 @@ impl Peer {
         Holders::of(claims.map(|claim| (ids[claim.at as usize], claim.member, claim.hearsay)))
     }
 
-    /// Sends pages of other hosts.
-    async fn from_site(self: &Arc<Self>, ids: Vec<ShortId>, found: &mpsc::Sender<FoundBatch>) {
+    /// Sends pages of other hosts, and which of them nobody has.
+    async fn from_site(self: &Arc<Self>, ids: Vec<ShortId>, answer: &mpsc::Sender<Part>) {
         if ids.is_empty() {
             return;
         }
@@ -174,26 +178,30 @@ impl Peer {
         let by = self.on_the_way.search();
         let mut clock = Clock::default();
         let mut flying: FuturesUnordered<BoxFuture<'static, Outcome>> = FuturesUnordered::new();
-        while !search.done() {
+        loop {
             while let Some(request) = search.next(clock.now()) {
                 flying.extend(Arc::clone(self).make(by, request));
             }
+            let missing = search.take_missing();
+            self.counters.missed(missing.len());
+            if !missing.is_empty() && clock.stands(answer.send(Part::Missing(missing))).await.is_err() {
+                return;
+            }
             if search.done() {
-                break;
+                return;
             }
             let deadline = search.deadline().unwrap_or_else(|| clock.now() + FETCH_TIMEOUT);
             tokio::select! {
                 // What has come goes before deadlines.
                 biased;
                 Some(outcome) = flying.next() => {
-                    if !self.take(&mut search, &mut clock, outcome, found).await {
+                    if !self.take(&mut search, &mut clock, outcome, answer).await {
                         return;
                     }
                 }
                 () = tokio::time::sleep_until(clock.real(deadline).into()) => {}
             }
         }
-        self.counters.missed(search.missing());
     }
 
     /// Starts a request.
@@ -230,7 +238,7 @@ impl Peer {
         search: &mut Search,
         clock: &mut Clock,
         outcome: Outcome,
-        found: &mpsc::Sender<FoundBatch>,
+        answer: &mpsc::Sender<Part>,
     ) -> bool {
         match outcome {
             Outcome::Holders { ticket, owner, holders } => {
@@ -244,7 +252,9 @@ impl Peer {
                 search.take_evidence().into_iter().for_each(|evidence| self.judge(evidence));
                 pages.retain(|_, _| news.next().unwrap_or(false));
                 self.counters.site_hits(pages.len());
-                return pages.is_empty() || clock.stands(found.send((FoundOn::Site, pages))).await.is_ok();
+                let none = pages.is_empty();
+                let found = Part::Pages(FoundOn::Site, pages);
+                return none || clock.stands(answer.send(found)).await.is_ok();
             }
             Outcome::Failed { ticket } => {
                 self.counters.failed_request();

@@ -30,6 +30,8 @@ pub(crate) enum Stage {
     Near,
     /// There is nobody left to ask.
     Over,
+    /// The asker has been told that nobody has it: that is final.
+    Missing,
 }
 
 /// One page. There may be a quarter of a million of them, so it is small.
@@ -71,7 +73,8 @@ impl Want {
 
     /// Whether something is out or queued that could still bring it.
     pub(crate) fn open(&self) -> bool {
-        !self.found && (self.stage != Stage::Over || self.fetching > 0)
+        let looking = matches!(self.stage, Stage::Owner | Stage::Near);
+        !self.found && (looking || self.fetching > 0)
     }
 
     pub(crate) fn holders(&self) -> &[PeerNo] {

@@ -23,6 +23,7 @@ pub(crate) enum DestinationJob {
     Prepared,
     Decoded(Vec<(Gfn, Content)>),
     SitePage { id: ShortId, content: Content },
+    SiteMissing { request: RequestId, id: ShortId },
     SiteDone(RequestId),
     Loaded,
     Started { epoch: Epoch, operator: bool },
@@ -312,6 +313,7 @@ impl World {
         for (at, part) in parts {
             let job = match part {
                 Part::Page { id, content } => DestinationJob::SitePage { id, content },
+                Part::Missing { id } => DestinationJob::SiteMissing { request, id },
                 Part::Done => DestinationJob::SiteDone(request),
             };
             self.destination_job_after(Span(at), job);
@@ -346,6 +348,7 @@ impl World {
                 }
             }
             DestinationJob::SitePage { id, content } => self.site_page(id, content),
+            DestinationJob::SiteMissing { request, id } => self.site_missing(request, id),
             DestinationJob::SiteDone(request) => {
                 self.tell_destination(|machine| machine.site_done(now, request));
             }
@@ -375,6 +378,17 @@ impl World {
         let frames = machine.site_page(self.now, rung, id, names.page(claimed));
         self.install(&frames, content);
         self.drain_destination();
+    }
+
+    fn site_missing(&mut self, request: RequestId, id: ShortId) {
+        let drops_wants = self.mutated(Mutation::DropMissing);
+        let Some(machine) = &mut self.destination.machine else { return };
+        machine.site_missing(self.now, request, &[id]);
+        while let Some(action) = self.destination.machine.as_mut().and_then(Destination::poll) {
+            if !(drops_wants && matches!(action, Action::Send(Message::Want(_)))) {
+                self.destination_action(action);
+            }
+        }
     }
 
     fn install(&mut self, frames: &[Gfn], content: Content) {
