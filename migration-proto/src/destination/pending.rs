@@ -337,10 +337,9 @@ mod tests {
                 named += 2 * REGION;
             }
             let gives = asked.iter().map(Vec::len).sum::<usize>() as u64;
-            for id in given..(given + REGION).min(gives) {
-                pending.take(ShortId(id));
-                given = id + 1;
-            }
+            let until = gives.min(given + REGION);
+            (given..until).for_each(|id| drop(pending.take(ShortId(id))));
+            given = until;
             // A question is over when its last page has come.
             let over = |question: &Question| question.open == 0;
             let ended: Vec<_> =
