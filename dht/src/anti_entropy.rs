@@ -13,6 +13,7 @@ use crate::{
     membership::Role,
     node::{Peer, blocking},
     repair::{Ask, ClaimDigest, Repair, What},
+    sample::Sampling,
     shard::{MemberId, ShardId},
     wire::{IndexRequest, IndexResponse, PassedOn},
 };
@@ -49,10 +50,12 @@ fn next(peer: &Peer, repair: &mut Repair, known: &mut Option<u64>) -> Option<Ask
 async fn make(peer: &Arc<Peer>, repair: &mut Repair, ask: Ask) -> Option<()> {
     let Ask { owner, shard, what } = ask;
     let to = peer.directory().get(&owner)?.peer_id;
+    // What this owner does not keep it need not learn.
+    let sampling = peer.owned().sampling(shard);
     let (request, holders) = match what {
-        What::Digests => (IndexRequest::Digests { shard }, Vec::new()),
+        What::Digests => (IndexRequest::Digests { shard, sampling }, Vec::new()),
         What::Claims { holders, from } => {
-            (IndexRequest::Claims { shard, from, holders: holders.clone() }, holders)
+            (IndexRequest::Claims { shard, sampling, from, holders: holders.clone() }, holders)
         }
     };
     // What the answer takes is known when it is here; until it is paid for nothing else is asked.
@@ -70,11 +73,11 @@ async fn make(peer: &Arc<Peer>, repair: &mut Repair, ask: Ask) -> Option<()> {
         }
     };
     match response {
-        IndexResponse::Digests { digests } if holders.is_empty() => {
+        IndexResponse::Digests { sampling, digests } if holders.is_empty() => {
             peer.lan.take(bytes(digests.len(), size_of::<(MemberId, ClaimDigest)>())).await;
             let comparing = Arc::clone(peer);
             let (mine, now) =
-                blocking(move || (comparing.digests(shard, Instant::now()), Instant::now())).await;
+                blocking(move || (comparing.digests(shard, sampling, Instant::now()), Instant::now())).await;
             let site = peer.site();
             let wanted = |holder| holder != site.me() && site.contains(holder);
             repair.on_digests(&digests, &mine, wanted, now);
@@ -88,7 +91,7 @@ async fn make(peer: &Arc<Peer>, repair: &mut Repair, ask: Ask) -> Option<()> {
             tracing::debug!(peer = %to, shard = shard.0, count, learnt, "claims from the shard's other owner");
             repair.on_claims(count, next, Instant::now());
         }
-        IndexResponse::Announced
+        IndexResponse::Announced { .. }
         | IndexResponse::Holders { .. }
         | IndexResponse::Digests { .. }
         | IndexResponse::Claims { .. } => {
@@ -104,13 +107,18 @@ fn bytes(items: usize, size: usize) -> u64 {
 }
 
 impl Peer {
-    /// What each holder's claims in a shard come to.
-    pub(crate) fn digests(&self, shard: ShardId, now: Instant) -> BTreeMap<MemberId, ClaimDigest> {
+    /// What each holder's claims in a shard come to, of the names that `sampling` keeps.
+    pub(crate) fn digests(
+        &self,
+        shard: ShardId,
+        sampling: Sampling,
+        now: Instant,
+    ) -> BTreeMap<MemberId, ClaimDigest> {
         let mut digests = BTreeMap::new();
         let mut from = Some(shard.first_id());
         // Part by part, so that others have their turn at the table.
         while let Some(at) = from {
-            from = self.owned().digest(shard, at, now, &mut digests);
+            from = self.owned().digest(shard, at, sampling, now, &mut digests);
         }
         digests
     }
@@ -118,7 +126,7 @@ impl Peer {
     /// Answers another owner of a shard.
     pub(crate) fn pass_on(
         &self,
-        shard: ShardId,
+        (shard, sampling): (ShardId, Sampling),
         from: ShortId,
         holders: &[MemberId],
         now: Instant,
@@ -126,7 +134,7 @@ impl Peer {
         let (mut found, mut next) = (Vec::new(), Some(from.max(shard.first_id())));
         for _ in 0..PULL_PARTS {
             let Some(at) = next.filter(|at| ShardId::of(*at) == shard) else { break };
-            next = self.owned().claims(shard, at, holders, now, PULL_CLAIMS, &mut found);
+            next = self.owned().claims((shard, sampling), at, holders, now, PULL_CLAIMS, &mut found);
             if next == Some(at) {
                 // There is no room for its claims in this answer.
                 break;

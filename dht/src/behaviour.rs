@@ -66,7 +66,7 @@ impl Protocols {
         };
         Self {
             kad: name("kad/1".to_owned()),
-            index: name(format!("{domain}/index/2")),
+            index: name(format!("{domain}/index/3")),
             pages: name(format!("{domain}/pages/1")),
         }
     }

@@ -19,7 +19,7 @@ use crate::{
         parse_percent,
     },
     identity::{SiteKey, peer_identity},
-    limits::{CONNECTIONS, MESH},
+    limits::{CONNECTIONS, MESH, OWNER_ENTRIES},
     metrics, node, status_text,
 };
 
@@ -122,6 +122,9 @@ struct Serve {
     /// Connections beyond which unused ones are let go.
     #[arg(long, hide = true, default_value_t = CONNECTIONS)]
     connections: usize,
+    /// Names that this peer keeps as an owner; few to have a small site behave as a full one.
+    #[arg(long, hide = true, default_value_t = OWNER_ENTRIES)]
+    owner_entries: usize,
     /// Misbehave towards other peers, to test a site's tolerance: wrong-bytes, silent, slow=MILLISECONDS, old-owners, announce-false or flood.
     #[arg(long, hide = true, value_parser = parse_fault)]
     fault: Option<Fault>,
@@ -219,6 +222,7 @@ async fn serve_peer(serve: Serve) -> anyhow::Result<()> {
             .map(|(dir, budget_bytes)| Retention { dir, budget_bytes }),
         budgets: Budgets { cpu_percent: serve.cpu_budget, lan_bytes_per_second: serve.lan_budget },
         metrics: serve.metrics,
+        owner_entries: serve.owner_entries.min(OWNER_ENTRIES),
         mesh: MeshLimits { mesh: serve.mesh, connections: serve.connections },
         fault: serve.fault,
     };

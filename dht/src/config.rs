@@ -36,6 +36,8 @@ pub struct NodeConfig {
     pub budgets: Budgets,
     /// Where to serve metrics, if at all.
     pub metrics: Option<SocketAddr>,
+    /// Names that it keeps as an owner at most: [`OWNER_ENTRIES`](crate::limits::OWNER_ENTRIES), or fewer to have a small site behave as a full one.
+    pub owner_entries: usize,
     /// Which connections to other peers are kept.
     pub mesh: MeshLimits,
     /// A misbehaviour, for testing a site's tolerance.

@@ -9,6 +9,7 @@ use crate::status::Counters as Shown;
 /// Counts since the start; see [`Shown`] for what each means.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
+    resolves: AtomicU64,
     resolve_ids: AtomicU64,
     host_hits: AtomicU64,
     site_hits: AtomicU64,
@@ -41,6 +42,7 @@ fn add(counter: &AtomicU64, count: usize) {
 
 impl Counters {
     pub(crate) fn asked(&self, ids: usize) {
+        add(&self.resolves, 1);
         add(&self.resolve_ids, ids);
     }
 
@@ -130,6 +132,7 @@ impl Counters {
     /// All counts; `stale_misses` is counted with the contents.
     pub(crate) fn show(&self, stale_misses: u64) -> Shown {
         Shown {
+            resolves: self.resolves.load(Relaxed),
             resolve_ids: self.resolve_ids.load(Relaxed),
             host_hits: self.host_hits.load(Relaxed),
             site_hits: self.site_hits.load(Relaxed),

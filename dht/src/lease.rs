@@ -3,7 +3,7 @@
 //! An entry is a 64-bit id, a 16-bit holder number and a 16-bit lease (a bit of which says whether the holder itself announced it, or the
 //! shard's other owner passed it on): 12 bytes, and at most an eighth of slack. A shard's entries
 //! stand in buckets of some hundred, by the bits of the id that follow the shard's; in a bucket they are sorted, so that adding a batch moves
-//! few of them, however many the owner has. Leases count in ticks of two seconds; they run out unless the holder announces again. Pure:
+//! few of them, however many the owner has. When the table comes near its bound, shards are sampled ([`crate::sample`]). Leases count in ticks of two seconds; they run out unless the holder announces again. Pure:
 //! time comes in as `now`.
 
 use std::{
@@ -14,8 +14,9 @@ use std::{
 use page::ShortId;
 
 use crate::{
-    limits::{HOLDER_ENTRIES, HOLDERS_PER_NAME, LEASE, OWNER_ENTRIES},
+    limits::{HOLDERS_PER_NAME, LEASE, OWNER_ENTRIES, SAMPLING_BITS, SAMPLING_BITS_ONE},
     repair::ClaimDigest,
+    sample::{Sampled, Sampling},
     shard::{MemberId, SHARD_BITS, SHARDS, ShardId},
 };
 
@@ -45,6 +46,16 @@ struct Claim {
 struct Shard {
     buckets: Vec<Bucket>,
     entries: usize,
+    /// Of those, entries that one more sampled bit would drop.
+    last: usize,
+    sampled: Sampled,
+}
+
+/// How many entries are new, and how many of them one more sampled bit would drop.
+#[derive(Clone, Copy, Default)]
+struct Added {
+    entries: usize,
+    last: usize,
 }
 
 #[derive(Debug, Default)]
@@ -61,6 +72,8 @@ pub struct OwnerTable {
     holders: Vec<Option<Holder>>,
     numbers: HashMap<MemberId, u16>,
     entries: usize,
+    /// Entries that there are at most.
+    most: usize,
 }
 
 #[derive(Debug)]
@@ -73,8 +86,69 @@ impl OwnerTable {
     /// An empty table.
     #[must_use]
     pub fn new(now: Instant) -> Self {
+        Self::with_room(OWNER_ENTRIES, now)
+    }
+
+    /// An empty table of so many entries at most.
+    #[must_use]
+    pub fn with_room(most: usize, now: Instant) -> Self {
         let shards = (0..SHARDS).map(|_| Shard::default()).collect();
-        Self { start: now, shards, holders: Vec::new(), numbers: HashMap::new(), entries: 0 }
+        Self { start: now, shards, holders: Vec::new(), numbers: HashMap::new(), entries: 0, most }
+    }
+
+    /// Which names of a shard are kept.
+    #[must_use]
+    pub fn sampling(&self, shard: ShardId) -> Sampling {
+        self.shards[shard.index()].sampled.sampling
+    }
+
+    /// The shards of which not every name is kept.
+    #[must_use]
+    pub fn samplings(&self) -> Vec<(ShardId, Sampling)> {
+        let all = ShardId::all().map(|shard| (shard, self.sampling(shard)));
+        all.filter(|(_, sampling)| *sampling != Sampling::ALL).collect()
+    }
+
+    /// Keeps of a shard what `sampling` keeps from now on, and drops the rest.
+    pub fn sample(&mut self, shard: ShardId, sampling: Sampling) {
+        let shard = &mut self.shards[shard.index()];
+        shard.sampled.set(sampling);
+        let before = shard.entries;
+        shard.sweep(|id, claim| {
+            let stays = sampling.keeps(ShortId(id));
+            if let Some(holder) = self.holders[usize::from(claim.holder)].as_mut().filter(|_| !stays) {
+                holder.entries -= 1;
+            }
+            stays
+        });
+        self.entries -= before - shard.entries;
+    }
+
+    /// Makes room for more entries of a holder if the table is nearly full, or the holder's half of it: of the shards the one that loses most by it is
+    /// sampled by one more bit. For one holder's sake that goes to a few bits only.
+    fn make_room(&mut self, holder: usize) {
+        loop {
+            let of_holder = self.holders[holder].as_ref().map_or(0, |holder| holder.entries);
+            let bits = if self.entries > self.most / 16 * 15 {
+                SAMPLING_BITS
+            } else if of_holder > self.most / 32 * 15 {
+                SAMPLING_BITS_ONE
+            } else {
+                return;
+            };
+            let shards = ShardId::all().zip(&self.shards);
+            let may = |of: &Shard| of.last > 0 && of.sampled.sampling.zero_bits() < bits;
+            let best = shards.filter(|(_, shard)| may(shard)).max_by_key(|(_, shard)| shard.last);
+            let coarser = |(shard, of): (ShardId, &Shard)| Some((shard, of.sampled.sampling.coarser()?));
+            let Some((shard, sampling)) = best.and_then(coarser) else { return };
+            let bits = sampling.zero_bits();
+            tracing::info!(
+                shard = shard.0,
+                bits,
+                "the owner's table is full; a shard keeps half of its names"
+            );
+            self.sample(shard, sampling);
+        }
     }
 
     fn tick(&self, now: Instant) -> u16 {
@@ -95,17 +169,21 @@ impl OwnerTable {
 
     /// Adds or renews a claim for sorted, distinct ids; returns how many are new.
     fn add(&mut self, sorted: &[u64], claim: Claim) -> usize {
-        let before = self.entries;
+        let mut new = 0;
         for group in sorted.chunk_by(|a, b| ShardId::of(ShortId(*a)) == ShardId::of(ShortId(*b))) {
+            self.make_room(claim.holder.into());
             let Some(holder) = &mut self.holders[usize::from(claim.holder)] else { continue };
             // One that announces without end leaves room for others.
-            let room = (OWNER_ENTRIES - self.entries).min(HOLDER_ENTRIES.saturating_sub(holder.entries));
+            let room = (self.most - self.entries).min((self.most / 2).saturating_sub(holder.entries));
             let shard = &mut self.shards[ShardId::of(ShortId(group[0])).index()];
-            let added = shard.announce(group, claim, room);
+            let sampling = shard.sampled.sampling;
+            let kept: Vec<u64> = group.iter().copied().filter(|id| sampling.keeps(ShortId(*id))).collect();
+            let added = shard.announce(&kept, claim, room);
             self.entries += added;
             holder.entries += added;
+            new += added;
         }
-        self.entries - before
+        new
     }
 
     /// Takes claims that another owner of the shard passed on: ids in any order, each with what is left of its lease. What the
@@ -129,19 +207,21 @@ impl OwnerTable {
         added
     }
 
-    /// Adds to `digests` those of a part of a shard from the id `from` on: for each holder its claims with at least half a lease left.
+    /// Adds to `digests` those of a part of a shard from the id `from` on: for each holder its claims with at least half a lease left whose names
+    /// `sampling` keeps.
     /// Returns where the next part begins; a part is small enough to let others at the table between two.
     pub fn digest(
         &self,
         shard: ShardId,
         from: ShortId,
+        sampling: Sampling,
         now: Instant,
         digests: &mut BTreeMap<MemberId, ClaimDigest>,
     ) -> Option<ShortId> {
         let tick = self.tick(now);
         let mut by_number: Vec<ClaimDigest> = vec![ClaimDigest::default(); self.holders.len()];
         let next = self.shards[shard.index()].visit(from.0, shard, |id, claim| {
-            if claim.left(tick) >= LEASE_TICKS / 2 {
+            if claim.left(tick) >= LEASE_TICKS / 2 && sampling.keeps(ShortId(id)) {
                 by_number[usize::from(claim.holder)].add(ShortId(id));
             }
             true
@@ -154,11 +234,11 @@ impl OwnerTable {
         next.map(ShortId)
     }
 
-    /// Appends to `claims` those of some holders in a part of a shard from the id `from` on, as [`Self::digest`] counts them: the id, the
+    /// Appends to `claims` those of some holders in a part of a shard's sampled names from the id `from` on, as [`Self::digest`] counts them: the id, the
     /// holder's place in `of`, and what is left of the lease. Ends a part early at `bound` claims.
     pub fn claims(
         &self,
-        shard: ShardId,
+        (shard, sampling): (ShardId, Sampling),
         from: ShortId,
         of: &[MemberId],
         now: Instant,
@@ -174,7 +254,8 @@ impl OwnerTable {
         }
         let next = self.shards[shard.index()].visit(from.0, shard, |id, claim| {
             let left = claim.left(tick);
-            let Some(place) = places[usize::from(claim.holder)].filter(|_| left >= LEASE_TICKS / 2) else {
+            let of_interest = left >= LEASE_TICKS / 2 && sampling.keeps(ShortId(id));
+            let Some(place) = places[usize::from(claim.holder)].filter(|_| of_interest) else {
                 return true;
             };
             // All claims of one id go together: the next part begins with another id.
@@ -243,12 +324,13 @@ impl OwnerTable {
         }
     }
 
-    /// Drops the entries of one shard whose lease has run out, and all of them if `keep` is false (the shard is no longer owned).
+    /// Drops the entries of one shard whose lease has run out, and all of them if `keep` is false (the shard is no longer owned). Where there has been
+    /// room for long, more of its names are kept from now on.
     pub fn sweep(&mut self, shard: ShardId, keep: bool, now: Instant) {
-        let tick = self.tick(now);
-        let shard = &mut self.shards[shard.index()];
+        let (tick, number) = (self.tick(now), shard.index());
+        let shard = &mut self.shards[number];
         let before = shard.entries;
-        shard.sweep(|claim| {
+        shard.sweep(|_, claim| {
             let stays = keep && claim.left(tick) > 0;
             if let Some(holder) = self.holders[usize::from(claim.holder)].as_mut().filter(|_| !stays) {
                 holder.entries -= 1;
@@ -256,6 +338,22 @@ impl OwnerTable {
             stays
         });
         self.entries -= before - shard.entries;
+        if !keep {
+            shard.sampled = Sampled::default();
+        }
+        let entries = shard.entries;
+        let expected =
+            self.shards.iter().map(|shard| shard.sampled.expected(shard.entries, now)).sum::<usize>();
+        let largest = self.holders.iter().flatten().map(|holder| holder.entries).max().unwrap_or(0);
+        // Less than where sampling begins, by far: what was dropped for want of room does not come back at once.
+        let room = expected + entries <= self.most / 4 * 3 && largest + entries <= self.most / 8 * 3;
+        let shard = &mut self.shards[number];
+        let before = shard.sampled.sampling;
+        shard.sampled.look(room, entries, now);
+        if shard.sampled.sampling != before {
+            // None of its entries has been kept by the last bit yet.
+            shard.last = 0;
+        }
     }
 
     /// Entries, those included whose lease has run out since the last sweep.
@@ -310,7 +408,7 @@ const _: () = assert!(LEASE_TICKS < TICK_TURN / 2);
 
 impl Default for Shard {
     fn default() -> Self {
-        Self { buckets: vec![Bucket::default()], entries: 0 }
+        Self { buckets: vec![Bucket::default()], entries: 0, last: 0, sampled: Sampled::default() }
     }
 }
 
@@ -351,16 +449,20 @@ impl Shard {
 
     /// Renews or adds `claim` for sorted, distinct `ids`, adding at most `room`; returns how many entries are new.
     fn announce(&mut self, ids: &[u64], claim: Claim, room: usize) -> usize {
-        let buckets = self.buckets.len();
-        let mut added = 0;
+        let (buckets, sampling) = (self.buckets.len(), self.sampled.sampling);
+        let mut added = Added::default();
         for group in ids.chunk_by(|a, b| bucket_of(*a, buckets) == bucket_of(*b, buckets)) {
-            added += self.buckets[bucket_of(group[0], buckets)].announce(group, claim, room - added);
+            let bucket = &mut self.buckets[bucket_of(group[0], buckets)];
+            let of_group = bucket.announce(group, claim, room - added.entries, sampling);
+            added.entries += of_group.entries;
+            added.last += of_group.last;
         }
-        self.entries += added;
+        self.entries += added.entries;
+        self.last += added.last;
         while self.entries > self.buckets.len() * BUCKET_ENTRIES {
             self.split();
         }
-        added
+        added.entries
     }
 
     /// Cuts every bucket in two.
@@ -375,9 +477,11 @@ impl Shard {
     }
 
     /// Keeps the entries that `stays` says, and joins buckets that have become small in pairs.
-    fn sweep(&mut self, mut stays: impl FnMut(Claim) -> bool) {
+    fn sweep(&mut self, mut stays: impl FnMut(u64, Claim) -> bool) {
         self.buckets.iter_mut().for_each(|bucket| bucket.retain(&mut stays));
         self.entries = self.buckets.iter().map(|bucket| bucket.ids.len()).sum();
+        let (sampling, ids) = (self.sampled.sampling, self.buckets.iter().flat_map(|bucket| &bucket.ids));
+        self.last = ids.filter(|id| sampling.keeps_last(ShortId(**id))).count();
         while self.buckets.len() > 1 && self.entries * 8 < self.buckets.len() * BUCKET_ENTRIES {
             self.buckets = self.buckets.chunks(2).map(|pair| Bucket::join(&pair[0], &pair[1])).collect();
         }
@@ -396,7 +500,7 @@ impl Bucket {
     }
 
     /// As [`Shard::announce`].
-    fn announce(&mut self, ids: &[u64], claim: Claim, room: usize) -> usize {
+    fn announce(&mut self, ids: &[u64], claim: Claim, room: usize, sampling: Sampling) -> Added {
         let mut fresh = Vec::new();
         for id in ids {
             let range = self.range(*id);
@@ -408,7 +512,8 @@ impl Bucket {
             }
         }
         self.merge(&fresh, claim);
-        fresh.len()
+        let last = fresh.iter().filter(|id| sampling.keeps_last(ShortId(**id))).count();
+        Added { entries: fresh.len(), last }
     }
 
     /// Cuts off the entries behind the last one whose id is in the lower half.
@@ -423,11 +528,11 @@ impl Bucket {
         Self { ids: [&low.ids[..], &high.ids].concat(), claims: [&low.claims[..], &high.claims].concat() }
     }
 
-    fn retain(&mut self, mut stays: impl FnMut(Claim) -> bool) {
+    fn retain(&mut self, mut stays: impl FnMut(u64, Claim) -> bool) {
         let before = self.ids.len();
         let mut kept = 0;
         for at in 0..before {
-            if stays(self.claims[at]) {
+            if stays(self.ids[at], self.claims[at]) {
                 (self.ids[kept], self.claims[kept]) = (self.ids[at], self.claims[at]);
                 kept += 1;
             }

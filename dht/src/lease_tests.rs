@@ -99,6 +99,106 @@ fn entries_are_found_while_their_buckets_split_and_join() {
     assert!(found(&table, &ids, member(1), end).is_empty());
 }
 
+/// Names of a host, spread over all shards.
+fn names(host: u8, count: u64) -> Vec<ShortId> {
+    (0..count).map(|n| ShortId((u64::from(host) << 40 | n).wrapping_mul(0x9e37_79b9_7f4a_7c15))).collect()
+}
+
+/// Announces in batches; returns how many of the names the table says it keeps.
+fn announce(table: &mut OwnerTable, host: u8, ids: &[ShortId], now: Instant) -> usize {
+    ids.chunks(500).for_each(|batch| table.announce(member(host), batch, now));
+    ids.iter().filter(|id| table.sampling(ShardId::of(**id)).keeps(**id)).count()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// However much is announced, the table stays within its bound, says what it keeps, and has all of that, of all holders alike.
+    #[test]
+    fn a_full_table_samples_and_keeps_what_it_says(hosts in 1u8..5, each in 100u64..40_000) {
+        const MOST: usize = 20_000;
+        let now = Instant::now();
+        let mut table = OwnerTable::with_room(MOST, now);
+        // Interleaved, and again as a renewal would, so that what fitted before is not all there is.
+        for part in 0..8 {
+            for host in 0..hosts {
+                let ids = names(host, each);
+                announce(&mut table, host, &ids[ids.len() * part / 8..ids.len() * (part + 1) / 8], now);
+                prop_assert!(table.len() <= MOST);
+            }
+        }
+        for host in 0..hosts {
+            let ids = names(host, each);
+            let (mut said, mut kept) = (0, 0);
+            for id in &ids {
+                let found = table.lookup(&[*id], now, |who| who == member(host)).len();
+                let keeps = table.sampling(ShardId::of(*id)).keeps(*id);
+                prop_assert!(found == 0 || keeps, "what is not kept is dropped");
+                (said, kept) = (said + usize::from(keeps), kept + found);
+            }
+            prop_assert!(kept == said, "{kept} of {said}");
+        }
+        let all = usize::from(hosts) * usize::try_from(each).unwrap();
+        prop_assert!(table.len() > MOST / 4 || table.len() == all, "{} of {all}", table.len());
+        let bits: Vec<u8> = ShardId::all().map(|shard| table.sampling(shard).zero_bits()).collect();
+        let (low, high) = (bits.iter().min().unwrap(), bits.iter().max().unwrap());
+        prop_assert!(high - low <= 1 + u8::from(each < 10_000), "{low} to {high}: shards are sampled alike");
+    }
+}
+
+/// A member that announces names made up to be kept by any sampling takes its part of the table; the others are sampled by a few bits more, and no more.
+#[test]
+fn names_made_up_to_be_kept_leave_room_for_others() {
+    const MOST: usize = 20_000;
+    let now = Instant::now();
+    let mut table = OwnerTable::with_room(MOST, now);
+    let made_up: Vec<_> = names(9, 30_000).iter().map(|id| ShortId(id.0 << 16)).collect();
+    announce(&mut table, 9, &made_up, now);
+    let honest = names(1, 18_000);
+    let kept = announce(&mut table, 1, &honest, now);
+    assert!(kept > 18_000 / 20, "{kept} of 18,000");
+    let found = table.lookup(&honest, now, |who| who == member(1)).len();
+    assert_eq!(found, kept);
+}
+
+#[test]
+fn a_table_with_room_again_keeps_more_after_a_lease_and_not_too_soon() {
+    const MOST: usize = 20_000;
+    let start = Instant::now();
+    let mut table = OwnerTable::with_room(MOST, start);
+    for host in 0..4 {
+        announce(&mut table, host, &names(host, 10_000), start);
+    }
+    let bits = |table: &OwnerTable| {
+        ShardId::all().map(|shard| table.sampling(shard).zero_bits()).collect::<Vec<_>>()
+    };
+    let full = bits(&table);
+    assert!(full.iter().all(|bits| *bits >= 1) && full.iter().any(|bits| *bits <= 2));
+    // As many names as before: sampling stays.
+    let mut now = start;
+    for _ in 0..6 {
+        now += LEASE / 2;
+        for host in 0..4 {
+            announce(&mut table, host, &names(host, 10_000), now);
+        }
+        ShardId::all().for_each(|shard| table.sweep(shard, true, now));
+    }
+    let (low, high) = (bits(&table), full);
+    assert!(low.iter().zip(&high).all(|(now, then)| now.abs_diff(*then) <= 1));
+    let before = bits(&table);
+    // One host is left: all of its names fit, and in the end all are kept.
+    for n in 0..12 {
+        now += LEASE / 2;
+        announce(&mut table, 0, &names(0, 5_000), now);
+        ShardId::all().for_each(|shard| table.sweep(shard, true, now));
+        assert!(table.len() <= MOST);
+        assert!(n > 0 || bits(&table) == before);
+    }
+    assert_eq!(table.samplings(), []);
+    announce(&mut table, 0, &names(0, 5_000), now);
+    assert_eq!(table.len(), 5_000);
+}
+
 #[test]
 fn a_peer_that_is_not_usable_is_not_named() {
     let now = Instant::now();

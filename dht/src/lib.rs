@@ -105,7 +105,7 @@ mod want;
 #[cfg(feature = "node")]
 pub mod wire;
 
-pub use local::client::{Found, Registration, Retained, SiteClient};
+pub use local::client::{Found, Registration, Retained, SiteClient, Told};
 pub use local::error::SiteError;
 pub use local::protocol::{FoundOn, Holder, MemoryExtent};
 pub use status::SiteStatus;

@@ -24,8 +24,8 @@ pub const PEER_TEXT_BYTES: usize = 256;
 pub const ERROR_TEXT_BYTES: usize = 1024;
 /// Holders that one locate answer names.
 pub const LOCATE_HOLDERS: usize = 64;
-/// Found pages that wait between the client's socket and its user (2 MiB).
-pub const CLIENT_FOUND_QUEUE: usize = 512;
+/// Found pages, and lists of missing ones, that wait between the client's socket and its user (2 MiB, and 8 bytes a missing page).
+pub const CLIENT_TOLD_QUEUE: usize = 512;
 /// How long the client waits for the peer's side of the handshake, and for short answers.
 pub const LOCAL_ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a registration waits before it offers its memory to a restarted peer again.
@@ -93,8 +93,6 @@ pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub const OWNERS: usize = 2;
 /// Members of a site that one peer knows.
 pub const MEMBERS: usize = 16_384;
-/// Members of a site up to which every name is in its index; a larger site samples them.
-pub const UNSAMPLED_MEMBERS: usize = 256;
 /// Peers whose misbehaviour is remembered.
 pub const SUSPECTS: usize = 4096;
 /// How long a peer that did not answer is skipped at first; doubled with each further time.
@@ -141,10 +139,12 @@ pub const PULLS_PER_ROUND: u32 = 1024;
 pub const PULL_PARTS: usize = 64;
 /// Holders that an owner keeps for one name.
 pub const HOLDERS_PER_NAME: usize = 4;
-/// Entries that an owner keeps (at most half a GiB).
+/// Entries that an owner keeps (at most half a GiB); half of them of one holder.
 pub const OWNER_ENTRIES: usize = 32 << 20;
-/// Of those, entries of one holder.
-pub const HOLDER_ENTRIES: usize = OWNER_ENTRIES / 2;
+/// Bits that a full owner samples a shard by at most: one name in 65,536 is kept then.
+pub const SAMPLING_BITS: u8 = 16;
+/// Of those, bits that one holder with more than half of the table can bring about: announcing without end, it leaves others' names one in 16.
+pub const SAMPLING_BITS_ONE: u8 = 4;
 /// Names in one announcement.
 pub const INDEX_BATCH: usize = 4096;
 /// Names in one lookup (512 KiB; an answer with all the holders it may name takes 2.5 MiB). A search has a few times as many names, and each

@@ -4,19 +4,22 @@
 //!           an owner asked             a holder is known          asked of a holder
 //! wanted ──────────────────► looking ───────────────────► queued ─────────────────► fetching ──► found
 //!                            │   │ ▲ the next owner: the one  ▲ next holder: it had not the page, served wrong   │
-//!                            │   └─┘ asked failed             │ bytes, failed, or was slow (then both are asked) │
-//!                            ▼ answered, no holder named      │                                                  │
+//!                            │   │ asked failed or was slow   │ bytes, failed, or was slow (then both are asked) │
+//!                            │   │                            │                                                  │
+//!   answered, no holder named│   └ no owner keeps the name ──►├─ holders of pages near it are guessed            │
+//!                            ▼                                │                                                  │
 //!                          missing ◄──────────────────────────┴──────── no holder left ◄─────────────────────────┘
 //! ```
 //!
-//! Of a shard's owners each id is asked of one, chosen by the id, and of the next only if that one failed: so a search of any size asks
-//! each owner once, and once more for each [`LOOKUP_BATCH`] ids. In a large site only sampled names are looked up
-//! ([`crate::sample`]). A page whose name is not sampled waits until those near it in the request are looked up, and is then
+//! Of a shard's owners each id is asked of one, chosen by the id, and of the next only if that one failed or is slow: so a search of any size asks
+//! each owner once, and once more for each [`LOOKUP_BATCH`] ids. Full owners keep only some names and say which ([`crate::sample`]): an id is asked of an
+//! owner that keeps it. A page whose name no owner keeps, or none that answers, waits until those near it in the request are looked up, and is then
 //! asked of the holders that the nearest of them have.
 //!
 //! It takes `now` and answers, and gives out requests to make. The driver's contract: hand in whatever came, then take requests
 //! with [`Search::next`] until there is none, then wait for an answer or for [`Search::deadline`]. Every request has a deadline;
 //! a late answer is still taken until its request has timed out. What comes back as found has been hashed by the driver.
+//! [`Search::take_missing`] gives the missing ones as soon as they are, and at the end each page was given as found or as missing, once.
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
@@ -29,7 +32,7 @@ use crate::{
     asked::{PeerNo, Peers},
     limits::{
         FETCH_BATCH, FETCH_TIMEOUT, FETCHES_IN_FLIGHT, FETCHES_PER_HOLDER, LOOKUP_BATCH, LOOKUP_TIMEOUT,
-        LOOKUP_TIMEOUT_PER_ID, LOOKUPS_IN_FLIGHT, NEAR_HOLDERS,
+        LOOKUP_TIMEOUT_PER_ID, LOOKUPS_IN_FLIGHT, NEAR_HOLDERS, OWNERS,
     },
     membership::Role,
     near::{Windows, cover, nearest},
@@ -103,10 +106,12 @@ pub struct Search {
     wants: Vec<Want>,
     /// How many wants are open.
     open: usize,
+    /// Wants that were closed without having been found; some may have been opened again.
+    closed: Vec<At>,
     windows: Windows,
     peers: Peers,
-    /// The owners of each shard.
-    owners: Vec<Vec<PeerNo>>,
+    /// The owners of each shard, and which names they keep as far as is known.
+    owners: Vec<Vec<(PeerNo, Sampling)>>,
     /// What is to be asked of owners; one after the other has its turn.
     lookups: BTreeMap<PeerNo, VecDeque<At>>,
     last_asked: Option<PeerNo>,
@@ -119,25 +124,25 @@ pub struct Search {
 
 impl Search {
     /// A search for `ids`, in the order in which they stand in what they are wanted for; `owners` gives the owners of a shard
-    /// that can be asked.
+    /// that can be asked, and which names they keep as far as is known.
     #[must_use]
-    pub fn new<O: IntoIterator<Item = MemberId>>(
+    pub fn new<O: IntoIterator<Item = (MemberId, Sampling)>>(
         ids: Vec<ShortId>,
-        sampling: Sampling,
         mut owners: impl FnMut(ShardId) -> O,
     ) -> Self {
         let (ids, sorted) = distinct(ids);
         let mut peers = Peers::default();
-        let mut numbers = |shard| owners(shard).into_iter().filter_map(|m| peers.number(m)).collect();
+        let mut numbered = |(member, sampling)| Some((peers.number(member)?, sampling));
+        let mut numbers =
+            |shard| owners(shard).into_iter().filter_map(&mut numbered).take(OWNERS).collect::<Vec<_>>();
         let owners = ShardId::all().map(&mut numbers).collect();
-        let stage = |id: &ShortId| if sampling.keeps(*id) { Stage::Owner } else { Stage::Near };
-        let wants: Vec<Want> = ids.iter().map(|id| Want::new(stage(id))).collect();
         let mut search = Self {
-            windows: Windows::new(ids.iter().map(|id| sampling.keeps(*id))),
+            windows: Windows::new(ids.len()),
+            wants: ids.iter().map(|_| Want::new()).collect(),
             open: ids.len(),
+            closed: Vec::new(),
             ids,
             sorted,
-            wants,
             peers,
             owners,
             lookups: BTreeMap::new(),
@@ -148,11 +153,9 @@ impl Search {
             evidence: Vec::new(),
             next_ticket: 0,
         };
-        let sampled = (0..).zip(&search.wants).filter(|(_, want)| want.stage == Stage::Owner);
-        for at in sampled.map(|(at, _)| at).collect::<Vec<At>>() {
+        for at in (0..).take(search.ids.len()) {
             search.ask_next_owner(at);
         }
-        search.settle();
         search
     }
 
@@ -164,41 +167,77 @@ impl Search {
     /// Changes a want, and keeps count of the open ones.
     fn change<T>(&mut self, at: At, change: impl FnOnce(&mut Want) -> T) -> T {
         let want = &mut self.wants[at as usize];
-        let before = usize::from(want.open());
+        let before = want.open();
         let result = change(want);
-        self.open = self.open + usize::from(want.open()) - before;
+        self.open = self.open + usize::from(want.open()) - usize::from(before);
+        if before && !want.open() && !want.found {
+            self.closed.push(at);
+        }
         result
     }
 
-    /// Queues a page at the first of its owners that was not asked and has not failed; if there is none, that question is over.
+    /// The pages that nobody is left to ask for, in so far as that has not been said before. What is said is final: nothing is asked for
+    /// them any more, and nothing found.
+    pub fn take_missing(&mut self) -> Vec<ShortId> {
+        let mut missing = Vec::new();
+        for at in std::mem::take(&mut self.closed) {
+            let want = &mut self.wants[at as usize];
+            if !want.found && !want.open() && want.stage != Stage::Missing {
+                want.stage = Stage::Missing;
+                missing.push(self.ids[at as usize]);
+            }
+        }
+        missing
+    }
+
+    /// Queues a page at the first of its owners that keeps its name, was not asked and has not failed. If there is none, it is looked for beside others.
     fn ask_next_owner(&mut self, at: At) {
         let id = self.ids[at as usize];
         let owners = &self.owners[ShardId::of(id).index()];
-        let want = &mut self.wants[at as usize];
-        while usize::from(want.owners_asked) < owners.len() {
-            // Bits that neither name the shard nor are zero in sampled names.
-            let first = id.0.to_be_bytes()[2];
-            let owner = owners[(usize::from(first) + usize::from(want.owners_asked)) % owners.len()];
-            want.owners_asked += 1;
-            if !self.peers.bad_owner[usize::from(owner)] {
-                self.lookups.entry(owner).or_default().push_back(at);
-                return;
+        // By bits that neither name the shard nor are zero in sampled names.
+        let first = usize::from(id.0.to_be_bytes()[2]);
+        let asked = self.wants[at as usize].owners_asked;
+        let left = |place: &usize| {
+            let (owner, sampling) = owners[*place];
+            asked & 1 << place == 0 && !self.peers.bad_owner[usize::from(owner)] && sampling.keeps(id)
+        };
+        match (0..owners.len()).map(|step| (first + step) % owners.len()).find(left) {
+            Some(place) => {
+                self.wants[at as usize].owners_asked |= 1 << place;
+                self.lookups.entry(owners[place].0).or_default().push_back(at);
             }
+            None => self.end_lookup(at, Stage::Near),
         }
-        self.end_lookup(at);
     }
 
-    /// No owner is left to ask about a page, or one has answered.
-    fn end_lookup(&mut self, at: At) {
+    /// A page is not looked up any more; it is missing, or looked for beside others.
+    fn end_lookup(&mut self, at: At, stage: Stage) {
         if self.wants[at as usize].stage == Stage::Owner {
-            self.change(at, |want| want.stage = Stage::Over);
+            self.change(at, |want| want.stage = stage);
             self.windows.looked_up(at);
+        }
+    }
+
+    /// An owner has answered about a page.
+    fn answered(&mut self, at: At, owner: PeerNo) {
+        let want = &self.wants[at as usize];
+        let id = self.ids[at as usize];
+        let owners = &self.owners[ShardId::of(id).index()];
+        let keeps = owners.iter().any(|(other, sampling)| *other == owner && sampling.keeps(id));
+        if want.known > 0 || want.found || keeps {
+            self.end_lookup(at, Stage::Over);
+        } else if want.stage == Stage::Owner {
+            self.ask_next_owner(at);
         }
     }
 
     /// Has those pages asked for whose holders are to be guessed from the pages near them, as soon as these are looked up.
     fn settle(&mut self) {
         while let Some(window) = self.windows.next_settled() {
+            let near = |at: &At| self.wants[*at as usize].stage == Stage::Near;
+            if !window.clone().any(|at| near(&at)) {
+                continue;
+            }
             let hits: Vec<At> = window.clone().filter(|at| self.wants[*at as usize].known > 0).collect();
             let cover = cover(hits.iter().map(|at| self.wants[*at as usize].holders()), NEAR_HOLDERS);
             for at in window {
@@ -271,7 +310,7 @@ impl Search {
             (self.peers.doubted[usize::from(holder)], if guess { *n } else { 0 }, queued)
         };
         let best = (0..want.holders().len()).filter(left).min_by_key(cost);
-        let Some(best) = best.filter(|_| !want.found) else { return };
+        let Some(best) = best.filter(|_| !want.found && want.stage != Stage::Missing) else { return };
         let holder = want.holders[best];
         self.change(at, |want| {
             want.asked |= 1 << best;
@@ -280,12 +319,23 @@ impl Search {
         self.queues.entry(holder).or_default().push_back(at);
     }
 
-    /// An owner named holders; those not worth asking are left out by the driver.
-    pub fn on_holders(&mut self, ticket: Ticket, holders: &[(ShortId, MemberId)]) {
+    /// An owner named holders; those not worth asking are left out by the driver. `sampled` are its shards of which it does not keep every name.
+    pub fn on_holders(
+        &mut self,
+        ticket: Ticket,
+        holders: &[(ShortId, MemberId)],
+        sampled: &[(ShardId, Sampling)],
+    ) {
         let Some(flight) = self.flights.remove(&ticket) else { return };
+        for (shard, owners) in ShardId::all().zip(&mut self.owners) {
+            for (_, keeps) in owners.iter_mut().filter(|(owner, _)| *owner == flight.peer) {
+                let said = sampled.iter().find(|(of, _)| *of == shard);
+                *keeps = said.map_or(Sampling::ALL, |(_, sampling)| *sampling);
+            }
+        }
         self.note(holders.iter().copied(), Word::Owner(flight.peer));
         for at in flight.wants {
-            self.end_lookup(at);
+            self.answered(at, flight.peer);
         }
         self.settle();
     }
@@ -381,6 +431,7 @@ impl Search {
 
     /// The next request to make.
     pub fn next(&mut self, now: Instant) -> Option<Request> {
+        self.settle();
         self.run_out(now);
         if let Some((peer, role)) = self.timed_out.pop_front() {
             return Some(Request::TimedOut { peer, role });
@@ -467,7 +518,7 @@ impl Search {
             if self.wants[at as usize].known == 0 {
                 wants.push(at);
             } else {
-                self.end_lookup(at);
+                self.end_lookup(at, Stage::Over);
             }
         }
         if !queue.is_empty() {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    limits::{AVOID_LIAR, MEMBERS, SKIP_FIRST, SKIP_LONGEST, SUSPECTS, UNSAMPLED_MEMBERS},
+    limits::{AVOID_LIAR, MEMBERS, SKIP_FIRST, SKIP_LONGEST, SUSPECTS},
     sample::Sampling,
     shard::{MemberId, ShardId, ShardMap},
     trust::{Evidence, Trust, Verdict},
@@ -23,6 +23,8 @@ pub struct Membership {
     version: u64,
     /// The site's size where it is too large for all members to be known.
     estimate: Option<usize>,
+    /// The shards of which members do not keep every name, as they said last.
+    sampled: BTreeMap<MemberId, Vec<(ShardId, Sampling)>>,
 }
 
 /// What is remembered of a peer that misbehaved; it outlasts the peer's connection.
@@ -84,6 +86,7 @@ impl Membership {
             shards,
             version: 0,
             estimate: None,
+            sampled: BTreeMap::new(),
         }
     }
 
@@ -112,6 +115,7 @@ impl Membership {
         let was = member != self.me && self.members.remove(&member);
         if was {
             self.shards.left(member, &self.members);
+            self.sampled.remove(&member);
             self.version += 1;
         }
         was
@@ -134,10 +138,20 @@ impl Membership {
         self.estimate.unwrap_or(self.members.len())
     }
 
-    /// Which names this peer announces and looks up, by its view of the site's size.
+    /// An owner says of which of its shards it does not keep every name.
+    pub fn sampled(&mut self, owner: MemberId, sampled: Vec<(ShardId, Sampling)>) {
+        if sampled.is_empty() || !self.contains(owner) {
+            self.sampled.remove(&owner);
+        } else {
+            self.sampled.insert(owner, sampled);
+        }
+    }
+
+    /// Which names of a shard an owner keeps, as it said last.
     #[must_use]
-    pub fn sampling(&self) -> Sampling {
-        Sampling::of_site(self.size(), UNSAMPLED_MEMBERS)
+    pub fn sampling(&self, owner: MemberId, shard: ShardId) -> Sampling {
+        let said = self.sampled.get(&owner).and_then(|sampled| sampled.iter().find(|(of, _)| *of == shard));
+        said.map_or(Sampling::ALL, |(_, sampling)| *sampling)
     }
 
     /// Counts the changes of membership.
@@ -283,6 +297,20 @@ mod tests {
         assert!(!site.usable_holder(member(1), now));
         assert!(site.usable_holder(member(1), now + AVOID_LIAR));
         assert_eq!(site.wrong_pages(member(1)), 3);
+    }
+
+    #[test]
+    fn what_an_owner_keeps_is_as_it_said_last() {
+        let mut site = Membership::new(member(0));
+        let (few, shard) = (Sampling::new(3).unwrap(), ShardId(7));
+        site.sampled(member(1), vec![(shard, few)]);
+        assert_eq!(site.sampling(member(1), shard), Sampling::ALL, "it is no member");
+        site.joined(member(1));
+        site.sampled(member(1), vec![(shard, few)]);
+        assert_eq!(site.sampling(member(1), shard), few);
+        assert_eq!(site.sampling(member(1), ShardId(8)), Sampling::ALL);
+        site.sampled(member(1), Vec::new());
+        assert_eq!(site.sampling(member(1), shard), Sampling::ALL);
     }
 
     #[test]

@@ -139,7 +139,9 @@ impl Page {
     }
 
     fn names(&mut self, counters: &Counters) {
-        let what = "Names that this host's processes asked for.";
+        let what = "Questions of this host's processes.";
+        self.counter("tern_dht_questions_total", what, counters.resolves);
+        let what = "Names in them.";
         self.counter("tern_dht_names_asked_total", what, counters.resolve_ids);
         let found = [("host", counters.host_hits), ("site", counters.site_hits)];
         self.counters("tern_dht_names_found_total", "Of those, found, by rung.", "rung", &found);
@@ -189,6 +191,7 @@ impl Page {
     fn trouble(&mut self, counters: &Counters) {
         // What the other sections show is named here too, so that nothing new is left out.
         let Counters {
+            resolves: _,
             resolve_ids: _,
             host_hits: _,
             site_hits: _,

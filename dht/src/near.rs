@@ -1,7 +1,7 @@
-//! Where to ask for a page whose name is not sampled: at the holders of the sampled pages nearest to it in the request's order.
+//! Where to ask for a page whose name no owner keeps: at the holders of the kept pages nearest to it in the request's order.
 //!
 //! The order is that of the memory or file which the pages belong to, and whoever holds one page of a run is likely to hold
-//! those beside it. The request is cut into windows of [`NEAR_WINDOW`] ids; once all sampled names of a window are looked up it is
+//! those beside it. The request is cut into windows of [`NEAR_WINDOW`] ids; once all names of a window that an owner keeps are looked up it is
 //! settled, and each other page in it is asked of a holder of the nearest page found before it and behind it, then of those who between them hold
 //! all that was found in the window. A VM's memory mixes pages that many hold with pages that one holds: who has the rare ones shows only in
 //! what the others lack.
@@ -14,26 +14,20 @@ use crate::{asked::PeerNo, limits::NEAR_WINDOW};
 #[derive(Debug)]
 pub(crate) struct Windows {
     ids: u32,
-    /// How many sampled ids of each window are not looked up yet; empty if all ids are sampled and no page waits for others.
+    /// How many ids of each window are still to be looked up.
     waiting: Vec<u32>,
     settled: Vec<u32>,
 }
 
 impl Windows {
-    /// Cuts a request into windows, the last one up to twice as long as the others; `sampled` says which of its ids are.
-    pub(crate) fn new(sampled: impl ExactSizeIterator<Item = bool> + Clone) -> Self {
-        let ids = u32::try_from(sampled.len()).expect("a search's ids are bounded far below 2^32");
+    /// Cuts a request of so many ids into windows, the last one up to twice as long as the others.
+    pub(crate) fn new(ids: usize) -> Self {
+        let ids = u32::try_from(ids).expect("a search's ids are bounded far below 2^32");
         let mut windows = Self { ids, waiting: Vec::new(), settled: Vec::new() };
-        if sampled.clone().all(|sampled| sampled) {
-            return windows;
-        }
-        windows.waiting = (0..(ids / NEAR_WINDOW).max(1)).map(|_| 0).collect();
-        for (at, _) in (0..).zip(sampled).filter(|(_, sampled)| *sampled) {
-            let window = windows.of(at);
-            windows.waiting[window as usize] += 1;
-        }
-        let empty = (0..).zip(&windows.waiting).filter(|(_, waiting)| **waiting == 0);
-        windows.settled = empty.map(|(window, _)| window).collect();
+        windows.waiting = (0..windows.count())
+            .map(|window| windows.range(window))
+            .map(|range| range.end - range.start)
+            .collect();
         windows
     }
 
@@ -45,10 +39,16 @@ impl Windows {
         (at / NEAR_WINDOW).min(self.count() - 1)
     }
 
-    /// A sampled id has been looked up.
+    fn range(&self, window: u32) -> Range<u32> {
+        let last = window + 1 == self.count();
+        let end = if last { self.ids } else { (window + 1) * NEAR_WINDOW };
+        window * NEAR_WINDOW..end
+    }
+
+    /// An id has been looked up, or is not going to be.
     pub(crate) fn looked_up(&mut self, at: u32) {
         let window = self.of(at);
-        let Some(waiting) = self.waiting.get_mut(window as usize) else { return };
+        let waiting = &mut self.waiting[window as usize];
         *waiting -= 1;
         if *waiting == 0 {
             self.settled.push(window);
@@ -58,9 +58,7 @@ impl Windows {
     /// A window that has been settled since this was last asked: its places in the request.
     pub(crate) fn next_settled(&mut self) -> Option<Range<u32>> {
         let window = self.settled.pop()?;
-        let last = window + 1 == self.count();
-        let end = if last { self.ids } else { (window + 1) * NEAR_WINDOW };
-        Some(window * NEAR_WINDOW..end)
+        Some(self.range(window))
     }
 }
 
@@ -101,20 +99,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn each_window_settles_once_its_sampled_ids_are_looked_up(
-            sampled in prop::collection::vec(prop::bool::weighted(0.01), 0..3000),
-        ) {
-            let mut windows = Windows::new(sampled.iter().copied());
+        fn each_window_settles_once_its_ids_are_looked_up(ids in 0usize..5000, step in 1usize..5000) {
+            let mut windows = Windows::new(ids);
             let mut settled: Vec<_> = std::iter::from_fn(|| windows.next_settled()).collect();
-            for (at, _) in (0u32..).zip(&sampled).filter(|(_, sampled)| **sampled) {
-                prop_assert!(settled.iter().all(|window| !window.contains(&at)), "{at} is not looked up yet");
+            // In some order: each place once, as the step shares no factor with the prime.
+            let order = (0..5003).map(|n| n * step % 5003).filter(|at| *at < ids);
+            for at in order.map(|at| u32::try_from(at).unwrap()) {
+                prop_assert!(settled.iter().all(|window: &Range<u32>| !window.contains(&at)), "{at} is not looked up yet");
                 windows.looked_up(at);
                 settled.extend(std::iter::from_fn(|| windows.next_settled()));
             }
             settled.sort_by_key(|window| window.start);
             let places: Vec<u32> = settled.into_iter().flatten().collect();
-            let whole = (0..).take(sampled.len()).collect::<Vec<u32>>();
-            prop_assert!(places == whole || sampled.iter().all(|sampled| *sampled));
+            prop_assert_eq!(places, (0..).take(ids).collect::<Vec<u32>>());
         }
 
         #[test]

@@ -43,7 +43,8 @@ use crate::{
     network::{Driver, Network},
     pace::Budget,
     requests::Requests,
-    shard::MemberId,
+    sample::Sampling,
+    shard::{MemberId, ShardId},
     upkeep,
     wire::HolderPeer,
 };
@@ -151,7 +152,7 @@ impl Peer {
             news: Notify::new(),
             listening: Mutex::default(),
             site: Mutex::new(Membership::new(MemberId::of_peer(&peer_id.to_bytes()))),
-            owned: Mutex::new(OwnerTable::new(now)),
+            owned: Mutex::new(OwnerTable::with_room(config.owner_entries, now)),
             announcer: Mutex::new(Announcer::new(now)),
             directory: Mutex::default(),
             sources: Mutex::default(),
@@ -250,6 +251,13 @@ impl Peer {
         self.news.notify_one();
     }
 
+    /// An owner says of which of its shards it does not keep every name.
+    pub(crate) fn sampled(&self, owner: MemberId, sampled: Vec<(ShardId, Sampling)>) {
+        self.announcer().sampled(owner, &sampled);
+        self.news.notify_one();
+        self.site().sampled(owner, sampled);
+    }
+
     /// Serves a VM's memory for as long as the result lives.
     pub(crate) fn add_memory(
         self: &Arc<Self>,
@@ -301,8 +309,7 @@ impl Peer {
     }
 
     fn note(&self, ids: &[ShortId]) {
-        let sampling = self.site().sampling();
-        self.announcer().note(ids, sampling);
+        self.announcer().note(ids);
         self.news.notify_one();
     }
 

@@ -218,7 +218,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{lease::OwnerTable, limits::LEASE};
+    use crate::{lease::OwnerTable, limits::LEASE, sample::Sampling};
 
     fn member(n: u8) -> MemberId {
         MemberId::of_peer(&[n])
@@ -251,7 +251,7 @@ mod tests {
                 }
                 What::Claims { holders, from } => {
                     let mut claims = Vec::new();
-                    let next = other.claims(shard, from, &holders, *now, 20, &mut claims);
+                    let next = other.claims((shard, Sampling::ALL), from, &holders, *now, 20, &mut claims);
                     assert!(claims.len() <= 20);
                     for (id, holder, left) in &claims {
                         learnt += me.learn(holders[usize::from(*holder)], &[(*id, *left)], *now);
@@ -267,7 +267,7 @@ mod tests {
         let mut digests = BTreeMap::new();
         let mut from = Some(shard.first_id());
         while let Some(at) = from {
-            from = table.digest(shard, at, now, &mut digests);
+            from = table.digest(shard, at, Sampling::ALL, now, &mut digests);
         }
         digests
     }
@@ -322,7 +322,7 @@ mod tests {
 
     fn pass_on(from: &OwnerTable, to: &mut OwnerTable, now: Instant) {
         let mut claims = Vec::new();
-        from.claims(ShardId(0), ShortId(0), &[member(1)], now, 10, &mut claims);
+        from.claims((ShardId(0), Sampling::ALL), ShortId(0), &[member(1)], now, 10, &mut claims);
         for (id, _, left) in claims {
             to.learn(member(1), &[(id, left)], now);
         }

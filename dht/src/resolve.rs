@@ -20,14 +20,20 @@ use crate::{
     lookup::{Request, Search, Ticket},
     membership::Role,
     node::{Peer, blocking},
+    sample::Sampling,
     serve::distinct,
     shard::{MemberId, ShardId},
     trust::Evidence,
     wire::{IndexRequest, IndexResponse},
 };
 
-/// A batch of pages for a local client.
-pub(crate) type FoundBatch = (FoundOn, PageBatch);
+/// A part of the answer to a local client.
+pub(crate) enum Part {
+    /// Pages, and where they were found.
+    Pages(FoundOn, PageBatch),
+    /// Names of pages that nobody has.
+    Missing(Vec<ShortId>),
+}
 
 /// Who holds which pages.
 #[derive(Default)]
@@ -36,6 +42,8 @@ struct Holders {
     said: Vec<(ShortId, MemberId)>,
     /// As owners passed it on among each other.
     hearsay: Vec<(ShortId, MemberId)>,
+    /// The shards of which the owner that answered does not keep every name.
+    sampled: Vec<(ShardId, Sampling)>,
 }
 
 impl Holders {
@@ -86,9 +94,9 @@ enum Outcome {
 }
 
 impl Peer {
-    /// Sends the pages of `ids` to `found`, first what this host has, with the site asked for the rest meanwhile. Ends when all is
-    /// said, or when the receiver is gone; dropping the future cancels.
-    pub(crate) async fn resolve(self: &Arc<Self>, mut ids: Vec<ShortId>, found: mpsc::Sender<FoundBatch>) {
+    /// Answers for each of `ids` once: with its page, or that it is missing, as soon as either is certain. What this host has comes from
+    /// here, with the site asked for the rest meanwhile. Ends when all is said, or when the receiver is gone; dropping the future cancels.
+    pub(crate) async fn resolve(self: &Arc<Self>, mut ids: Vec<ShortId>, answer: mpsc::Sender<Part>) {
         // The order stays: it says which pages stand beside each other.
         let mut seen = HashSet::with_capacity(ids.len());
         ids.retain(|id| seen.insert(*id));
@@ -98,16 +106,15 @@ impl Peer {
             let index = self.contents.index();
             ids.into_iter().partition(|id| index.place(*id).is_some())
         };
-        let (stale, ()) = tokio::join!(self.from_host(here, &found), self.from_site(elsewhere, &found));
-        self.from_site(stale, &found).await;
+        let here = async {
+            let stale = self.from_host(here, &answer).await;
+            self.from_site(stale, &answer).await;
+        };
+        tokio::join!(here, self.from_site(elsewhere, &answer));
     }
 
     /// Sends this host's pages; returns the ids whose pages are gone.
-    async fn from_host(
-        self: &Arc<Self>,
-        ids: Vec<ShortId>,
-        found: &mpsc::Sender<FoundBatch>,
-    ) -> Vec<ShortId> {
+    async fn from_host(self: &Arc<Self>, ids: Vec<ShortId>, answer: &mpsc::Sender<Part>) -> Vec<ShortId> {
         let batches: Vec<Vec<ShortId>> = ids.chunks(LOCAL_PAGES_PER_FRAME).map(<[_]>::to_vec).collect();
         let read = |ids: Vec<ShortId>| {
             let contents = Arc::clone(&self.contents);
@@ -123,7 +130,7 @@ impl Peer {
                 stale.extend(ids.into_iter().filter(|id| !pages.ids().any(|found| found == *id)));
             }
             self.counters.host_hits(pages.len());
-            if !pages.is_empty() && found.send((FoundOn::Host, pages)).await.is_err() {
+            if !pages.is_empty() && answer.send(Part::Pages(FoundOn::Host, pages)).await.is_err() {
                 break;
             }
         }
@@ -132,19 +139,20 @@ impl Peer {
 
     fn search(&self, ids: Vec<ShortId>) -> Search {
         let now = Instant::now();
-        let (sampling, owners): (_, Vec<Vec<MemberId>>) = {
+        let (owners, owned): (Vec<Vec<(MemberId, Sampling)>>, Vec<bool>) = {
             let site = self.site();
-            (site.sampling(), ShardId::all().map(|shard| site.owners_to_ask(shard, now).collect()).collect())
+            let owners = |shard| {
+                let asked = site.owners_to_ask(shard, now);
+                asked.map(|owner| (owner, site.sampling(owner, shard))).collect()
+            };
+            // What is left of shards that it owned before is not all that the owners know by now.
+            let owned = |shard| site.shards().owners(shard).contains(&site.me());
+            (ShardId::all().map(owners).collect(), ShardId::all().map(owned).collect())
         };
-        // What is left of shards that it owned before is not all that the owners know by now.
-        let owned: Vec<bool> = {
-            let site = self.site();
-            ShardId::all().map(|shard| site.shards().owners(shard).contains(&site.me())).collect()
-        };
-        let mine = |id: &ShortId| sampling.keeps(*id) && owned[ShardId::of(*id).index()];
-        let sampled: Vec<ShortId> = ids.iter().copied().filter(mine).collect();
-        let known = self.known_holders(&sampled, now);
-        let mut search = Search::new(ids, sampling, |shard| owners[shard.index()].iter().copied());
+        let mine = |id: &ShortId| owned[ShardId::of(*id).index()];
+        let mine: Vec<ShortId> = ids.iter().copied().filter(mine).collect();
+        let known = self.known_holders(&mine, now);
+        let mut search = Search::new(ids, |shard| owners[shard.index()].iter().copied());
         self.site().trust().doubted(now).for_each(|holder| search.doubt(holder));
         search.known(known.said);
         search.hearsay(known.hearsay);
@@ -158,8 +166,8 @@ impl Peer {
         Holders::of(claims.map(|claim| (ids[claim.at as usize], claim.member, claim.hearsay)))
     }
 
-    /// Sends pages of other hosts.
-    async fn from_site(self: &Arc<Self>, ids: Vec<ShortId>, found: &mpsc::Sender<FoundBatch>) {
+    /// Sends pages of other hosts, and which of them nobody has.
+    async fn from_site(self: &Arc<Self>, ids: Vec<ShortId>, answer: &mpsc::Sender<Part>) {
         if ids.is_empty() {
             return;
         }
@@ -170,26 +178,30 @@ impl Peer {
         let by = self.on_the_way.search();
         let mut clock = Clock::default();
         let mut flying: FuturesUnordered<BoxFuture<'static, Outcome>> = FuturesUnordered::new();
-        while !search.done() {
+        loop {
             while let Some(request) = search.next(clock.now()) {
                 flying.extend(Arc::clone(self).make(by, request));
             }
+            let missing = search.take_missing();
+            self.counters.missed(missing.len());
+            if !missing.is_empty() && clock.stands(answer.send(Part::Missing(missing))).await.is_err() {
+                return;
+            }
             if search.done() {
-                break;
+                return;
             }
             let deadline = search.deadline().unwrap_or_else(|| clock.now() + FETCH_TIMEOUT);
             tokio::select! {
                 // What has come goes before deadlines.
                 biased;
                 Some(outcome) = flying.next() => {
-                    if !self.take(&mut search, &mut clock, outcome, found).await {
+                    if !self.take(&mut search, &mut clock, outcome, answer).await {
                         return;
                     }
                 }
                 () = tokio::time::sleep_until(clock.real(deadline).into()) => {}
             }
         }
-        self.counters.missed(search.missing());
     }
 
     /// Starts a request.
@@ -226,13 +238,13 @@ impl Peer {
         search: &mut Search,
         clock: &mut Clock,
         outcome: Outcome,
-        found: &mpsc::Sender<FoundBatch>,
+        answer: &mpsc::Sender<Part>,
     ) -> bool {
         match outcome {
             Outcome::Holders { ticket, owner, holders } => {
                 self.site().answered(owner, Role::Owner);
                 search.hearsay(holders.hearsay);
-                search.on_holders(ticket, &holders.said);
+                search.on_holders(ticket, &holders.said, &holders.sampled);
             }
             Outcome::Pages { ticket, mut pages } => {
                 let ids: Vec<_> = pages.ids().collect();
@@ -240,7 +252,9 @@ impl Peer {
                 search.take_evidence().into_iter().for_each(|evidence| self.judge(evidence));
                 pages.retain(|_, _| news.next().unwrap_or(false));
                 self.counters.site_hits(pages.len());
-                return pages.is_empty() || clock.stands(found.send((FoundOn::Site, pages))).await.is_ok();
+                let none = pages.is_empty();
+                let found = Part::Pages(FoundOn::Site, pages);
+                return none || clock.stands(answer.send(found)).await.is_ok();
             }
             Outcome::Failed { ticket } => {
                 self.counters.failed_request();
@@ -271,8 +285,9 @@ impl Peer {
         let to = self.directory().get(&owner)?.peer_id;
         self.counters.lookup_sent(ids.len());
         match self.network.index(to, IndexRequest::Lookup { ids: ids.to_vec() }).await {
-            Ok(IndexResponse::Holders { peers, claims }) => {
+            Ok(IndexResponse::Holders { sampled, peers, claims }) => {
                 self.counters.lookup_found(distinct(claims.iter().map(|claim| claim.at)));
+                self.sampled(owner, sampled.clone());
                 self.meet(&peers).await;
                 let now = Instant::now();
                 let site = self.site();
@@ -282,9 +297,13 @@ impl Peer {
                     let holder = *members.get(usize::from(claim.peer))?;
                     site.usable_holder(holder, now).then_some((id, holder, claim.hearsay))
                 });
-                Some(Holders::of(named))
+                Some(Holders { sampled, ..Holders::of(named) })
             }
-            Ok(IndexResponse::Announced | IndexResponse::Digests { .. } | IndexResponse::Claims { .. }) => {
+            Ok(
+                IndexResponse::Announced { .. }
+                | IndexResponse::Digests { .. }
+                | IndexResponse::Claims { .. },
+            ) => {
                 tracing::warn!(peer = %to, "an owner answered another question than a lookup");
                 None
             }

@@ -54,18 +54,23 @@ impl Peer {
         match request {
             IndexRequest::Announce { ids } => {
                 self.counters.announcement_taken(ids.len());
-                self.owned().announce(asker, ids, now);
-                IndexResponse::Announced
+                let mut owned = self.owned();
+                owned.announce(asker, ids, now);
+                IndexResponse::Announced { sampled: owned.samplings() }
             }
             IndexRequest::Lookup { ids } => {
                 let (peers, claims) = self.named_peers(self.claims(ids, asker, now));
                 self.counters.lookup_answered(ids.len(), distinct(claims.iter().map(|claim| claim.at)));
-                IndexResponse::Holders { peers, claims }
+                IndexResponse::Holders { sampled: self.owned().samplings(), peers, claims }
             }
-            IndexRequest::Digests { shard } => {
-                IndexResponse::Digests { digests: self.digests(*shard, now).into_iter().collect() }
+            IndexRequest::Digests { shard, sampling } => {
+                let sampling = self.owned().sampling(*shard).max(*sampling);
+                let digests = self.digests(*shard, sampling, now).into_iter().collect();
+                IndexResponse::Digests { sampling, digests }
             }
-            IndexRequest::Claims { shard, from, holders } => self.pass_on(*shard, *from, holders, now),
+            IndexRequest::Claims { shard, sampling, from, holders } => {
+                self.pass_on((*shard, *sampling), *from, holders, now)
+            }
         }
     }
 

@@ -124,6 +124,8 @@ pub struct IndexStatus {
 /// Counts since the start of the peer.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Counters {
+    /// Questions of local processes. Each costs a lookup at each owner of what it asks for, whatever its size.
+    pub resolves: u64,
     /// Names that local processes asked for.
     pub resolve_ids: u64,
     /// Of those, found on this host.

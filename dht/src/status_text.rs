@@ -103,8 +103,9 @@ impl Text {
 
     fn counts(&mut self, count: &Counters) {
         self.line(format_args!(
-            "asked     {} names: {} found here{}, {} on the site{}, {} missing",
+            "asked     {} names in {} questions: {} found here{}, {} on the site{}, {} missing",
             count.resolve_ids,
+            count.resolves,
             count.host_hits,
             percent(count.host_hits, count.resolve_ids),
             count.site_hits,

@@ -2,17 +2,19 @@
 
 use std::{sync::Arc, time::Instant};
 
-use futures::{StreamExt, stream::FuturesUnordered};
-use page::ShortId;
-
 use crate::{
     announce::Announcement,
     limits::{LEASE, LOOKUP_TIMEOUT, MESSAGE_OVERHEAD_BYTES, UPKEEP_EVERY},
     membership::Role,
     node::{Peer, blocking},
+    sample::Sampling,
     shard::{SHARDS, ShardId},
     wire::{IndexRequest, IndexResponse},
 };
+use futures::{StreamExt, stream::FuturesUnordered};
+
+/// How an owner samples its shards.
+type Sampled = Vec<(ShardId, Sampling)>;
 
 /// Runs for ever.
 pub(crate) async fn run(peer: &Arc<Peer>) {
@@ -27,9 +29,10 @@ async fn announce(peer: &Arc<Peer>) {
             Some((announcement, taken)) = flying.next() => {
                 let announcement: Announcement = announcement;
                 let now = Instant::now();
-                if taken {
+                if let Some(sampled) = taken {
                     peer.counters.announced(announcement.ids.len());
                     peer.announcer().acknowledged(&announcement);
+                    peer.sampled(announcement.owner, sampled);
                 } else {
                     peer.announcer().failed(&announcement, now);
                 }
@@ -54,35 +57,35 @@ fn next(peer: &Peer) -> Option<Announcement> {
     peer.announcer().next(now, |member| site.answering(member, Role::Owner, now))
 }
 
-/// Tells an owner; `true` if it has taken it.
-async fn send(peer: &Arc<Peer>, announcement: Announcement) -> (Announcement, bool) {
+/// Tells an owner; how it samples its shards if it has taken it.
+async fn send(peer: &Arc<Peer>, announcement: Announcement) -> (Announcement, Option<Sampled>) {
     let owner = announcement.owner;
     let Some(to) = peer.directory().get(&owner).map(|known| known.peer_id) else {
-        return (announcement, false);
+        return (announcement, None);
     };
     let request = IndexRequest::Announce { ids: announcement.ids.clone() };
     let answer = tokio::time::timeout(LOOKUP_TIMEOUT, peer.network.index(to, request)).await;
     let taken = match answer {
-        Ok(Ok(IndexResponse::Announced)) => {
+        Ok(Ok(IndexResponse::Announced { sampled })) => {
             peer.site().answered(owner, Role::Owner);
-            true
+            Some(sampled)
         }
         Ok(Ok(
             IndexResponse::Holders { .. } | IndexResponse::Digests { .. } | IndexResponse::Claims { .. },
         )) => {
             tracing::warn!(peer = %to, "an owner answered an announcement as if it were a question");
-            false
+            None
         }
         Ok(Err(error)) => {
             tracing::debug!(peer = %to, %error, "an announcement failed");
             peer.counters.failed_request();
-            false
+            None
         }
         Err(_) => {
             tracing::info!(peer = %to, "an owner did not answer an announcement; skipping it for a while");
             peer.counters.failed_request();
             peer.site().timed_out(owner, Role::Owner, Instant::now());
-            false
+            None
         }
     };
     (announcement, taken)
@@ -121,18 +124,12 @@ fn sweep(peer: &Peer, shard: ShardId, now: Instant) {
 
 fn renew(peer: &Peer, now: Instant) {
     let due = peer.announcer().renewals(now);
-    let sampling = peer.site().sampling();
     for mut renewal in due {
         {
             let index = peer.contents.index();
-            if sampling < renewal.sampling {
-                // The site has become smaller: names are announced that never were.
-                let of_shard = |id: &ShortId| ShardId::of(*id) == renewal.shard && sampling.keeps(*id);
-                renewal.ids = index.ids().filter(of_shard).collect();
-            }
-            renewal.ids.retain(|id| sampling.keeps(*id) && index.settled(*id));
+            renewal.ids.retain(|id| index.settled(*id));
         }
-        peer.announcer().renew(renewal, sampling, now);
+        peer.announcer().renew(renewal, now);
     }
 }
 

@@ -2,7 +2,10 @@
 
 use page::ShortId;
 
-use crate::{asked::PeerNo, limits::HOLDERS_PER_NAME};
+use crate::{
+    asked::PeerNo,
+    limits::{HOLDERS_PER_NAME, OWNERS},
+};
 
 /// A place in a search's ids.
 pub(crate) type At = u32;
@@ -23,10 +26,12 @@ pub(crate) enum Word {
 pub(crate) enum Stage {
     /// An owner's answer is out, or the question is queued.
     Owner,
-    /// Its name is not sampled: it waits for the answers about those near it.
+    /// No owner that answers keeps its name: it waits for the answers about those near it.
     Near,
     /// There is nobody left to ask.
     Over,
+    /// The asker has been told that nobody has it: that is final.
+    Missing,
 }
 
 /// One page. There may be a quarter of a million of them, so it is small.
@@ -41,15 +46,19 @@ pub(crate) struct Want {
     pub(crate) asked: u8,
     /// Requests to holders that are out or queued.
     pub(crate) fetching: u8,
+    /// Which of its shard's owners were asked, or are not to be: none is asked twice.
     pub(crate) owners_asked: u8,
     pub(crate) stage: Stage,
     pub(crate) found: bool,
 }
 
-const _: () = assert!(HOLDERS_PER_NAME <= u8::BITS as usize);
+const _: () = {
+    assert!(HOLDERS_PER_NAME <= u8::BITS as usize);
+    assert!(OWNERS <= u8::BITS as usize);
+};
 
 impl Want {
-    pub(crate) fn new(stage: Stage) -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             holders: [0; HOLDERS_PER_NAME],
             word: [Word::Nobody; HOLDERS_PER_NAME],
@@ -57,14 +66,15 @@ impl Want {
             asked: 0,
             fetching: 0,
             owners_asked: 0,
-            stage,
+            stage: Stage::Owner,
             found: false,
         }
     }
 
     /// Whether something is out or queued that could still bring it.
     pub(crate) fn open(&self) -> bool {
-        !self.found && (self.stage != Stage::Over || self.fetching > 0)
+        let looking = matches!(self.stage, Stage::Owner | Stage::Near);
+        !self.found && (looking || self.fetching > 0)
     }
 
     pub(crate) fn holders(&self) -> &[PeerNo] {

@@ -4,13 +4,17 @@
 //! protocol's name, next to public fingerprints of the site and of the dedup domain, so that peers of another domain find no common protocol.
 //!
 //! ```text
-//! /tern/SITE/DOMAIN/index/2   request   0x01 Announce ids:[u64]      response  0x01 Announced
-//!                                       0x02 Lookup   ids:[u64]                0x02 Holders  peers:[id:[u8] address:[u8]] claims:[at:u32 peer:u16]
-//!                                       0x03 Digests  shard:u8                 0x03 Digests  [holder:32 claims:u32 sum:u128]
-//!                                       0x04 Claims   shard:u8 from:u64        0x04 Claims   [id:u64 at:u16 left:u16]
-//!                                                     holders:[32]                           more:u8 next:u64
+//! /tern/SITE/DOMAIN/index/3   request   0x01 Announce ids:[u64]      response  0x01 Announced sampled:[shard:u8 bits:u8]
+//!                                       0x02 Lookup   ids:[u64]                0x02 Holders  sampled:[shard:u8 bits:u8] peers:[id:[u8] address:[u8]]
+//!                                                                                            claims:[at:u32 peer:u16]
+//!                                       0x03 Digests  shard:u8 bits:u8         0x03 Digests  bits:u8 [holder:32 claims:u32 sum:u128]
+//!                                       0x04 Claims   shard:u8 bits:u8         0x04 Claims   [id:u64 at:u16 left:u16]
+//!                                                     from:u64 holders:[32]                  more:u8 next:u64
 //! /tern/SITE/DOMAIN/pages/1   request   ids:[u64]                    response  ids:[u64] pages:4096 each
 //! ```
+//!
+//! `sampled` is how the answering owner samples its shards, those left out of which it keeps every name ([`crate::sample`]); `bits` is how the claims in
+//! question are sampled, by both owners.
 //!
 //! In Holders, a peer's address is a multiaddr in binary, empty if the owner knows none (who asks may never have met the holder); `at` is a place
 //! in the lookup's ids and `peer` one in the answer's peers, whose highest bit says that the claim is hearsay: another owner passed it on. Digests and Claims are for the owners of a shard ([`crate::repair`]): a holder is a key in Kademlia's key space, `at` its
@@ -26,9 +30,10 @@ pub use crate::codec::CodecError;
 use crate::{
     batch::PageBatch,
     codec::{Reader, put_count, put_sized},
-    limits::{FETCH_BATCH, HOLDERS_PER_NAME, INDEX_BATCH, LOOKUP_BATCH, MEMBERS, PULL_CLAIMS},
+    limits::{FETCH_BATCH, HOLDERS_PER_NAME, INDEX_BATCH, LOOKUP_BATCH, MEMBERS, PULL_CLAIMS, SAMPLING_BITS},
     repair::ClaimDigest,
-    shard::{MemberId, ShardId},
+    sample::Sampling,
+    shard::{MemberId, SHARDS, ShardId},
 };
 
 /// What a message's reader makes room for at once.
@@ -95,11 +100,15 @@ pub enum IndexRequest {
     Digests {
         /// The shard.
         shard: ShardId,
+        /// How whoever asks samples it.
+        sampling: Sampling,
     },
     /// From another owner of the shard: the claims of these holders?
     Claims {
         /// The shard.
         shard: ShardId,
+        /// The names that both owners keep.
+        sampling: Sampling,
         /// The first id.
         from: ShortId,
         /// The holders.
@@ -132,10 +141,15 @@ pub struct PassedOn {
 /// What an owner answers.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum IndexResponse {
-    /// Noted.
-    Announced,
+    /// Noted, as far as the owner keeps the names.
+    Announced {
+        /// The shards of which the owner does not keep every name.
+        sampled: Vec<(ShardId, Sampling)>,
+    },
     /// The holders known.
     Holders {
+        /// The shards of which the owner does not keep every name.
+        sampled: Vec<(ShardId, Sampling)>,
         /// The peers that the claims speak of.
         peers: Vec<HolderPeer>,
         /// Who holds what.
@@ -143,6 +157,8 @@ pub enum IndexResponse {
     },
     /// The digests of all holders in the shard.
     Digests {
+        /// The names that both owners keep, of which the digests are.
+        sampling: Sampling,
         /// A holder, and what its claims come to.
         digests: Vec<(MemberId, ClaimDigest)>,
     },
@@ -191,7 +207,7 @@ fn ids(body: &mut Reader<'_>, bound: usize) -> Result<Vec<ShortId>, CodecError> 
 
 impl Message for IndexRequest {
     /// Of the two that may be long, a lookup and the claims of all members.
-    const BOUND: usize = 1 + 1 + 8 + 4 + LOOKUP_BATCH * 8;
+    const BOUND: usize = 1 + 2 + 8 + 4 + LOOKUP_BATCH * 8;
 
     fn encode(&self, out: &mut Vec<u8>) {
         match self {
@@ -203,9 +219,11 @@ impl Message for IndexRequest {
                 out.push(LOOKUP);
                 put_ids(out, ids.iter().copied());
             }
-            Self::Digests { shard } => out.extend_from_slice(&[DIGESTS, shard.0]),
-            Self::Claims { shard, from, holders } => {
-                out.extend_from_slice(&[CLAIMS_OF, shard.0]);
+            Self::Digests { shard, sampling } => {
+                out.extend_from_slice(&[DIGESTS, shard.0, sampling.zero_bits()]);
+            }
+            Self::Claims { shard, sampling, from, holders } => {
+                out.extend_from_slice(&[CLAIMS_OF, shard.0, sampling.zero_bits()]);
                 out.extend_from_slice(&from.0.to_be_bytes());
                 put_count(out, holders.len());
                 holders.iter().for_each(|holder| out.extend_from_slice(&holder.0));
@@ -218,18 +236,36 @@ impl Message for IndexRequest {
         let request = match body.u8("kind")? {
             ANNOUNCE => Self::Announce { ids: ids(&mut body, INDEX_BATCH)? },
             LOOKUP => Self::Lookup { ids: ids(&mut body, LOOKUP_BATCH)? },
-            DIGESTS => Self::Digests { shard: ShardId(body.u8("shard")?) },
+            DIGESTS => Self::Digests { shard: ShardId(body.u8("shard")?), sampling: sampling(&mut body)? },
             CLAIMS_OF => {
-                let (shard, from) = (ShardId(body.u8("shard")?), ShortId(body.u64("first id")?));
+                let (shard, sampling) = (ShardId(body.u8("shard")?), sampling(&mut body)?);
+                let from = ShortId(body.u64("first id")?);
                 let count = body.count(MEMBERS, HOLDER_BYTES, "holders")?;
                 let holders = (0..count).map(|_| holder(&mut body)).collect::<Result<_, _>>()?;
-                Self::Claims { shard, from, holders }
+                Self::Claims { shard, sampling, from, holders }
             }
             other => return Err(CodecError::Unknown { field: "index request", value: other.into() }),
         };
         body.end()?;
         Ok(request)
     }
+}
+
+fn sampling(body: &mut Reader<'_>) -> Result<Sampling, CodecError> {
+    const FIELD: &str = "sampled bits";
+    let bits = body.u8(FIELD)?;
+    let bound = u64::from(SAMPLING_BITS);
+    Sampling::new(bits).ok_or(CodecError::TooLarge { field: FIELD, value: bits.into(), bound })
+}
+
+fn put_sampled(out: &mut Vec<u8>, sampled: &[(ShardId, Sampling)]) {
+    put_count(out, sampled.len());
+    sampled.iter().for_each(|(shard, sampling)| out.extend_from_slice(&[shard.0, sampling.zero_bits()]));
+}
+
+fn sampled(body: &mut Reader<'_>) -> Result<Vec<(ShardId, Sampling)>, CodecError> {
+    let count = body.count(SHARDS, 2, "sampled shards")?;
+    (0..count).map(|_| Ok((ShardId(body.u8("sampled shard")?), sampling(body)?))).collect()
 }
 
 fn holder(body: &mut Reader<'_>) -> Result<MemberId, CodecError> {
@@ -240,13 +276,18 @@ const _: () = assert!(MEMBERS * HOLDER_BYTES <= LOOKUP_BATCH * 8);
 
 impl Message for IndexResponse {
     /// Of the holders of a lookup, the longest.
-    const BOUND: usize = 1 + 4 + MEMBERS * (8 + PEER_ID_BYTES + ADDRESS_BYTES) + 4 + CLAIMS * 6;
+    const BOUND: usize =
+        1 + 4 + SHARDS * 2 + 4 + MEMBERS * (8 + PEER_ID_BYTES + ADDRESS_BYTES) + 4 + CLAIMS * 6;
 
     fn encode(&self, out: &mut Vec<u8>) {
         match self {
-            Self::Announced => out.push(ANNOUNCE),
-            Self::Holders { peers, claims } => {
+            Self::Announced { sampled } => {
+                out.push(ANNOUNCE);
+                put_sampled(out, sampled);
+            }
+            Self::Holders { sampled, peers, claims } => {
                 out.push(LOOKUP);
+                put_sampled(out, sampled);
                 put_count(out, peers.len());
                 for HolderPeer { peer, address } in peers {
                     put_sized(out, &peer.to_bytes());
@@ -260,8 +301,8 @@ impl Message for IndexResponse {
                     out.extend_from_slice(&peer.to_be_bytes());
                 }
             }
-            Self::Digests { digests } => {
-                out.push(DIGESTS);
+            Self::Digests { sampling, digests } => {
+                out.extend_from_slice(&[DIGESTS, sampling.zero_bits()]);
                 put_count(out, digests.len());
                 for (holder, ClaimDigest { claims, sum }) in digests {
                     out.extend_from_slice(&holder.0);
@@ -286,18 +327,20 @@ impl Message for IndexResponse {
     fn decode(body: &[u8]) -> Result<Self, CodecError> {
         let mut body = Reader::new(body);
         let response = match body.u8("kind")? {
-            ANNOUNCE => Self::Announced,
+            ANNOUNCE => Self::Announced { sampled: sampled(&mut body)? },
             LOOKUP => {
+                let sampled = sampled(&mut body)?;
                 let count = body.count(MEMBERS, 8, "peers")?;
                 let peers = (0..count).map(|_| holder_peer(&mut body)).collect::<Result<_, _>>()?;
                 let count = body.count(CLAIMS, 6, "claims")?;
                 let claims = (0..count).map(|_| claim(&mut body)).collect::<Result<_, _>>()?;
-                Self::Holders { peers, claims }
+                Self::Holders { sampled, peers, claims }
             }
             DIGESTS => {
+                let sampling = sampling(&mut body)?;
                 let count = body.count(MEMBERS, DIGEST_BYTES, "digests")?;
                 let digests = (0..count).map(|_| digest(&mut body)).collect::<Result<_, _>>()?;
-                Self::Digests { digests }
+                Self::Digests { sampling, digests }
             }
             CLAIMS_OF => {
                 let count = body.count(PULL_CLAIMS, PASSED_ON_BYTES, "claims")?;
@@ -320,7 +363,7 @@ impl Message for IndexResponse {
 const DIGEST_BYTES: usize = HOLDER_BYTES + 4 + 16;
 const PASSED_ON_BYTES: usize = 8 + 2 + 2;
 const _: () = {
-    assert!(1 + 4 + MEMBERS * DIGEST_BYTES <= IndexResponse::BOUND);
+    assert!(2 + 4 + MEMBERS * DIGEST_BYTES <= IndexResponse::BOUND);
     assert!(1 + 4 + PULL_CLAIMS * PASSED_ON_BYTES + 9 <= IndexResponse::BOUND);
 };
 
@@ -490,78 +533,5 @@ async fn write<M: Message, T: AsyncWrite + Unpin + Send>(io: &mut T, message: &M
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn round_trip<M: Message + PartialEq>(message: &M) {
-        let mut bytes = Vec::new();
-        message.encode(&mut bytes);
-        assert!(bytes.len() <= M::BOUND);
-        assert_eq!(M::decode(&bytes).as_ref(), Ok(message));
-        let mut front = Vec::new();
-        let rest = message.parts(&mut front);
-        assert_eq!([&front[..], rest].concat(), bytes);
-        for cut in [0, 1, bytes.len() / 2, bytes.len() - 1] {
-            assert!(cut == bytes.len() || M::decode(&bytes[..cut]).is_err(), "cut at {cut}");
-        }
-    }
-
-    fn holder(address: &str) -> HolderPeer {
-        HolderPeer { peer: PeerId::random(), address: Some(address.parse().unwrap()) }
-    }
-
-    proptest! {
-        #[test]
-        fn messages_survive_the_wire(
-            raw in prop::collection::vec(any::<u64>(), 0..FETCH_BATCH),
-            raw_claims in prop::collection::vec((any::<u32>(), 0..HEARSAY, any::<bool>()), 0..50),
-            holders in prop::collection::vec(any::<[u8; HOLDER_BYTES]>(), 0..9),
-            next in any::<Option<u64>>(),
-        ) {
-            let ids: Vec<_> = raw.into_iter().map(ShortId).collect();
-            round_trip(&IndexRequest::Announce { ids: ids.clone() });
-            round_trip(&IndexRequest::Lookup { ids: ids.clone() });
-            round_trip(&IndexResponse::Announced);
-            let shard = ShardId(u8::try_from(ids.len()).unwrap());
-            let holders: Vec<_> = holders.into_iter().map(MemberId).collect();
-            round_trip(&IndexRequest::Digests { shard });
-            round_trip(&IndexRequest::Claims { shard, from: ShortId(next.unwrap_or(7)), holders: holders.clone() });
-            let digest = ClaimDigest { claims: 3, sum: u128::MAX - 9 };
-            round_trip(&IndexResponse::Digests { digests: holders.into_iter().map(|holder| (holder, digest)).collect() });
-            let passed_on = |(left, holder, _): &(u32, u16, bool)| PassedOn {
-                id: ShortId(u64::from(*left) << 7),
-                holder: *holder,
-                left_seconds: u16::try_from(left % 1000).unwrap(),
-            };
-            let passed_on = raw_claims.iter().map(passed_on).collect();
-            round_trip(&IndexResponse::Claims { claims: passed_on, next: next.map(ShortId) });
-            let claims = raw_claims.into_iter().map(|(at, peer, hearsay)| Claim { at, peer, hearsay }).collect();
-            let peers = vec![holder("/ip4/10.1.2.3/tcp/4160"), HolderPeer { peer: PeerId::random(), address: None }];
-            round_trip(&IndexResponse::Holders { peers, claims });
-            round_trip(&PagesResponse { pages: ids.iter().take(3).map(|id| (*id, [7; PAGE_SIZE])).collect() });
-            round_trip(&PagesRequest { ids });
-        }
-
-        #[test]
-        fn any_bytes_are_decoded_or_refused_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            let _ = (IndexRequest::decode(&bytes).is_ok(), IndexResponse::decode(&bytes).is_ok());
-            let _ = (PagesRequest::decode(&bytes).is_ok(), PagesResponse::decode(&bytes).is_ok());
-        }
-    }
-
-    #[test]
-    fn the_bounds_hold_the_largest_messages() {
-        let ids: Vec<_> = (0..LOOKUP_BATCH as u64).map(ShortId).collect();
-        round_trip(&IndexRequest::Lookup { ids });
-        let holders = vec![MemberId([7; HOLDER_BYTES]); MEMBERS];
-        round_trip(&IndexRequest::Claims { shard: ShardId(9), from: ShortId(1), holders });
-        let claim = Claim { at: u32::MAX, peer: HEARSAY - 1, hearsay: true };
-        let longest = format!("/ip6/fe80::1/tcp/65535/p2p/{}", PeerId::random());
-        let (peers, claims) = (vec![holder(&longest); MEMBERS], vec![claim; CLAIMS]);
-        round_trip(&IndexResponse::Holders { peers, claims });
-        let pages = (0..FETCH_BATCH as u64).map(|id| (ShortId(id), [1; PAGE_SIZE])).collect();
-        round_trip(&PagesResponse { pages });
-    }
-}
+#[path = "wire_tests.rs"]
+mod tests;

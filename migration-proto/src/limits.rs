@@ -18,10 +18,10 @@ pub const LITERAL_WINDOW_BATCHES: usize = 8;
 /// Most regions that the source has asked its driver to hash and not heard back of.
 pub const HASH_WINDOW_REGIONS: usize = 8;
 
-/// Most ids in one question to the site.
-pub const RESOLVE_BATCH_IDS: usize = 2048;
+/// Most ids in one question to the site: the pages of 1 GiB.
+pub const QUESTION_IDS: usize = 262_144;
 /// Most questions to the site under way at once.
-pub const RESOLVE_WINDOW: usize = 8;
+pub const QUESTIONS_OPEN: usize = 4;
 /// Most frames in one want.
 pub const WANT_BATCH_PAGES: usize = 512;
 
@@ -61,7 +61,8 @@ pub const COMMIT_TIMEOUT: Span = Span::from_secs(10);
 /// How long a local action (pause, save, load) may take.
 pub const LOCAL_TIMEOUT: Span = Span::from_secs(60);
 
-/// The shortest and longest time the site gets for one question; in between, what the source would take for the same pages.
+/// The shortest and longest time for which the site may fall behind the source, or say nothing; in between, what the source would take for
+/// the pages that the site has been asked for.
 pub const SITE_PATIENCE_MIN: Span = Span::from_millis(500);
 /// See [`SITE_PATIENCE_MIN`].
 pub const SITE_PATIENCE_MAX: Span = Span::from_secs(10);

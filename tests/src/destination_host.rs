@@ -34,6 +34,10 @@ pub(crate) enum DestinationJob {
         id: ShortId,
         content: Content,
     },
+    SiteMissing {
+        request: RequestId,
+        id: ShortId,
+    },
     SiteDone(RequestId),
     Loaded,
     Started {
@@ -378,6 +382,7 @@ impl World {
         for (at, part) in parts {
             let job = match part {
                 Part::Page { id, content } => DestinationJob::SitePage { id, content },
+                Part::Missing { id } => DestinationJob::SiteMissing { request, id },
                 Part::Done => DestinationJob::SiteDone(request),
             };
             self.destination_job_after(Span(at), job);
@@ -420,6 +425,7 @@ impl World {
                 }
             }
             DestinationJob::SitePage { id, content } => self.site_page(id, content),
+            DestinationJob::SiteMissing { request, id } => self.site_missing(request, id),
             DestinationJob::SiteDone(request) => {
                 self.tell_destination(|machine| machine.site_done(now, request));
             }
@@ -453,6 +459,17 @@ impl World {
         }
         self.install(&frames, content);
         self.drain_destination();
+    }
+
+    fn site_missing(&mut self, request: RequestId, id: ShortId) {
+        let drops_wants = self.mutated(Mutation::DropMissing);
+        let Some(machine) = &mut self.destination.machine else { return };
+        machine.site_missing(self.now, request, &[id]);
+        while let Some(action) = self.destination.machine.as_mut().and_then(Destination::poll) {
+            if !(drops_wants && matches!(action, Action::Send(Message::Want(_)))) {
+                self.destination_action(action);
+            }
+        }
     }
 
     /// An operator settles what is held at the destination.

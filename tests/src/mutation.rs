@@ -21,6 +21,8 @@ pub enum Mutation {
     LiteralsUnchecked,
     /// The destination installs what the site gave, without looking at its hash.
     InstallUnchecked,
+    /// The destination does not pass on that it wants what the site calls missing.
+    DropMissing,
     /// The destination does not copy duplicates.
     SkipCopies,
     /// The destination leaves what stood in a page that has become zero.
@@ -45,7 +47,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::SkipLastCollect,
         Self::LateDirtyLog,
         Self::WritesAfterPause,
@@ -55,6 +57,7 @@ impl Mutation {
         Self::DropStale,
         Self::LiteralsUnchecked,
         Self::InstallUnchecked,
+        Self::DropMissing,
         Self::SkipCopies,
         Self::SkipZeroes,
         Self::StaleHashes,

@@ -22,6 +22,8 @@ pub(crate) struct Site {
     pub(crate) late: u64,
     /// Percent of pages that come twice.
     pub(crate) twice: u64,
+    /// Percent of answers in which what is missing is not said, or twice, or after the end, or of pages that come or were never asked for.
+    pub(crate) misstates: u64,
     /// Microseconds that a page takes, at most.
     pub(crate) latency: u64,
 }
@@ -31,6 +33,8 @@ pub(crate) struct Site {
 pub(crate) enum Part {
     /// `content` as the page for `id`.
     Page { id: ShortId, content: Content },
+    /// Nobody has this one.
+    Missing { id: ShortId },
     /// All is said.
     Done,
 }
@@ -45,6 +49,7 @@ impl Site {
             dead: 0,
             late: 0,
             twice: 0,
+            misstates: 0,
             latency: rng.spread(100, 50_000),
         }
     }
@@ -57,6 +62,7 @@ impl Site {
             dead: rng.pick(&[0, 0, 30, 100]),
             late: rng.pick(&[0, 0, 30, 100]),
             twice: rng.pick(&[0, 10]),
+            misstates: rng.pick(&[0, 0, 30, 100]),
             latency: rng.spread(100, 2_000_000),
             ..Self::good(rng)
         }
@@ -73,16 +79,27 @@ impl Site {
             return Vec::new();
         }
         let held_up = if rng.chance(self.late) { rng.spread(100_000, 30_000_000) } else { 0 };
+        let misstates = rng.chance(self.misstates);
         let mut parts = Vec::new();
         let mut last = held_up;
         for id in ids {
-            let Some(content) = names.find(*id).filter(|content| self.holds(*content)) else { continue };
-            if rng.chance(self.stale) {
-                continue;
+            let held = names.find(*id).filter(|content| self.holds(*content) && !rng.chance(self.stale));
+            let mut says = usize::from(held.is_none());
+            if misstates {
+                says = rng.pick(&[0, 0, 1, 1, 2]);
             }
+            for _ in 0..says {
+                let at = held_up + rng.below(self.latency + 1);
+                if !misstates {
+                    last = last.max(at);
+                }
+                let other = misstates && rng.chance(10);
+                let id = if other { names.name(any_content(rng)).short() } else { *id };
+                parts.push((at, Part::Missing { id }));
+            }
+            let Some(content) = held else { continue };
             let lie = rng.chance(self.lies);
-            let content =
-                if lie { Content::try_from(rng.below(u64::from(CONTENTS))).unwrap_or(0) } else { content };
+            let content = if lie { any_content(rng) } else { content };
             let copies = if rng.chance(self.twice) { 2 } else { 1 };
             for _ in 0..copies {
                 let at = held_up + rng.below(self.latency + 1);
@@ -94,4 +111,8 @@ impl Site {
         parts.push((last + rng.below(self.latency + 1), Part::Done));
         parts
     }
+}
+
+fn any_content(rng: &mut Rng) -> Content {
+    Content::try_from(rng.below(u64::from(CONTENTS))).unwrap_or(0)
 }

@@ -17,7 +17,9 @@ fn trap(mutation: Mutation) -> (Story, &'static [&'static str]) {
         Mutation::InstallUnchecked => {
             (Story::BadSite, &["is not what the source had at its pause", "a wrong page"])
         }
-        Mutation::DropStale | Mutation::LiteralsUnchecked => (Story::Clean, &["the source gave up"]),
+        Mutation::DropStale | Mutation::DropMissing | Mutation::LiteralsUnchecked => {
+            (Story::Clean, &["the source gave up"])
+        }
         Mutation::ResumeAfterCommit => (Story::Lossy, &["both sides run the VM"]),
         Mutation::WritesAfterPause => {
             (Story::Clean, &["both sides run the VM", "is not what the source had at its pause"])

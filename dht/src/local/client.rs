@@ -24,10 +24,11 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{
     error::SiteError,
     protocol::{Answer, FoundOn, Holder, MemoryExtent, PROTOCOL_VERSION, Request, take_frame},
+    question::Question,
 };
 use crate::{
     limits::{
-        CLIENT_FOUND_QUEUE, LOCAL_ANSWER_TIMEOUT, LOCAL_RESOLVE_IDS, MEMORY_EXTENTS, MEMORY_NAME_BYTES,
+        CLIENT_TOLD_QUEUE, LOCAL_ANSWER_TIMEOUT, LOCAL_RESOLVE_IDS, MEMORY_EXTENTS, MEMORY_NAME_BYTES,
         MEMORY_PAGES, PATH_BYTES, REREGISTER_EVERY,
     },
     status::SiteStatus,
@@ -45,6 +46,15 @@ pub struct Found {
     pub rung: FoundOn,
     /// Its bytes. The peer checked them against the id, this process has not.
     pub bytes: Box<Page>,
+}
+
+/// What the site says of pages that it was asked for.
+#[derive(Debug)]
+pub enum Told {
+    /// It has this one.
+    Found(Found),
+    /// Nobody has these, as far as the index knows: there is no one left to ask.
+    Missing(Vec<ShortId>),
 }
 
 /// The site's peer of this host, as its VMs see it. Cheap to clone; operations may run at once, each opens its own
@@ -152,43 +162,55 @@ impl SiteClient {
         }
     }
 
-    /// Asks for the pages of `ids`, on this host and then in the site. The channel yields them in any order, as they are
-    /// found, and closes when there is nothing more or the peer is lost; dropping the receiver cancels. Pages are checked
-    /// against their ids by the peer, and still to be verified by whoever installs them.
+    /// Asks for the pages of `ids`, on this host and then in the site. The channel yields them in any order, as they are found, and which
+    /// of them are missing, as soon as that is certain: each id once. It closes when all is said, or earlier when the peer is lost or breaks
+    /// the protocol; dropping the receiver cancels. Pages are checked against their ids by the peer, and still to be verified by whoever
+    /// installs them.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
     #[must_use]
-    pub fn resolve(&self, ids: Vec<ShortId>) -> mpsc::Receiver<Found> {
-        let (found, receiver) = mpsc::channel(CLIENT_FOUND_QUEUE);
+    pub fn resolve(&self, ids: Vec<ShortId>) -> mpsc::Receiver<Told> {
+        let (told, receiver) = mpsc::channel(CLIENT_TOLD_QUEUE);
         let client = self.clone();
         tokio::spawn(async move {
             let asked = ids.len();
-            let gone = found.clone();
+            let gone = told.clone();
             tokio::select! {
                 () = gone.closed() => {}
-                result = client.resolve_into(&ids, &found) => if let Err(error) = result {
-                    tracing::warn!(asked, error = &error as &dyn std::error::Error, "the site's peer was lost in a resolve");
+                result = client.resolve_into(&ids, &told) => if let Err(error) = result {
+                    tracing::warn!(asked, error = &error as &dyn std::error::Error, "the site's peer did not answer to the end of a resolve");
                 }
             }
         });
         receiver
     }
 
-    async fn resolve_into(&self, ids: &[ShortId], found: &mpsc::Sender<Found>) -> Result<(), SiteError> {
+    async fn resolve_into(&self, ids: &[ShortId], told: &mpsc::Sender<Told>) -> Result<(), SiteError> {
         let mut connection = self.open().await?;
         for ids in ids.chunks(LOCAL_RESOLVE_IDS) {
             connection.send(&Request::Resolve { ids: ids.to_vec() }).await?;
+            let mut question = Question::new(ids.to_vec());
             loop {
                 match connection.answer().await? {
                     Answer::Pages { rung, pages } => {
                         for (id, bytes) in pages {
-                            if found.send(Found { id, rung, bytes }).await.is_err() {
+                            question.answered(id)?;
+                            if told.send(Told::Found(Found { id, rung, bytes })).await.is_err() {
                                 return Ok(());
                             }
                         }
                     }
-                    Answer::Done => break,
+                    Answer::Missing { ids } => {
+                        ids.iter().try_for_each(|id| question.answered(*id))?;
+                        if told.send(Told::Missing(ids)).await.is_err() {
+                            return Ok(());
+                        }
+                    }
+                    Answer::Done => {
+                        question.ended()?;
+                        break;
+                    }
                     other => return Err(unexpected(other)),
                 }
             }
@@ -315,6 +337,7 @@ fn unexpected(answer: Answer) -> SiteError {
         other @ (Answer::Welcome { .. }
         | Answer::Done
         | Answer::Pages { .. }
+        | Answer::Missing { .. }
         | Answer::Status { .. }
         | Answer::FileAdded { .. }
         | Answer::Located { .. }

@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use page::DomainId;
+use page::{DomainId, ShortId};
 use thiserror::Error;
 
 use super::protocol::{FailureCode, PROTOCOL_VERSION};
@@ -48,6 +48,24 @@ pub enum SiteError {
     Unexpected {
         /// What it sent.
         got: &'static str,
+    },
+    /// The peer gave a page, or said that one is missing, that it was not asked for.
+    #[error("the site's peer answered for {id:?}, which it was not asked for")]
+    Unasked {
+        /// The page's id.
+        id: ShortId,
+    },
+    /// The peer answered twice for one page.
+    #[error("the site's peer answered twice for {id:?}")]
+    AnsweredTwice {
+        /// The page's id.
+        id: ShortId,
+    },
+    /// The peer said that it was done before it had answered for all that it was asked for.
+    #[error("the site's peer ended its answer with {ids} of the pages neither given nor said to be missing")]
+    Unanswered {
+        /// How many.
+        ids: usize,
     },
     /// The peer refused the request.
     #[error("the site's peer refused: {message}")]

@@ -8,5 +8,6 @@
 pub mod client;
 pub mod error;
 pub mod protocol;
+mod question;
 #[cfg(feature = "node")]
 pub(crate) mod server;

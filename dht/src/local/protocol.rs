@@ -10,13 +10,17 @@
 //!                extents:[gfn:u64 pages:u64 offset:u64]
 //!                and one descriptor (SCM_RIGHTS)      0x82 Done; the registration lasts as the connection does
 //! 0x08 Retain    on a registration's connection         0x87 Retained    pages:u64 bytes:u64
-//! 0x03 Resolve   ids:[u64]                            0x83 Pages*      rung:u8 ids:[u64] pages:4096 each, 0x82 Done
+//! 0x03 Resolve   ids:[u64]                            0x83 Pages*      rung:u8 ids:[u64] pages:4096 each
+//!                                                     0x88 Missing*    ids:[u64], 0x82 Done
 //! 0x04 ReportWrong id:u64                             0x82 Done
 //! 0x05 Status                                         0x84 Status      json:[u8]
 //! 0x06 AddFile   path:[u8]                            0x85 FileAdded   pages:u64
 //! 0x07 Locate    id:u64                               0x86 Located     [rung:u8 peer-id:[u8] what:[u8]]
 //! any                                                 0x8f Failed      code:u8 text:[u8]
 //! ```
+//!
+//! The answers to a Resolve come in any order, as they become known, and name each id of the request once: with its page, or as missing, which
+//! is said as soon as nobody is left to ask. Whoever repeats an id in a request asks for it once.
 //!
 //! The version stands in both handshakes, in the same place for ever; a peer that does not speak the client's version answers
 //! `Welcome` with its own version, so that both can say so, and closes.
@@ -35,7 +39,7 @@ use crate::{
 };
 
 /// The version that this build speaks.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 /// What a connection starts with.
 pub const MAGIC: [u8; 8] = *b"ternsite";
 
@@ -54,6 +58,7 @@ const STATUS_IS: u8 = 0x84;
 const FILE_ADDED: u8 = 0x85;
 const LOCATED: u8 = 0x86;
 const RETAINED: u8 = 0x87;
+const MISSING: u8 = 0x88;
 const FAILED: u8 = 0x8f;
 
 /// A stretch of a VM's memory: where it stands in the guest and in the memfd.
@@ -218,6 +223,11 @@ pub enum Answer {
         /// The pages, each with the id it was asked by.
         pages: Vec<(ShortId, Box<Page>)>,
     },
+    /// Some of the pages asked for are neither on this host nor on the site.
+    Missing {
+        /// Their ids.
+        ids: Vec<ShortId>,
+    },
     /// The peer's state, as JSON of [`SiteStatus`](crate::SiteStatus).
     Status {
         /// The JSON text.
@@ -266,10 +276,7 @@ impl Request {
                     out.extend_from_slice(&extent.file_offset.to_be_bytes());
                 }
             }),
-            Self::Resolve { ids } => frame(out, RESOLVE, |out| {
-                put_count(out, ids.len());
-                ids.iter().for_each(|id| out.extend_from_slice(&id.0.to_be_bytes()));
-            }),
+            Self::Resolve { ids } => frame(out, RESOLVE, |out| put_ids(out, ids)),
             Self::ReportWrong { id } => {
                 frame(out, REPORT_WRONG, |out| out.extend_from_slice(&id.0.to_be_bytes()));
             }
@@ -302,11 +309,7 @@ impl Request {
                 let extents = (0..count).map(|_| extent(&mut body)).collect::<Result<_, _>>()?;
                 Self::Register { name, extents }
             }
-            RESOLVE => {
-                let count = body.count(LOCAL_RESOLVE_IDS, 8, "ids")?;
-                let ids = (0..count).map(|_| Ok(ShortId(body.u64("id")?))).collect::<Result<_, _>>()?;
-                Self::Resolve { ids }
-            }
+            RESOLVE => Self::Resolve { ids: ids(&mut body)? },
             REPORT_WRONG => Self::ReportWrong { id: ShortId(body.u64("id")?) },
             STATUS => Self::Status,
             ADD_FILE => {
@@ -320,6 +323,16 @@ impl Request {
         body.end()?;
         Ok(request)
     }
+}
+
+fn put_ids(out: &mut Vec<u8>, ids: &[ShortId]) {
+    put_count(out, ids.len());
+    ids.iter().for_each(|id| out.extend_from_slice(&id.0.to_be_bytes()));
+}
+
+fn ids(body: &mut Reader<'_>) -> Result<Vec<ShortId>, CodecError> {
+    let count = body.count(LOCAL_RESOLVE_IDS, 8, "ids")?;
+    (0..count).map(|_| Ok(ShortId(body.u64("id")?))).collect()
 }
 
 fn extent(body: &mut Reader<'_>) -> Result<MemoryExtent, CodecError> {
@@ -344,6 +357,7 @@ impl Answer {
                 pages_head(*rung, pages.iter().map(|(id, _)| *id), out);
                 pages.iter().for_each(|(_, page)| out.extend_from_slice(&page[..]));
             }
+            Self::Missing { ids } => frame(out, MISSING, |out| put_ids(out, ids)),
             Self::Status { json } => frame(out, STATUS_IS, |out| put_sized(out, json)),
             Self::FileAdded { pages } => {
                 frame(out, FILE_ADDED, |out| out.extend_from_slice(&pages.to_be_bytes()));
@@ -388,6 +402,7 @@ impl Answer {
                 let with_id = |(id, page): (&[u8; 8], &Page)| (ShortId(u64::from_be_bytes(*id)), boxed(page));
                 Self::Pages { rung, pages: ids.iter().zip(bytes).map(with_id).collect() }
             }
+            MISSING => Self::Missing { ids: ids(&mut body)? },
             STATUS_IS => Self::Status { json: body.sized(LOCAL_FRAME_BYTES, "status")?.to_vec() },
             FILE_ADDED => Self::FileAdded { pages: body.u64("pages")? },
             LOCATED => {
@@ -412,6 +427,7 @@ impl Answer {
             Self::Welcome { .. } => "Welcome",
             Self::Done => "Done",
             Self::Pages { .. } => "Pages",
+            Self::Missing { .. } => "Missing",
             Self::Status { .. } => "Status",
             Self::FileAdded { .. } => "FileAdded",
             Self::Located { .. } => "Located",
@@ -482,102 +498,5 @@ fn frame(out: &mut Vec<u8>, kind: u8, fill: impl FnOnce(&mut Vec<u8>)) {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn requests() -> impl Strategy<Value = Request> {
-        let extent = (any::<u64>(), any::<u64>(), any::<u64>())
-            .prop_map(|(first_gfn, pages, file_offset)| MemoryExtent { first_gfn, pages, file_offset });
-        prop_oneof![
-            any::<u16>().prop_map(|version| Request::Hello { version }),
-            (".{0,40}", prop::collection::vec(extent, 0..5))
-                .prop_map(|(name, extents)| Request::Register { name, extents }),
-            prop::collection::vec(any::<u64>().prop_map(ShortId), 0..50)
-                .prop_map(|ids| Request::Resolve { ids }),
-            any::<u64>().prop_map(|id| Request::ReportWrong { id: ShortId(id) }),
-            Just(Request::Status),
-            prop::collection::vec(1u8.., 1..60)
-                .prop_map(|path| Request::AddFile { path: OsString::from_vec(path).into() }),
-            any::<u64>().prop_map(|id| Request::Locate { id: ShortId(id) }),
-            Just(Request::Retain),
-        ]
-    }
-
-    fn answers() -> impl Strategy<Value = Answer> {
-        let rung = prop_oneof![Just(FoundOn::Host), Just(FoundOn::Site)];
-        let page =
-            (any::<u64>(), any::<u8>()).prop_map(|(id, fill)| (ShortId(id), Box::new([fill; PAGE_SIZE])));
-        let holder = (rung.clone(), "[0-9A-Za-z]{0,60}", ".{0,30}")
-            .prop_map(|(rung, peer_id, what)| Holder { rung, peer_id, what });
-        prop_oneof![
-            (any::<u16>(), prop::array::uniform32(any::<u8>()), "[0-9A-Za-z]{0,60}").prop_map(
-                |(version, half, peer_id)| {
-                    let mut block = [0; 64];
-                    block[32..].copy_from_slice(&half);
-                    Answer::Welcome { version, domain: DomainBlock(block), peer_id }
-                }
-            ),
-            Just(Answer::Done),
-            (rung, prop::collection::vec(page, 0..4)).prop_map(|(rung, pages)| Answer::Pages { rung, pages }),
-            prop::collection::vec(any::<u8>(), 0..99).prop_map(|json| Answer::Status { json }),
-            any::<u64>().prop_map(|pages| Answer::FileAdded { pages }),
-            any::<(u64, u64)>().prop_map(|(pages, bytes)| Answer::Retained { pages, bytes }),
-            prop::collection::vec(holder, 0..5).prop_map(|holders| Answer::Located { holders }),
-            ".{0,60}".prop_map(|message| Answer::Failed { code: FailureCode::Full, message }),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn requests_survive_the_wire_and_no_prefix_is_a_frame(request in requests()) {
-            let mut bytes = Vec::new();
-            request.encode(&mut bytes);
-            let (frame, used) = take_frame(&bytes).unwrap().unwrap();
-            prop_assert_eq!(used, bytes.len());
-            prop_assert_eq!(Request::decode(frame).unwrap(), request);
-            for cut in 0..bytes.len() {
-                prop_assert_eq!(take_frame(&bytes[..cut]).unwrap(), None);
-            }
-        }
-
-        #[test]
-        fn answers_survive_the_wire_and_shortened_ones_are_refused(answer in answers(), cut in any::<prop::sample::Index>()) {
-            let mut bytes = Vec::new();
-            answer.encode(&mut bytes);
-            let (frame, _) = take_frame(&bytes).unwrap().unwrap();
-            prop_assert_eq!(Answer::decode(frame).unwrap(), answer);
-            if !frame.body.is_empty() {
-                let short = &frame.body[..cut.index(frame.body.len())];
-                let refused = Answer::decode(Frame { kind: frame.kind, body: short }).is_err();
-                prop_assert!(refused);
-            }
-        }
-
-        #[test]
-        fn any_bytes_are_decoded_or_refused_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), kind in any::<u8>()) {
-            if let Ok(Some((frame, used))) = take_frame(&bytes) {
-                prop_assert!(used <= bytes.len());
-                let _ = (Request::decode(frame).is_ok(), Answer::decode(frame).is_ok());
-            }
-            let frame = Frame { kind, body: &bytes };
-            let _ = (Request::decode(frame).is_ok(), Answer::decode(frame).is_ok());
-        }
-    }
-
-    #[test]
-    fn a_length_beyond_the_bound_is_refused_before_the_body_arrives() {
-        let error = take_frame(&u32::MAX.to_be_bytes()).unwrap_err();
-        assert!(matches!(error, CodecError::TooLarge { field: "frame length", .. }), "{error}");
-        assert!(take_frame(&[0, 0, 0, 0]).is_err());
-    }
-
-    #[test]
-    fn a_lying_count_is_refused_before_memory_is_reserved() {
-        let mut body = Vec::new();
-        put_count(&mut body, LOCAL_RESOLVE_IDS);
-        let error = Request::decode(Frame { kind: RESOLVE, body: &body }).unwrap_err();
-        assert_eq!(error, CodecError::Truncated { field: "ids" });
-    }
-}
+#[path = "protocol_tests.rs"]
+mod tests;

@@ -31,6 +31,7 @@ use crate::{
     error::{ContentError, NodeError},
     limits::{LOCAL_CONNECTIONS, LOCAL_FRAME_QUEUE, LOCAL_HELLO_TIMEOUT},
     node::{Peer, Registered},
+    resolve::Part,
 };
 
 /// A bound local socket; its file goes with it.
@@ -236,23 +237,28 @@ async fn send(writer: &mut OwnedWriteHalf, answer: &Answer) -> io::Result<()> {
     writer.write_all(&bytes).await
 }
 
-/// Writes the pages of `ids` as they are found; `false` if the client went away, which cancels the search.
+/// Writes what is found of `ids`, and what is missing, as it becomes known; `false` if the client went away, which cancels the search.
 async fn resolve(
     peer: &Arc<Peer>,
     ids: Vec<ShortId>,
     requests: &mut Requests,
     writer: &mut OwnedWriteHalf,
 ) -> Result<bool, ConnectionError> {
-    let (found, mut results) = mpsc::channel(LOCAL_FRAME_QUEUE);
-    let search = peer.resolve(ids, found);
+    let (answer, mut parts) = mpsc::channel(LOCAL_FRAME_QUEUE);
+    let search = peer.resolve(ids, answer);
     let write = async {
         let mut head = Vec::new();
-        while let Some((rung, pages)) = results.recv().await {
-            head.clear();
-            pages_head(rung, pages.ids(), &mut head);
-            writer.write_all(&head).await?;
-            for piece in pages.pieces() {
-                writer.write_all(piece).await?;
+        while let Some(part) = parts.recv().await {
+            match part {
+                Part::Pages(rung, pages) => {
+                    head.clear();
+                    pages_head(rung, pages.ids(), &mut head);
+                    writer.write_all(&head).await?;
+                    for piece in pages.pieces() {
+                        writer.write_all(piece).await?;
+                    }
+                }
+                Part::Missing(ids) => send(writer, &Answer::Missing { ids }).await?,
             }
         }
         Ok::<_, io::Error>(())

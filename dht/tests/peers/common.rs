@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use dht::{Found, MemoryExtent, SiteClient, SiteStatus};
+use dht::{Found, MemoryExtent, SiteClient, SiteStatus, Told};
 use page::{Domain, PAGE_SIZE, Page, ShortId};
 use rustix::process::Signal;
 
@@ -54,10 +54,17 @@ impl Site {
     }
 
     /// A peer that another program starts: one that puts it into a namespace, and then becomes the peer or outlives it.
-    pub(crate) fn peer_within(&self, wrapper: &[&str], name: &str, ip: &str, join: &[&Peer]) -> Peer {
+    pub(crate) fn peer_within(
+        &self,
+        wrapper: &[&str],
+        name: &str,
+        ip: &str,
+        join: &[&Peer],
+        more: &[&str],
+    ) -> Peer {
         let mut command = Command::new(wrapper[0]);
         command.args(&wrapper[1..]).arg(env!("CARGO_BIN_EXE_dht"));
-        self.start(command, name, &self.key, ip, join, &[])
+        self.start(command, name, &self.key, ip, join, more)
     }
 
     fn start(
@@ -218,7 +225,7 @@ pub(crate) fn whole(pages: u64) -> [MemoryExtent; 1] {
     [MemoryExtent { first_gfn: 0, pages, file_offset: 0 }]
 }
 
-/// Resolves `ids`, and checks that each page hashes to the id it came for, and comes once.
+/// Resolves `ids`, and checks that each page hashes to the id it came for, and that each id is answered for once.
 pub(crate) async fn resolve(client: &SiteClient, ids: Vec<ShortId>) -> Vec<Found> {
     resolve_while(client, ids, || ()).await
 }
@@ -234,13 +241,19 @@ pub(crate) async fn resolve_while(
     let mut receiver = client.resolve(ids);
     let (mut found, mut seen) = (Vec::new(), std::collections::BTreeSet::new());
     let all = async {
-        while let Some(page) = receiver.recv().await {
-            assert_eq!(client.domain().name(&page.bytes).short(), page.id);
-            assert!(wanted.contains(&page.id) && seen.insert(page.id));
-            found.push(page);
-            meanwhile.take().into_iter().for_each(|meanwhile| meanwhile());
+        while let Some(told) = receiver.recv().await {
+            match told {
+                Told::Found(page) => {
+                    assert_eq!(client.domain().name(&page.bytes).short(), page.id);
+                    assert!(seen.insert(page.id));
+                    found.push(page);
+                    meanwhile.take().into_iter().for_each(|meanwhile| meanwhile());
+                }
+                Told::Missing(ids) => assert!(ids.into_iter().all(|id| seen.insert(id))),
+            }
         }
     };
     tokio::time::timeout(PATIENCE, all).await.expect("a search ends");
+    assert!(seen == wanted, "each page was found or called missing");
     found
 }

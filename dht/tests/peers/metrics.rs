@@ -58,6 +58,7 @@ fn is_name(text: &str) -> bool {
 fn expected(status: &SiteStatus) -> Samples {
     let counters = serde_json::to_value(&status.counters).unwrap();
     let names = [
+        ("resolves", "tern_dht_questions_total"),
         ("resolve_ids", "tern_dht_names_asked_total"),
         ("host_hits", "tern_dht_names_found_total{rung=\"host\"}"),
         ("site_hits", "tern_dht_names_found_total{rung=\"site\"}"),
@@ -133,7 +134,10 @@ async fn metrics_are_well_formed_and_say_what_the_status_says() {
 
     let status: SiteStatus = serde_json::from_str(&a.run(&["status", "--json"])).unwrap();
     let count = &status.counters;
-    assert_eq!((count.resolve_ids, count.host_hits, count.site_hits, count.missing), (600, 300, 200, 100));
+    assert_eq!(
+        (count.resolves, count.resolve_ids, count.host_hits, count.site_hits, count.missing),
+        (1, 600, 300, 200, 100)
+    );
     assert!(count.lookup_ids_found <= count.lookup_ids_sent && count.bytes_fetched == 200 * 4096);
     let samples = parse(&a.run(&["status", "--metrics"]));
     for (name, value) in expected(&status) {

@@ -140,6 +140,7 @@ fn answers() -> Vec<Answer> {
         Answer::Welcome { version: 1, domain: DomainBlock([3; 64]), peer_id: "12D3".to_owned() },
         Answer::Done,
         Answer::Pages { rung: FoundOn::Site, pages: vec![page(1)] },
+        Answer::Missing { ids: vec![ShortId(2), ShortId(1)] },
         Answer::Status { json: b"{}".to_vec() },
         Answer::FileAdded { pages: 7 },
         Answer::Located { holders: vec![holder.clone(), holder] },

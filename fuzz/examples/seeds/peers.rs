@@ -2,6 +2,7 @@
 
 use dht::checkpoint::{DIGEST_AT, Header, front};
 use dht::repair::ClaimDigest;
+use dht::sample::Sampling;
 use dht::shard::{MemberId, ShardId};
 use dht::wire::{Claim, IndexRequest, IndexResponse, Message, PagesRequest, PagesResponse, PassedOn};
 use page::{DomainId, PAGE_SIZE, ShortId};
@@ -17,16 +18,23 @@ pub(super) fn all() -> Vec<Target> {
     let ids = vec![ShortId(1), ShortId(2)];
     let (shard, member) = (ShardId(3), MemberId([4; 32]));
     let claim = Claim { at: 1, peer: 0, hearsay: true };
+    let sampling = Sampling::new(2).expect("two bits are within the bound");
+    let sampled = vec![(shard, sampling)];
     let digest = ClaimDigest { claims: 5, sum: 6 };
     let passed_on = PassedOn { id: ShortId(8), holder: 0, left_seconds: 300 };
     let seeds = vec![
         body(&|out| IndexRequest::Announce { ids: ids.clone() }.encode(out)),
         body(&|out| IndexRequest::Lookup { ids: ids.clone() }.encode(out)),
-        body(&|out| IndexResponse::Announced.encode(out)),
-        body(&|out| IndexRequest::Digests { shard }.encode(out)),
-        body(&|out| IndexRequest::Claims { shard, from: ShortId(7), holders: vec![member] }.encode(out)),
-        body(&|out| IndexResponse::Holders { peers: Vec::new(), claims: vec![claim] }.encode(out)),
-        body(&|out| IndexResponse::Digests { digests: vec![(member, digest)] }.encode(out)),
+        body(&|out| IndexResponse::Announced { sampled: sampled.clone() }.encode(out)),
+        body(&|out| IndexRequest::Digests { shard, sampling }.encode(out)),
+        body(&|out| {
+            IndexRequest::Claims { shard, sampling, from: ShortId(7), holders: vec![member] }.encode(out)
+        }),
+        body(&|out| {
+            let (sampled, claims) = (sampled.clone(), vec![claim]);
+            IndexResponse::Holders { sampled, peers: Vec::new(), claims }.encode(out)
+        }),
+        body(&|out| IndexResponse::Digests { sampling, digests: vec![(member, digest)] }.encode(out)),
         body(&|out| IndexResponse::Claims { claims: vec![passed_on], next: Some(ShortId(9)) }.encode(out)),
         body(&|out| PagesRequest { ids: ids.clone() }.encode(out)),
         body(&|out| {

@@ -20,7 +20,9 @@ pub enum Action {
         /// Its RAM.
         layout: Layout,
     },
-    /// Ask the site. Each page that comes goes to [`Destination::site_page`](super::Destination::site_page); at the end call [`Destination::site_done`](super::Destination::site_done).
+    /// Ask the site. Each page that comes goes to [`Destination::site_page`](super::Destination::site_page), what nobody there has to
+    /// [`Destination::site_missing`](super::Destination::site_missing), as soon as the site says so; at the end call
+    /// [`Destination::site_done`](super::Destination::site_done).
     Resolve {
         /// The question.
         request: RequestId,

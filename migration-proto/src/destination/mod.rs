@@ -300,12 +300,25 @@ impl Destination {
             return Vec::new();
         }
         let frames = self.install(now, page.name());
-        let count = match from {
-            SiteRung::Host => &mut self.stats.host,
-            SiteRung::Site => &mut self.stats.site,
-        };
-        *count += u64::from(!frames.is_empty());
+        if !frames.is_empty() {
+            self.pending.site_gave(now);
+            match from {
+                SiteRung::Host => self.stats.host += 1,
+                SiteRung::Site => self.stats.site += 1,
+            }
+        }
         frames
+    }
+
+    /// Nobody in the site has these: the source is asked at once. What was not asked for there, or has come meanwhile, is passed over.
+    pub fn site_missing(&mut self, now: Time, request: RequestId, ids: &[ShortId]) {
+        if let Some(absent) = self.late() {
+            absent.site_missing(now, request, ids);
+            return self.after_late();
+        }
+        let frames = self.pending.missing(now, request, ids);
+        self.want(&frames);
+        self.advance(now);
     }
 
     /// A literal came for `gfn`: the frames to install it at, at once. Empty if it is needed no more.

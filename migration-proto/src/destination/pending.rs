@@ -1,4 +1,9 @@
 //! Pages that have been named and are not there yet, grouped by short id: one answer fills every frame of a group.
+//!
+//! Each question to the site costs it a request to each owner of the index, whatever its size, so questions are to be few and large, and no
+//! page is to wait for others. What has gathered is asked for at once while nothing is unanswered, and otherwise when it is at least as much as what is
+//! unanswered: while names come faster than pages, each question is as large as all that are open together; while pages come faster, a
+//! name does not wait longer than the answers take that are due. There is no timer in it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -39,13 +44,31 @@ struct Group {
     stage: Stage,
 }
 
+/// A question under way.
+#[derive(Debug)]
+struct Question {
+    ids: Vec<ShortId>,
+    /// How many of them the site has not answered.
+    open: usize,
+    asked: Time,
+    /// How far the site may fall behind the source.
+    patience: Span,
+    link: Link,
+    /// Pages that the site had given before.
+    given_before: u64,
+}
+
 /// The groups, the queue to the site, and the questions under way.
 #[derive(Debug)]
 pub(super) struct Pending {
     groups: BTreeMap<ShortId, Group>,
     queue: VecDeque<ShortId>,
-    questions: BTreeMap<RequestId, (Time, Vec<ShortId>)>,
+    questions: BTreeMap<RequestId, Question>,
     next_request: u64,
+    /// Pages that the site has given.
+    given: u64,
+    /// When it last answered anything.
+    heard: Time,
     site: bool,
     strikes: u32,
 }
@@ -58,6 +81,8 @@ impl Pending {
             queue: VecDeque::new(),
             questions: BTreeMap::new(),
             next_request: 0,
+            given: 0,
+            heard: Time(0),
             site,
             strikes: 0,
         }
@@ -92,14 +117,30 @@ impl Pending {
 
     /// The content of `id` is here: every frame that awaited it.
     pub(super) fn take(&mut self, id: ShortId) -> Vec<Gfn> {
-        self.groups.remove(&id).map(|group| group.frames).unwrap_or_default()
+        let Some(group) = self.groups.remove(&id) else { return Vec::new() };
+        self.settled(group.stage);
+        group.frames
+    }
+
+    /// A group is awaited in this stage no more.
+    fn settled(&mut self, stage: Stage) {
+        match stage {
+            Stage::Site(request) => {
+                if let Some(question) = self.questions.get_mut(&request) {
+                    question.open -= 1;
+                }
+            }
+            Stage::Queued | Stage::Source => {}
+        }
     }
 
     /// From now on the source is awaited for `id`. Returns the frame to ask it for.
-    pub(super) fn ask_source(&mut self, id: ShortId) -> Option<Gfn> {
+    fn ask_source(&mut self, id: ShortId) -> Option<Gfn> {
         let group = self.groups.get_mut(&id)?;
-        group.stage = Stage::Source;
-        group.frames.first().copied()
+        let before = std::mem::replace(&mut group.stage, Stage::Source);
+        let frame = group.frames.first().copied();
+        self.settled(before);
+        frame
     }
 
     /// The frame's content is awaited no more: it was named anew.
@@ -109,21 +150,22 @@ impl Pending {
         group.frames.retain(|other| *other != gfn);
         let next = group.frames.first().copied();
         if next.is_none() {
-            self.groups.remove(&id);
+            self.take(id);
             return None;
         }
         // The source may have been asked for just this frame, which it will call stale: ask for the next one.
         next.filter(|_| was_first && self.groups.get(&id).is_some_and(|g| g.stage == Stage::Source))
     }
 
-    /// The next question to the site, while the window has room.
+    /// The next question to the site, if enough has gathered for one and the window has room.
     pub(super) fn next_question(&mut self, now: Time, link: Link) -> Option<(RequestId, Vec<ShortId>)> {
-        if self.questions.len() >= limits::RESOLVE_WINDOW {
+        let unanswered: usize = self.questions.values().map(|question| question.open).sum();
+        if self.questions.len() >= limits::QUESTIONS_OPEN || self.queue.len() < unanswered {
             return None;
         }
         let request = RequestId(self.next_request);
         let mut ids = Vec::new();
-        while ids.len() < limits::RESOLVE_BATCH_IDS {
+        while ids.len() < limits::QUESTION_IDS {
             let Some(id) = self.queue.pop_front() else { break };
             if let Some(group) = self.groups.get_mut(&id).filter(|group| group.stage == Stage::Queued) {
                 group.stage = Stage::Site(request);
@@ -134,35 +176,54 @@ impl Pending {
             return None;
         }
         self.next_request += 1;
-        // The site works on all questions at once: this one may take as long as the source would for all of them.
-        let asked: usize = self.questions.values().map(|(_, ids)| ids.len()).sum();
-        self.questions.insert(request, (now + patience(link, asked + ids.len()), ids.clone()));
+        let question = Question {
+            open: ids.len(),
+            asked: now,
+            // The site works on all questions at once: this one may take as long as the source would for all of them.
+            patience: patience(link, unanswered + ids.len()),
+            link,
+            given_before: self.given,
+            ids: ids.clone(),
+        };
+        self.questions.insert(request, question);
         Some((request, ids))
+    }
+
+    /// The site has given a page that was awaited.
+    pub(super) fn site_gave(&mut self, now: Time) {
+        self.given += 1;
+        self.heard = now;
+    }
+
+    /// Nobody in the site has these: the frames to ask the source for.
+    pub(super) fn missing(&mut self, now: Time, request: RequestId, ids: &[ShortId]) -> Vec<Gfn> {
+        let waits = |id: &ShortId| self.groups.get(id).is_some_and(|g| g.stage == Stage::Site(request));
+        let missing: BTreeSet<ShortId> = ids.iter().copied().filter(waits).collect();
+        if !missing.is_empty() {
+            self.heard = now;
+        }
+        self.ask_source_for(missing)
     }
 
     /// The site has said all it knows: the frames to ask the source for.
     pub(super) fn answered(&mut self, request: RequestId) -> Vec<Gfn> {
-        let Some((_, ids)) = self.questions.remove(&request) else { return Vec::new() };
+        let Some(question) = self.questions.remove(&request) else { return Vec::new() };
         self.strikes = 0;
-        self.left_over(request, &ids)
+        self.left_over(request, &question)
     }
 
     /// The questions whose deadline has come, with the frames to ask the source for instead.
     pub(super) fn overdue(&mut self, now: Time) -> Vec<(RequestId, Vec<Gfn>)> {
-        let due: Vec<RequestId> = self
-            .questions
-            .iter()
-            .filter(|(_, (deadline, _))| *deadline <= now)
-            .map(|(request, _)| *request)
-            .collect();
+        let is_due = |(request, question): (&RequestId, &Question)| {
+            (self.deadline_of(question) <= now).then_some(*request)
+        };
+        let due: Vec<RequestId> = self.questions.iter().filter_map(is_due).collect();
         let mut given_up = Vec::with_capacity(due.len());
         for request in due {
-            let Some((_, ids)) = self.questions.remove(&request) else { continue };
-            let waiting = Stage::Site(request);
-            let waits = |id: &ShortId| self.groups.get(id).is_some_and(|group| group.stage == waiting);
-            // A site that gave some of the pages is slow; one that gave none may be dead.
-            self.strikes += u32::from(ids.iter().all(waits));
-            given_up.push((request, self.left_over(request, &ids)));
+            let Some(question) = self.questions.remove(&request) else { continue };
+            // A site that answered for some of the pages is slow; one that answered for none may be dead.
+            self.strikes += u32::from(question.open == question.ids.len());
+            given_up.push((request, self.left_over(request, &question)));
         }
         if self.strikes >= limits::SITE_STRIKES && self.site {
             self.site = false;
@@ -182,21 +243,35 @@ impl Pending {
 
     /// The earliest deadline of a question.
     pub(super) fn deadline(&self) -> Option<Time> {
-        self.questions.values().map(|(deadline, _)| *deadline).min()
+        self.questions.values().map(|question| self.deadline_of(question)).min()
+    }
+
+    /// The site may neither be silent for longer than its patience, nor fall that far behind what the source would have sent meanwhile.
+    fn deadline_of(&self, question: &Question) -> Time {
+        let given = (self.given - question.given_before).saturating_mul(PAGE_SIZE as u64);
+        let behind = question.asked + question.patience + question.link.time_for(given);
+        let silent = question.asked.max(self.heard) + question.patience;
+        behind.min(silent)
     }
 
     /// What nobody answered of a question.
-    fn left_over(&mut self, request: RequestId, ids: &[ShortId]) -> Vec<Gfn> {
-        let waits = |group: &Group| group.stage == Stage::Site(request);
-        let left: BTreeSet<ShortId> =
-            ids.iter().copied().filter(|id| self.groups.get(id).is_some_and(waits)).collect();
-        let mut frames: Vec<Gfn> = left.into_iter().filter_map(|id| self.ask_source(id)).collect();
+    fn left_over(&mut self, request: RequestId, question: &Question) -> Vec<Gfn> {
+        if question.open == 0 {
+            return Vec::new();
+        }
+        let waits = |id: &ShortId| self.groups.get(id).is_some_and(|g| g.stage == Stage::Site(request));
+        let left = question.ids.iter().copied().filter(waits).collect();
+        self.ask_source_for(left)
+    }
+
+    fn ask_source_for(&mut self, ids: BTreeSet<ShortId>) -> Vec<Gfn> {
+        let mut frames: Vec<Gfn> = ids.into_iter().filter_map(|id| self.ask_source(id)).collect();
         frames.sort_unstable();
         frames
     }
 }
 
-/// How long the site gets for `pages`: what a plain migration would take for them, within bounds. Less would trade WAN bytes,
+/// How far the site may be behind with `pages`: what a plain migration would take for them, within bounds. Less would trade WAN bytes,
 /// which are scarce, for time that nobody gains: the link is busy with other literals in the meantime.
 pub(super) fn patience(link: Link, pages: usize) -> Span {
     let source = link.time_for((pages * PAGE_SIZE) as u64).0 + link.rtt.0;
@@ -233,17 +308,72 @@ mod tests {
         assert_eq!(pending.add(ShortId(2), Gfn(5), Comes::ByTheLadder), None, "on its way already");
     }
 
+    /// Names `ids` of as many frames.
+    fn name(pending: &mut Pending, ids: std::ops::Range<u64>) {
+        for id in ids {
+            pending.add(ShortId(id), Gfn(id), Comes::ByTheLadder);
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_asked_of_the_source_before_the_question_ends() {
+        let mut pending = Pending::new(true);
+        name(&mut pending, 0..10);
+        let (request, _) = pending.next_question(Time(0), LINK).unwrap();
+        assert_eq!(pending.missing(Time(1), request, &[ShortId(4), ShortId(3)]), [Gfn(3), Gfn(4)]);
+        assert_eq!(pending.missing(Time(1), request, &[ShortId(4)]), [], "once");
+        assert_eq!(pending.missing(Time(1), request, &[ShortId(99)]), [], "nobody asked for that");
+        let other = RequestId(request.0 + 1);
+        assert_eq!(pending.missing(Time(1), other, &[ShortId(5)]), [], "that was not asked in this question");
+        assert_eq!(pending.take(ShortId(3)), [Gfn(3)], "it comes all the same");
+        let rest: Vec<Gfn> = [0, 1, 2, 5, 6, 7, 8, 9].map(Gfn).into();
+        assert_eq!(pending.answered(request), rest, "what the site forgot to answer");
+        assert_eq!(pending.deadline(), None);
+    }
+
+    /// A quarter of a million names used to be 128 questions, each of which asked every owner of the site's index.
+    #[test]
+    fn names_that_come_faster_than_pages_make_few_questions() {
+        const REGION: u64 = 512;
+        let (mut pending, mut asked, mut named, mut given) = (Pending::new(true), Vec::new(), 0, 0);
+        while given < limits::QUESTION_IDS as u64 {
+            if named < limits::QUESTION_IDS as u64 {
+                name(&mut pending, named..named + 2 * REGION);
+                named += 2 * REGION;
+            }
+            let gives = asked.iter().map(Vec::len).sum::<usize>() as u64;
+            let until = gives.min(given + REGION);
+            (given..until).for_each(|id| drop(pending.take(ShortId(id))));
+            given = until;
+            // A question is over when its last page has come.
+            let over = |question: &Question| question.open == 0;
+            let ended: Vec<_> =
+                pending.questions.iter().filter(|q| over(q.1)).map(|(request, _)| *request).collect();
+            assert!(ended.into_iter().all(|request| pending.answered(request).is_empty()));
+            while let Some((_, ids)) = pending.next_question(Time(0), LINK) {
+                asked.push(ids);
+            }
+            assert!(pending.questions.len() <= limits::QUESTIONS_OPEN);
+        }
+        let sizes: Vec<usize> = asked.iter().map(Vec::len).collect();
+        assert!(sizes.len() <= 24, "{sizes:?}");
+    }
+
     #[test]
     fn a_silent_site_is_given_up_after_some_strikes() {
         let mut pending = Pending::new(true);
-        let mut asked = Vec::new();
-        for id in 0..(limits::RESOLVE_BATCH_IDS * (limits::RESOLVE_WINDOW + 2)) as u64 {
-            pending.add(ShortId(id), Gfn(id), Comes::ByTheLadder);
+        let (mut named, mut questions) = (0, 0);
+        // As many at a time as lets the next question go.
+        while questions < limits::QUESTIONS_OPEN {
+            name(&mut pending, named..(named * 2).max(512));
+            named = (named * 2).max(512);
+            questions += usize::from(pending.next_question(Time(0), LINK).is_some());
         }
-        while pending.next_question(Time(0), LINK).is_some() {}
-        let deadline = pending.questions.values().map(|(deadline, _)| *deadline).max().unwrap();
-        asked.extend(pending.overdue(deadline).into_iter().flat_map(|(_, frames)| frames));
-        assert_eq!(asked.len(), limits::RESOLVE_BATCH_IDS * (limits::RESOLVE_WINDOW + 2));
+        name(&mut pending, named..named + 100);
+        let deadline = pending.questions.values().map(|q| pending.deadline_of(q)).max().unwrap();
+        let given_up = pending.overdue(deadline);
+        let asked = given_up.into_iter().flat_map(|(_, frames)| frames).count() as u64;
+        assert_eq!(asked, named + 100);
         assert!(pending.next_question(deadline, LINK).is_none());
         assert_eq!(
             pending.add(ShortId(u64::MAX), Gfn(1), Comes::ByTheLadder),
@@ -257,21 +387,60 @@ mod tests {
     #[test]
     fn a_site_that_is_slow_is_not_taken_for_dead() {
         let mut pending = Pending::new(true);
-        let ids = (limits::RESOLVE_BATCH_IDS * limits::RESOLVE_WINDOW * 2) as u64;
-        for id in 0..ids {
-            pending.add(ShortId(id), Gfn(id), Comes::ByTheLadder);
-        }
-        let mut deadlines = Vec::new();
-        while let Some((request, ids)) = pending.next_question(Time(0), LINK) {
-            // One page of each question comes.
+        for _ in 0..3 {
+            name(&mut pending, 0..2048);
+            let (request, ids) = pending.next_question(Time(0), LINK).unwrap();
             pending.take(ids[0]);
-            deadlines.push(pending.questions[&request].0);
+            let deadline = pending.deadline().unwrap();
+            assert_eq!(
+                pending.overdue(deadline).iter().map(|(over, _)| *over).collect::<Vec<_>>(),
+                [request]
+            );
+            (0..2048).for_each(|id| drop(pending.take(ShortId(id))));
         }
-        assert!(deadlines.is_sorted_by(|a, b| a < b), "each question adds to the site's work: {deadlines:?}");
-        let given_up = pending.overdue(*deadlines.last().unwrap());
-        assert_eq!(given_up.len(), limits::RESOLVE_WINDOW);
-        let next = *deadlines.last().unwrap();
-        assert!(pending.next_question(next, LINK).is_some(), "the site is asked on");
+        name(&mut pending, 0..2048);
+        let (_, ids) = pending.next_question(Time(0), LINK).expect("the site is asked on");
+        let first = pending.deadline().unwrap();
+        name(&mut pending, 2048..4096);
+        let (second, _) = pending.next_question(Time(0), LINK).unwrap();
+        let second = pending.deadline_of(&pending.questions[&second]);
+        assert!(first < second, "each question adds to the site's work");
+        assert_eq!(ids.len(), 2048);
+    }
+
+    /// A question may be as large as the VM: how long it may take cannot be known when it is asked, nor may it go on for ever.
+    #[test]
+    fn a_site_keeps_its_time_by_being_faster_than_the_source() {
+        const PAGES: u64 = 100_000;
+        let at = |page_us: u64| {
+            let (mut pending, mut now) = (Pending::new(true), Time(0));
+            name(&mut pending, 0..PAGES);
+            pending.next_question(now, LINK).unwrap();
+            for page in 0..PAGES {
+                now = now + Span(page_us);
+                if pending.deadline().unwrap() <= now {
+                    return Err((page, now));
+                }
+                pending.take(ShortId(page));
+                pending.site_gave(now);
+            }
+            Ok(now)
+        };
+        let source_us = PAGE_SIZE as u64 * 1_000_000 / LINK.bytes_per_s;
+        assert_eq!(at(source_us - 7), Ok(Time(PAGES * (source_us - 7))), "a little faster than the source");
+        let (pages, until) = at(source_us * 2).expect_err("half as fast as the source");
+        let patience = limits::SITE_PATIENCE_MAX;
+        assert!(pages > 0 && until <= Time(0) + patience + patience + Span::from_millis(100), "{until:?}");
+
+        let mut pending = Pending::new(true);
+        name(&mut pending, 0..PAGES);
+        pending.next_question(Time(0), LINK).unwrap();
+        let early = Time(0) + Span::from_secs(1);
+        (0..PAGES / 2).for_each(|page| {
+            pending.take(ShortId(page));
+            pending.site_gave(early);
+        });
+        assert_eq!(pending.deadline(), Some(early + patience), "it was fast, and has stopped");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use dht::{
     limits::HOLDERS_PER_NAME,
     lookup::{Request, Search, Ticket},
     membership::Role,
+    sample::Sampling,
     shard::{MemberId, ShardId},
 };
 use page::ShortId;
@@ -50,16 +51,18 @@ impl World {
         let ids = vm_names(vm, &mut self.rng);
         self.looked[lookup].started_us = self.clock.now_us;
         self.looked[lookup].held = held;
-        let (now, sampling) = (self.clock.now(), self.sampling);
+        let now = self.clock.now();
         let mind = self.mind(asker);
         let membership = &mind.membership;
-        let owners: Vec<Vec<MemberId>> =
-            ShardId::all().map(|shard| membership.owners_to_ask(shard, now).collect()).collect();
+        let owners = |shard| {
+            let asked = membership.owners_to_ask(shard, now);
+            asked.map(|owner| (owner, membership.sampling(owner, shard))).collect()
+        };
+        let owners: Vec<Vec<(MemberId, Sampling)>> = ShardId::all().map(owners).collect();
         let usable = |member| membership.usable_holder(member, now);
-        let sampled: Vec<ShortId> = ids.iter().copied().filter(|id| sampling.keeps(*id)).collect();
-        let known = mind.probes.lookup(&sampled, now, usable).into_iter();
-        let known: Vec<(ShortId, MemberId)> = known.map(|(at, who)| (sampled[at as usize], who)).collect();
-        let mut search = Search::new(ids, sampling, |shard| owners[shard.index()].iter().copied());
+        let known = mind.probes.lookup(&ids, now, usable).into_iter();
+        let known: Vec<(ShortId, MemberId)> = known.map(|(at, who)| (ids[at as usize], who)).collect();
+        let mut search = Search::new(ids, |shard| owners[shard.index()].iter().copied());
         search.known(known);
         self.lookups[lookup].search = Some(search);
         self.drive(lookup);
@@ -178,12 +181,13 @@ impl World {
         let mut who: Vec<MemberId> = claims.iter().map(|(_, who)| *who).collect();
         who.sort_unstable();
         who.dedup();
-        let bytes = net::holders(who.len(), claims.len());
+        let sampled = mind.samplings();
+        let bytes = net::holders(sampled.len(), who.len(), claims.len());
         let work = net::lookup_work_us(ids.len()) * self.slowness(owner);
         let wait = self.latency_us() * (self.slowness(owner) - 1);
         let at = self.carry(owner, asker, bytes, self.clock.now_us + work + wait);
         self.looked[lookup].index_bytes += bytes;
-        self.at(at, Event::Holders { lookup, ticket, owner, claims });
+        self.at(at, Event::Holders { lookup, ticket, owner, claims, sampled });
     }
 
     /// An owner's answer comes.
@@ -193,6 +197,7 @@ impl World {
         ticket: Ticket,
         owner: usize,
         claims: &[(ShortId, MemberId)],
+        sampled: Vec<(ShardId, Sampling)>,
     ) {
         let asker = self.lookups[lookup].asker;
         let (now, mesh, from) = (self.clock.now(), self.is_mesh(), self.peers[owner].member);
@@ -210,8 +215,9 @@ impl World {
         let looked = &mut self.looked[lookup];
         looked.index_us = self.clock.now_us - looked.started_us;
         if let Some(search) = &mut self.lookups[lookup].search {
-            search.on_holders(ticket, &usable);
+            search.on_holders(ticket, &usable, &sampled);
         }
+        self.mind(asker).sampled(from, sampled);
         self.drive(lookup);
     }
 

@@ -36,8 +36,8 @@ pub(super) const SIBLING_HOSTS: usize = 3;
 pub(super) const VMS: u64 = 4;
 /// Pages of a VM that follow each other and come from the same place, on average: page caches and allocators work in such runs.
 const RUN_PAGES: u64 = 16;
-/// Background names have this many zero bits at their end, which no sampling reaches.
-const BACKGROUND_BITS: u32 = 24;
+/// What the seeds of background names begin with, where those of pages have their [`Kind`].
+const BACKGROUND: u64 = 5;
 
 /// Where pages of a looked-up VM come from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -145,21 +145,21 @@ pub(super) struct Content {
 }
 
 impl Content {
-    /// About `per_host` background names a host at this sampling.
-    pub(super) fn new(zero_bits: u32, per_host: u64) -> Self {
-        Self { background_weight: ((HOST_NAMES >> zero_bits) / per_host).max(1) }
+    /// About `per_host` background names a host.
+    pub(super) fn new(per_host: u64) -> Self {
+        Self { background_weight: (HOST_NAMES / per_host).max(1) }
     }
 
-    /// The background names that a host announces.
-    pub(super) fn background(self, host: u64, zero_bits: u32) -> impl Iterator<Item = ShortId> {
-        let count = (HOST_NAMES >> zero_bits) / self.background_weight;
-        (0..count).map(move |n| ShortId(mix(5 << 56 | host << 32 | n) >> BACKGROUND_BITS << BACKGROUND_BITS))
+    /// The background names of a host.
+    pub(super) fn background(self, host: u64) -> impl Iterator<Item = ShortId> {
+        let count = HOST_NAMES / self.background_weight;
+        (0..count).map(move |n| ShortId(mix(BACKGROUND << 56 | host << 32 | n)))
     }
 }
 
 /// Whether a name is a background name.
 pub(super) fn is_background(id: ShortId) -> bool {
-    id.0.trailing_zeros() >= BACKGROUND_BITS
+    PageSeed::of(id).0 >> 56 == BACKGROUND
 }
 
 /// Whether a VM was here before.
@@ -228,10 +228,10 @@ mod tests {
 
     #[test]
     fn background_stands_for_the_rest_of_a_host() {
-        let content = Content::new(6, 4096);
-        let names: Vec<_> = content.background(3, 6).collect();
+        let content = Content::new(4096);
+        let names: Vec<_> = content.background(3).collect();
         assert!(names.iter().all(|id| is_background(*id)));
         let stands_for = names.len() as u64 * content.background_weight;
-        assert!(stands_for.abs_diff(HOST_NAMES >> 6) <= content.background_weight);
+        assert!(stands_for.abs_diff(HOST_NAMES) <= content.background_weight);
     }
 }

@@ -39,7 +39,7 @@ struct Costs {
 impl Costs {
     fn of(figures: &Figures) -> Self {
         let others = figures.peers as f64 - 1.0;
-        let sampled = f64::from(1u32 << figures.sampled_bits);
+        let sampled = figures.sampled_bits.exp2();
         let renew_s = RENEW_AFTER.as_secs_f64();
         let filters_bytes = others * HOST_NAMES as f64 * FILTER_BYTES;
         let shard_filters_bytes = filters_bytes / sampled;

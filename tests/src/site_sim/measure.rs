@@ -51,8 +51,10 @@ pub struct Figures {
     pub peers: usize,
     /// What happened to it.
     pub scenario: Scenario,
-    /// Bits of a name that must be zero for it to be in the index.
-    pub sampled_bits: u32,
+    /// Bits of a name that must be zero for an owner to keep it, over all owners' shards.
+    pub sampled_bits: f64,
+    /// The same of the shard that is sampled most.
+    pub most_sampled_bits: f64,
     /// Lookups made.
     pub lookups: usize,
     /// Pages found of those that a reachable honest peer held, percent.

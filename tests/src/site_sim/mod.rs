@@ -36,11 +36,12 @@ use self::{
     asker::Lookup,
     content::{Holding, IMAGE_HOSTS, SIBLING_HOSTS, VMS},
     measure::{ENTRY_BYTES, Looked, mean},
-    peer::Conduct,
+    peer::{Conduct, Mind},
     scenario::{CUT_US, END_US, HEALED_US, MEASURE_US, SECOND},
     world::{Event, World},
 };
 use crate::rng::Rng;
+use dht::shard::ShardId;
 
 /// How much is simulated.
 #[derive(Clone, Copy, Debug)]
@@ -204,13 +205,23 @@ fn figures(world: &World) -> Figures {
     let entries: Vec<f64> = minds().map(|mind| mind.background.len() as f64 * scale).collect();
     let owners = entries.iter().filter(|entries| **entries > 0.0).count();
     let (all, most) = (entries.iter().sum::<f64>(), entries.iter().copied().fold(0.0, f64::max));
+    let owning = || minds().filter(|mind| !mind.background.is_empty());
+    let bits = |mind: &Mind, shard| f64::from(mind.background.sampling(shard).zero_bits());
+    // Of the shards that each owns.
+    let owned = |mind: &Mind| {
+        let owned = ShardId::all()
+            .filter(|shard| mind.membership.shards().owners(*shard).contains(&mind.membership.me()));
+        owned.map(|shard| bits(mind, shard)).collect::<Vec<_>>()
+    };
+    let bits: Vec<f64> = owning().flat_map(owned).collect();
     let (sums, hosts) = (&world.sums, world.size as f64);
     let seconds = ((END_US - MEASURE_US) / SECOND) as f64;
     let announced = mean(sums.announce_messages as f64, sums.announcer_seconds as f64);
     Figures {
         peers: world.size,
         scenario: world.scenario,
-        sampled_bits: world.sampling.zero_bits(),
+        sampled_bits: mean(bits.iter().sum(), bits.len() as f64),
+        most_sampled_bits: bits.iter().copied().fold(0.0, f64::max),
         lookups: looked.len(),
         hit_percent: mean(with_held().map(hit).sum(), with_held().count() as f64),
         worst_hit_percent: with_held().map(hit).fold(100.0, f64::min),

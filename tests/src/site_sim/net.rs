@@ -39,8 +39,8 @@ pub(super) fn lookup(ids: usize) -> u64 {
 }
 
 /// The answer to a lookup.
-pub(super) fn holders(peers: usize, claims: usize) -> u64 {
-    STREAM_BYTES / 2 + framed(13 + PEER_BYTES * peers as u64 + 6 * claims as u64)
+pub(super) fn holders(sampled: usize, peers: usize, claims: usize) -> u64 {
+    STREAM_BYTES / 2 + framed(17 + 2 * sampled as u64 + PEER_BYTES * peers as u64 + 6 * claims as u64)
 }
 
 /// A request for pages.

@@ -69,12 +69,13 @@ pub(super) struct Mind {
 }
 
 impl Mind {
-    pub(super) fn new(me: MemberId, now: Instant) -> Self {
+    /// Its table has room for so many background entries; sampled by these, the probes' table has no bound of its own.
+    pub(super) fn new(me: MemberId, room: usize, now: Instant) -> Self {
         Self {
             membership: Membership::new(me),
             announcer: Announcer::new(now),
             probes: OwnerTable::new(now),
-            background: OwnerTable::new(now),
+            background: OwnerTable::with_room(room, now),
             version: None,
             connected: BTreeSet::new(),
             ticks: 0,
@@ -87,21 +88,45 @@ impl Mind {
             ids.iter().partition(|id| is_background(**id));
         let before = self.background.len();
         self.background.announce(from, &background, now);
+        self.sample_probes();
         self.probes.announce(from, &probes, now);
-        self.background.len() - before
+        // A full table may have dropped some for it.
+        self.background.len().saturating_sub(before)
+    }
+
+    /// Samples the probes as the background is: it is one table.
+    fn sample_probes(&mut self) {
+        for shard in ShardId::all() {
+            let sampling = self.background.sampling(shard);
+            if self.probes.sampling(shard) != sampling {
+                self.probes.sample(shard, sampling);
+            }
+        }
+    }
+
+    /// What its answers say of how it samples.
+    pub(super) fn samplings(&self) -> Vec<(ShardId, Sampling)> {
+        self.background.samplings()
+    }
+
+    /// An owner says how it samples.
+    pub(super) fn sampled(&mut self, owner: MemberId, sampled: Vec<(ShardId, Sampling)>) {
+        self.announcer.sampled(owner, &sampled);
+        self.membership.sampled(owner, sampled);
     }
 
     /// Once a second: leases that are due are renewed, and one shard of the tables is swept.
-    pub(super) fn upkeep(&mut self, sampling: Sampling, now: Instant) {
+    pub(super) fn upkeep(&mut self, now: Instant) {
         // The host holds what it held.
         for renewal in self.announcer.renewals(now) {
-            self.announcer.renew(renewal, sampling, now);
+            self.announcer.renew(renewal, now);
         }
         let shard = ShardId(u8::try_from(self.ticks % SHARDS as u64).expect("reduced modulo the shards"));
         let membership = &self.membership;
         let keep = membership.shards().owners(shard).contains(&membership.me());
         self.probes.sweep(shard, keep, now);
         self.background.sweep(shard, keep, now);
+        self.sample_probes();
         self.ticks += 1;
     }
 
@@ -117,20 +142,20 @@ impl Mind {
 
 impl Peer {
     /// The names that this host announces.
-    pub(super) fn announced(&self, number: u64, content: Content, sampling: Sampling) -> Vec<ShortId> {
+    pub(super) fn announced(&self, number: u64, content: Content) -> Vec<ShortId> {
         if !self.announces {
             return Vec::new();
         }
         let probes = if self.conduct == Conduct::FalseNames { every_name() } else { self.holding.names() };
-        let sampled = probes.into_iter().filter(|id| sampling.keeps(*id));
-        sampled.chain(content.background(number, sampling.zero_bits())).collect()
+        probes.into_iter().chain(content.background(number)).collect()
     }
 
     /// Whether it serves pages as they are.
     pub(super) fn honest_holder(&self) -> bool {
         match self.conduct {
-            Conduct::Honest | Conduct::Slow => true,
-            Conduct::Silent | Conduct::WrongBytes | Conduct::FalseNames => false,
+            // What a liar does hold it serves.
+            Conduct::Honest | Conduct::Slow | Conduct::FalseNames => true,
+            Conduct::Silent | Conduct::WrongBytes => false,
         }
     }
 }

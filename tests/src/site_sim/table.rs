@@ -28,7 +28,8 @@ const LOOKUPS: &[Column] = &[
 const HOSTS: &[Column] = &[
     ("peers", |f| f.peers.to_string()),
     ("scenario", |f| f.scenario.name().to_owned()),
-    ("sampled bits", |f| f.sampled_bits.to_string()),
+    ("sampled bits", |f| format!("{:.2}", f.sampled_bits)),
+    ("most", |f| format!("{:.0}", f.most_sampled_bits)),
     ("owners", |f| f.owners.to_string()),
     ("index bytes a host", |f| bytes(f.index_bytes_per_host)),
     ("worst host", |f| bytes(f.index_bytes_worst_host)),

@@ -96,9 +96,8 @@ impl World {
 
     /// Gives a peer its mind and its names.
     pub(super) fn settle(&mut self, number: usize) {
-        let names = self.peers[number].announced(number as u64, self.content, self.sampling);
-        let sampling = self.sampling;
-        self.mind(number).announcer.note(&names, sampling);
+        let names = self.peers[number].announced(number as u64, self.content);
+        self.mind(number).announcer.note(&names);
     }
 
     /// Everyone of the mesh knows everyone.

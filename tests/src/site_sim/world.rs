@@ -7,11 +7,11 @@ use std::{
 
 use dht::{
     announce::Announcement,
-    limits::{INDEX_BATCH, LOOKUP_TIMEOUT, UNSAMPLED_MEMBERS},
+    limits::{INDEX_BATCH, LOOKUP_TIMEOUT, MESH, OWNER_ENTRIES},
     lookup::Ticket,
     membership::Role,
     sample::Sampling,
-    shard::MemberId,
+    shard::{MemberId, ShardId},
 };
 use page::ShortId;
 
@@ -40,7 +40,13 @@ pub(super) enum Event {
     /// A question reaches an owner.
     AskOwner { lookup: usize, ticket: Ticket, owner: usize, ids: Vec<ShortId> },
     /// Its answer reaches the asker.
-    Holders { lookup: usize, ticket: Ticket, owner: usize, claims: Vec<(ShortId, MemberId)> },
+    Holders {
+        lookup: usize,
+        ticket: Ticket,
+        owner: usize,
+        claims: Vec<(ShortId, MemberId)>,
+        sampled: Vec<(ShardId, Sampling)>,
+    },
     /// A request reaches a holder.
     AskHolder { lookup: usize, ticket: Ticket, holder: usize, ids: Vec<ShortId> },
     /// Its pages reach the asker.
@@ -86,7 +92,8 @@ pub(super) struct World {
     /// One host in so many is simulated with contents, and stands for as many.
     pub(super) stride: usize,
     pub(super) content: Content,
-    pub(super) sampling: Sampling,
+    /// Background entries that an owner has room for.
+    room: usize,
     pub(super) clock: Clock,
     pub(super) rng: Rng,
     pub(super) peers: Vec<Peer>,
@@ -106,13 +113,14 @@ pub(super) struct World {
 impl World {
     /// An empty site; `build` fills it.
     pub(super) fn new(size: usize, scenario: Scenario, stride: usize, per_host: u64, rng: Rng) -> Self {
-        let sampling = Sampling::of_site(size, UNSAMPLED_MEMBERS);
+        let content = Content::new(per_host);
+        let scale = usize::try_from(content.background_weight).expect("far below 2^32") * stride;
         Self {
             scenario,
             size,
             stride,
-            content: Content::new(sampling.zero_bits(), per_host),
-            sampling,
+            content,
+            room: OWNER_ENTRIES / scale,
             clock: Clock::new(),
             rng,
             peers: Vec::new(),
@@ -131,7 +139,7 @@ impl World {
 
     /// Whether everybody is connected to everybody.
     pub(super) fn is_mesh(&self) -> bool {
-        self.size <= UNSAMPLED_MEMBERS
+        self.size <= MESH
     }
 
     /// Whether what is counted now is counted.
@@ -174,7 +182,7 @@ impl World {
     pub(super) fn mind(&mut self, peer: usize) -> &mut Mind {
         if self.peers[peer].mind.is_none() {
             let (member, now) = (self.peers[peer].member, self.clock.now());
-            self.peers[peer].mind = Some(Box::new(Mind::new(member, now)));
+            self.peers[peer].mind = Some(Box::new(Mind::new(member, self.room, now)));
             let at = self.clock.now_us + self.rng.below(SECOND);
             self.at(at, Event::Tick { peer });
             if !self.is_mesh() {
@@ -223,7 +231,9 @@ impl World {
             Event::Noticed { peer, member, joined } => self.noticed(peer, member, joined),
             Event::Look { lookup } => self.look(lookup),
             Event::AskOwner { lookup, ticket, owner, ids } => self.ask_owner(lookup, ticket, owner, &ids),
-            Event::Holders { lookup, ticket, owner, claims } => self.holders(lookup, ticket, owner, &claims),
+            Event::Holders { lookup, ticket, owner, claims, sampled } => {
+                self.holders(lookup, ticket, owner, &claims, sampled);
+            }
             Event::AskHolder { lookup, ticket, holder, ids } => self.ask_holder(lookup, ticket, holder, ids),
             Event::Pages { lookup, ticket, holder, ids, pages } => {
                 self.pages(lookup, ticket, holder, &ids, &pages);
@@ -242,9 +252,8 @@ impl World {
             self.learn_next(peer);
         }
         let (now, measuring, announces) = (self.clock.now(), self.measuring(), self.peers[peer].announces);
-        let sampling = self.sampling;
         let mind = self.mind(peer);
-        mind.upkeep(sampling, now);
+        mind.upkeep(now);
         mind.rehome();
         self.sums.mind_seconds += u64::from(measuring);
         self.sums.announcer_seconds += u64::from(measuring && announces);
@@ -289,6 +298,7 @@ impl World {
         }
         let (now, me) = (self.clock.now(), self.peers[peer].member);
         let owner = self.numbers[&announcement.owner];
+        let mut sampled: Vec<(ShardId, Sampling)> = Vec::new();
         if taken && self.peers[owner].alive {
             let mesh = self.is_mesh();
             let mind = self.mind(owner);
@@ -297,6 +307,7 @@ impl World {
                 mind.membership.joined(me);
             }
             let added = mind.hear(me, &announcement.ids, now) as u64;
+            sampled = mind.samplings();
             if self.measuring() && self.clock.now_us > self.peers[peer].visible_us + 60 * SECOND {
                 self.sums.rehomed_bytes += added * self.content.background_weight * 8;
             }
@@ -306,6 +317,7 @@ impl World {
         let mind = self.mind(peer);
         if taken {
             mind.announcer.acknowledged(announcement);
+            mind.sampled(announcement.owner, sampled);
             mind.membership.answered(announcement.owner, Role::Owner);
         } else {
             mind.announcer.failed(announcement, now);

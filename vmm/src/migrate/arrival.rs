@@ -20,7 +20,7 @@ use super::identity::HostKey;
 use super::incoming::Greeting;
 use super::pages::{self, CheckedPage, Pool};
 use super::report::{IncomingPhase, IncomingStatus, Rungs};
-use super::site::{SitePages, SiteRung};
+use super::site::{SitePage, SitePages, SiteRung, SiteTold};
 use super::transport::{Close, WanBytes};
 use super::wires::{FromLink, LinkEvent, Wires};
 use super::{MigrateError, bundle, layout_of, limits};
@@ -46,6 +46,7 @@ enum Done {
     Prepared(Result<Arc<Machine>, String>),
     Literals(Result<Vec<(Gfn, VerifiedPage)>, WireError>),
     SitePages(Vec<CheckedPage>),
+    SiteMissing(RequestId, Vec<ShortId>),
     Answered(RequestId),
     Loaded(Result<u64, String>),
     Resumed(Result<(), String>),
@@ -304,10 +305,17 @@ impl Arrival {
         };
         let (results, domain) = (self.results.0.clone(), self.core.domain().clone());
         let question = self.helpers.spawn(async move {
-            let mut found = site.resolve(ids);
+            let mut told = site.resolve(ids);
             let mut batch = Vec::with_capacity(limits::SITE_BATCH_PAGES);
-            while found.recv_many(&mut batch, limits::SITE_BATCH_PAGES).await > 0 {
-                let (pages, domain, room) = (std::mem::take(&mut batch), domain.clone(), results.clone());
+            while told.recv_many(&mut batch, limits::SITE_BATCH_PAGES).await > 0 {
+                let (pages, missing) = sorted(std::mem::take(&mut batch));
+                if !missing.is_empty() && results.send(Done::SiteMissing(request, missing)).await.is_err() {
+                    return;
+                }
+                if pages.is_empty() {
+                    continue;
+                }
+                let (domain, room) = (domain.clone(), results.clone());
                 let Ok(checked) = tokio::task::spawn_blocking(move || pages::check(&domain, pages)).await
                 else {
                     break;
@@ -340,6 +348,7 @@ impl Arrival {
                 }
             }
             Done::SitePages(checked) => checked.iter().for_each(|page| self.site_page(now, page)),
+            Done::SiteMissing(request, ids) => self.core.site_missing(now, request, &ids),
             Done::Answered(request) => {
                 self.questions.remove(&request);
                 self.core.site_done(now, request);
@@ -532,6 +541,18 @@ impl Arrival {
             wires.flush_and_close(Close::Done, "the destination has ended the migration").await;
         }
     }
+}
+
+/// The pages, and the ids of the missing ones.
+fn sorted(told: Vec<SiteTold>) -> (Vec<SitePage>, Vec<ShortId>) {
+    let (mut pages, mut missing) = (Vec::with_capacity(told.len()), Vec::new());
+    for part in told {
+        match part {
+            SiteTold::Page(page) => pages.push(page),
+            SiteTold::Missing(ids) => missing.extend(ids),
+        }
+    }
+    (pages, missing)
 }
 
 fn send(results: &mpsc::Sender<Done>, done: Done) {

@@ -119,5 +119,7 @@ const _: () = assert!(STREAM_WINDOW_BYTES <= CONNECTION_WINDOW_BYTES);
 const _: () = assert!(SEND_WINDOW_MIN_BYTES <= SEND_WINDOW_FIRST_BYTES);
 const _: () = assert!(SEND_WINDOW_FIRST_BYTES <= CONNECTION_WINDOW_BYTES as u64);
 const _: () = assert!(FREE_HANDSHAKES < MAX_HANDSHAKES);
+// A question goes to the site's peer as one request.
+const _: () = assert!(proto::QUESTION_IDS <= dht::limits::LOCAL_RESOLVE_IDS);
 const _: () = assert!(proto::HASH_WINDOW_REGIONS + proto::LITERAL_WINDOW_BATCHES <= JOBS_BOUND);
-const _: () = assert!(DECODE_WINDOW_BATCHES + INBOX_BOUND + proto::RESOLVE_WINDOW <= JOBS_BOUND);
+const _: () = assert!(DECODE_WINDOW_BATCHES + INBOX_BOUND + proto::QUESTIONS_OPEN <= JOBS_BOUND);

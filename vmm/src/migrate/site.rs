@@ -4,18 +4,27 @@ use page::{Domain, Page, ShortId};
 use tokio::sync::mpsc;
 
 /// Pages from the site's peer that wait for whoever asked: half a region.
-const FOUND_QUEUE: usize = 256;
+const TOLD_QUEUE: usize = 256;
 
 /// Pages of the site. `dht`'s local client satisfies it; without a peer there is none and the ladder has fewer rungs.
 pub trait SitePages: Send + Sync + std::fmt::Debug {
     /// The dedup domain of the site.
     fn domain(&self) -> &Domain;
-    /// Asks for the pages of `ids`. The channel yields what is found, in any order, as it is found, unverified; it closes when
-    /// the site has nothing more. Dropping the receiver cancels. Called within a tokio runtime.
-    fn resolve(&self, ids: Vec<ShortId>) -> mpsc::Receiver<SitePage>;
+    /// Asks for the pages of `ids`. The channel yields what is found, in any order, as it is found, unverified, and what is missing as soon
+    /// as that is certain. It closes when all is said, or the site is lost. Dropping the receiver cancels. Called within a tokio runtime.
+    fn resolve(&self, ids: Vec<ShortId>) -> mpsc::Receiver<SiteTold>;
     /// Says that the page given for `id` did not have the name that was asked for, so that its holder is avoided. Does not wait. Called
     /// within a tokio runtime.
     fn report_wrong(&self, id: ShortId);
+}
+
+/// What the site says of pages that it was asked for.
+#[derive(Debug)]
+pub enum SiteTold {
+    /// It has this one.
+    Page(SitePage),
+    /// Nobody there has these.
+    Missing(Vec<ShortId>),
 }
 
 /// A page that the site says it has. Whoever installs it hashes it first.
@@ -38,22 +47,32 @@ pub enum SiteRung {
     Site,
 }
 
+impl From<dht::Found> for SitePage {
+    fn from(found: dht::Found) -> Self {
+        let rung = match found.rung {
+            dht::FoundOn::Host => SiteRung::Host,
+            dht::FoundOn::Site => SiteRung::Site,
+        };
+        Self { id: found.id, rung, bytes: found.bytes }
+    }
+}
+
 impl SitePages for dht::SiteClient {
     fn domain(&self) -> &Domain {
         Self::domain(self)
     }
 
-    fn resolve(&self, ids: Vec<ShortId>) -> mpsc::Receiver<SitePage> {
-        let mut found = Self::resolve(self, ids);
-        let (pages, receiver) = mpsc::channel(FOUND_QUEUE);
+    fn resolve(&self, ids: Vec<ShortId>) -> mpsc::Receiver<SiteTold> {
+        let mut answer = Self::resolve(self, ids);
+        let (told, receiver) = mpsc::channel(TOLD_QUEUE);
         tokio::spawn(async move {
-            while let Some(dht::Found { id, rung, bytes }) = found.recv().await {
-                let rung = match rung {
-                    dht::FoundOn::Host => SiteRung::Host,
-                    dht::FoundOn::Site => SiteRung::Site,
+            while let Some(part) = answer.recv().await {
+                let part = match part {
+                    dht::Told::Found(found) => SiteTold::Page(found.into()),
+                    dht::Told::Missing(ids) => SiteTold::Missing(ids),
                 };
-                if pages.send(SitePage { id, rung, bytes }).await.is_err() {
-                    // The asker has what it wants; dropping `found` cancels the rest.
+                if told.send(part).await.is_err() {
+                    // The asker has what it wants; dropping `answer` cancels the rest.
                     return;
                 }
             }

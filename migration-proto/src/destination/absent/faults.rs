@@ -4,7 +4,7 @@ use std::collections::btree_map::Entry;
 
 use page::{Gfn, PageHash};
 
-use super::{Absent, Action, Progress, RequestId, Site, Source, Stage};
+use super::{Absent, Action, Kind, Progress, Question, RequestId, Site, Source, Stage};
 use crate::limits;
 use crate::timer::{Link, Span, Time};
 use crate::wire::Message;
@@ -34,7 +34,9 @@ impl Absent {
         let Some(group) = self.groups.get(&name) else { return };
         let under_way = match group.stage {
             Stage::Queued => false,
-            Stage::Site(request) => self.questions.get(&request).is_some_and(|question| question.urgent),
+            Stage::Site(request) => {
+                self.questions.get(&request).is_some_and(|question| question.kind == Kind::Fault)
+            }
             // The site has had its turn.
             Stage::Source if self.source == Source::Here => {
                 return self.ask_source_at_once(gfn, name);
@@ -51,7 +53,7 @@ impl Absent {
                 }
                 Source::New | Source::Away => limits::FAULT_ASK_AGAIN,
             };
-            self.ask_site(vec![name], now + patience, true);
+            self.ask_site(now, vec![name], patience, Kind::Fault);
         } else {
             self.ask_source(&[name]);
         }
@@ -78,10 +80,19 @@ impl Absent {
 
     /// When [`Absent::timeout`] is to be called.
     pub(in crate::destination) fn next_timeout(&self) -> Option<Time> {
-        let questions = self.questions.values().map(|question| question.deadline);
+        let questions = self.questions.values().map(|question| self.deadline_of(question));
         let first_fault = self.faults.values().min().map(|since| *since + limits::FAULT_LIMIT);
         let limit = first_fault.filter(|_| self.progress == Progress::Runs && !self.paused);
         questions.chain(limit).chain(self.ask_again).min()
+    }
+
+    /// A site that answers anything is at work; what a virtual CPU waits for has no such excuse.
+    fn deadline_of(&self, question: &Question) -> Time {
+        let since = match question.kind {
+            Kind::Bulk => question.asked.max(self.heard),
+            Kind::Fault | Kind::LateFault => question.asked,
+        };
+        since + question.patience
     }
 
     /// A deadline has come. Counts questions that were given up.
@@ -89,7 +100,7 @@ impl Absent {
         let due: Vec<RequestId> = self
             .questions
             .iter()
-            .filter(|(_, question)| question.deadline <= now)
+            .filter(|(_, question)| self.deadline_of(question) <= now)
             .map(|(request, _)| *request)
             .collect();
         let mut given_up = 0;
@@ -117,10 +128,10 @@ impl Absent {
     /// A question's deadline has come; whether it is given up.
     fn late(&mut self, now: Time, request: RequestId) -> bool {
         let Some(question) = self.questions.get_mut(&request) else { return false };
-        if question.urgent {
+        if question.kind == Kind::Fault {
             // The source is asked too; whoever is first gives the page.
-            question.urgent = false;
-            question.deadline = now + limits::SITE_PATIENCE_MAX;
+            question.kind = Kind::LateFault;
+            question.patience = limits::SITE_PATIENCE_MAX;
             let names = question.names.clone();
             for name in names {
                 let waited_for = self

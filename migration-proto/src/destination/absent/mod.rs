@@ -22,7 +22,7 @@ use crate::error::ProtocolError;
 use crate::limits;
 use crate::postcopy::FullName;
 use crate::stats::PostcopyStats;
-use crate::timer::{Link, Time};
+use crate::timer::{Link, Span, Time};
 use crate::wire::Message;
 
 /// Where a page is awaited from.
@@ -41,10 +41,21 @@ struct Group {
 
 #[derive(Debug)]
 struct Question {
-    deadline: Time,
     names: Vec<PageHash>,
+    asked: Time,
+    /// How long the site may say nothing.
+    patience: Span,
+    kind: Kind,
+}
+
+/// What a question is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    Bulk,
     /// A virtual CPU waits for it.
-    urgent: bool,
+    Fault,
+    /// As `Fault`, and the source has been asked as well.
+    LateFault,
 }
 
 /// The connection to the source.
@@ -104,6 +115,8 @@ pub(super) struct Absent {
     next_request: u64,
     site: Site,
     strikes: u32,
+    /// When the site last answered anything.
+    heard: Time,
     /// Frames that a virtual CPU waits for, and since when.
     faults: BTreeMap<Gfn, Time>,
     /// Of those, asked of the source over this connection.
@@ -135,6 +148,7 @@ impl Absent {
             next_request: request,
             site: if site { Site::Asked } else { Site::Nowhere },
             strikes: 0,
+            heard: Time(0),
             faults: BTreeMap::new(),
             asked: BTreeSet::new(),
             naming: BTreeSet::new(),
@@ -256,17 +270,17 @@ impl Absent {
             self.naming.insert(region);
             self.out.push_back(Action::Send(Message::WantNames(region)));
         }
-        while self.questions.len() < limits::RESOLVE_WINDOW {
-            if !self.next_question(now, link) {
-                break;
-            }
-        }
+        while self.bulk().count() < limits::QUESTIONS_OPEN && self.next_question(now, link) {}
+    }
+
+    fn bulk(&self) -> impl Iterator<Item = &Question> {
+        self.questions.values().filter(|question| question.kind == Kind::Bulk)
     }
 
     /// Asks for the next names in the queue; false if there are none.
     fn next_question(&mut self, now: Time, link: Link) -> bool {
         let mut names = Vec::new();
-        while names.len() < limits::RESOLVE_BATCH_IDS {
+        while names.len() < limits::QUESTION_IDS {
             let Some(name) = self.queue.pop_front() else { break };
             if self.groups.get(&name).is_some_and(|group| group.stage == Stage::Queued) {
                 names.push(name);
@@ -276,16 +290,16 @@ impl Absent {
             return false;
         }
         if self.site == Site::Asked {
-            let asked: usize = self.questions.values().map(|question| question.names.len()).sum();
-            let deadline = now + patience(link, asked + names.len());
-            self.ask_site(names, deadline, false);
+            let asked: usize = self.bulk().map(|question| question.names.len()).sum();
+            let patience = patience(link, asked + names.len());
+            self.ask_site(now, names, patience, Kind::Bulk);
         } else {
             self.ask_source(&names);
         }
         true
     }
 
-    fn ask_site(&mut self, names: Vec<PageHash>, deadline: Time, urgent: bool) {
+    fn ask_site(&mut self, now: Time, names: Vec<PageHash>, patience: Span, kind: Kind) {
         let request = RequestId(self.next_request);
         self.next_request += 1;
         for name in &names {
@@ -294,7 +308,7 @@ impl Absent {
             }
         }
         let ids = names.iter().map(PageHash::short).collect();
-        self.questions.insert(request, Question { deadline, names, urgent });
+        self.questions.insert(request, Question { names, asked: now, patience, kind });
         self.out.push_back(Action::Resolve { request, ids });
     }
 
@@ -330,7 +344,7 @@ impl Absent {
         page: &VerifiedPage,
     ) -> Vec<Gfn> {
         let name = page.name();
-        if name.short() != id || (!self.groups.contains_key(&name) && self.awaits_like(id)) {
+        if name.short() != id || (!self.groups.contains_key(&name) && self.awaited(id).next().is_some()) {
             // Its question's end or deadline sends the want to the source.
             self.stats.wrong += 1;
             return Vec::new();
@@ -339,16 +353,33 @@ impl Absent {
             SiteRung::Host => Rung::Host,
             SiteRung::Site => Rung::Site,
         };
-        self.came(now, name, rung)
+        let frames = self.came(now, name, rung);
+        if !frames.is_empty() {
+            self.heard = now;
+        }
+        frames
     }
 
-    /// Whether another name with this short id is awaited.
-    fn awaits_like(&self, id: ShortId) -> bool {
+    /// Nobody in the site has these.
+    pub(super) fn site_missing(&mut self, now: Time, request: RequestId, ids: &[ShortId]) {
+        let mut missing = Vec::new();
+        for id in ids {
+            let waits = self.awaited(*id).filter(|(_, group)| group.stage == Stage::Site(request));
+            missing.extend(waits.map(|(name, _)| *name));
+        }
+        if !missing.is_empty() {
+            self.heard = now;
+            self.site_lacks(now, &missing);
+        }
+    }
+
+    /// What is awaited under this short id: one name, as far as is known.
+    fn awaited(&self, id: ShortId) -> impl Iterator<Item = (&PageHash, &Group)> {
         let mut first = [0; 32];
         let mut last = [0xff; 32];
         first[..8].copy_from_slice(&id.0.to_be_bytes());
         last[..8].copy_from_slice(&id.0.to_be_bytes());
-        self.groups.range(PageHash(first)..=PageHash(last)).next().is_some()
+        self.groups.range(PageHash(first)..=PageHash(last))
     }
 
     /// A literal came: where to install it.
@@ -444,8 +475,13 @@ impl Absent {
         let waits =
             |name: &&PageHash| self.groups.get(name).is_some_and(|group| group.stage == Stage::Site(request));
         let left: Vec<PageHash> = names.iter().filter(waits).copied().collect();
-        self.ask_source(&left);
-        if !left.is_empty() && self.source != Source::Here {
+        self.site_lacks(now, &left);
+    }
+
+    /// The site does not give these.
+    fn site_lacks(&mut self, now: Time, names: &[PageHash]) {
+        self.ask_source(names);
+        if !names.is_empty() && self.source != Source::Here {
             self.ask_again.get_or_insert(now + limits::FAULT_ASK_AGAIN);
         }
     }
