@@ -11,6 +11,8 @@
 
 mod connection;
 mod faults;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
