@@ -80,6 +80,7 @@
 //! 10. Post-copy, at the destination: between [`destination::Action::Absent`] and the end of the VM's memory, `Zero` and frames to install go where nothing stands
 //!     yet, atomically, and wake whoever waits there (`UFFDIO_COPY`, `UFFDIO_ZEROPAGE`). Each touch of an absent frame goes to `fault`, once; if that
 //!     says false, the frame's page is there and whoever waits is to be woken. `PauseVm` and `ResumeVm` need no answer.
+//!     A page that cannot be installed goes to `not_installed` before the next action is taken.
 #![forbid(unsafe_code)]
 #![deny(clippy::wildcard_enum_match_arm, clippy::match_wildcard_for_single_variants)]
 

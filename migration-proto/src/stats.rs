@@ -65,7 +65,7 @@ impl DestinationStats {
 /// What came after the VM ran at the destination, as the destination counts it. Frames unless a field says otherwise.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct PostcopyStats {
-    /// Absent when the VM began to run.
+    /// Absent when the VM began to run; a frame that its page could not be installed at counts again, here and below.
     pub absent: u64,
     /// All-zero pages.
     pub zero: u64,

@@ -124,10 +124,22 @@ impl World {
 
     /// Writes one page from outside the VM, and wakes who waits for it.
     pub(crate) fn put(&mut self, gfn: Gfn, content: Content) {
+        if self.destination.memory.marked && !self.faults.is_empty() && self.rng.chance(1) {
+            return self.cannot_put(gfn);
+        }
         let over_absent = self.mutated(Mutation::RunsBeforeAbsent) && self.destination.memory.marked;
         let written = over_absent || self.destination.memory.write(gfn, content);
         self.check.require(written, || format!("a page was installed at {gfn}, where one stood already"));
         self.wake(gfn);
+    }
+
+    /// For once the host has no memory for a page.
+    fn cannot_put(&mut self, gfn: Gfn) {
+        let now = self.now;
+        self.trace(|| format!("the page at {gfn} cannot be installed"));
+        self.destination.not_installed(now, gfn);
+        let waits = self.destination.arrived.iter_mut().flat_map(|arrived| &mut arrived.waits).flatten();
+        waits.filter(|(waited, _)| *waited == gfn).for_each(|(_, since)| *since = now);
     }
 
     /// A page that came again is written again, whatever the VM did since.

@@ -134,6 +134,13 @@ impl DestinationHost {
         self.machine.as_ref().and_then(Destination::postcopy_stats)
     }
 
+    /// A page that was given out is not there. What follows from that is drained with the rest.
+    pub(crate) fn not_installed(&mut self, now: Time, gfn: Gfn) {
+        if let Some(machine) = &mut self.machine {
+            machine.not_installed(now, gfn);
+        }
+    }
+
     pub(crate) fn discarded(&self) -> bool {
         self.machine.as_ref().is_none_or(|machine| machine.discarded().is_some())
     }

@@ -90,7 +90,8 @@ impl Destination {
 
     /// The next thing to do.
     pub fn poll(&mut self) -> Option<Action> {
-        self.actions.pop_front()
+        // Complete comes when all that was to be installed and zeroed has been.
+        self.actions.pop_front().or_else(|| self.complete_memory())
     }
 
     /// When [`Destination::timeout`] is to be called, if no input comes before.

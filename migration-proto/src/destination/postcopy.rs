@@ -66,9 +66,21 @@ impl Destination {
     pub(super) fn after_late(&mut self) {
         let Some(absent) = &mut self.absent else { return };
         self.actions.extend(absent.drain());
-        if absent.take_complete() {
-            let (migration, stats, postcopy) = (self.migration, self.stats, absent.stats());
-            self.actions.push_back(Action::Send(Message::Complete { migration, stats, postcopy }));
+    }
+
+    /// Nothing is absent any more: the source is told.
+    pub(super) fn complete_memory(&mut self) -> Option<Action> {
+        let absent = self.absent.as_mut()?;
+        let postcopy = absent.stats();
+        let complete = Message::Complete { migration: self.migration, stats: self.stats, postcopy };
+        absent.take_complete().then_some(Action::Send(complete))
+    }
+
+    /// A page that was given out to be installed or zeroed at this frame, after [`Action::Absent`], could not be: the frame is still absent. Called before the
+    /// next action is taken. The page is looked for again after a while, and the VM paused if that does not help.
+    pub fn not_installed(&mut self, now: Time, gfn: Gfn) {
+        if let Some(absent) = self.late() {
+            absent.not_installed(now, gfn);
         }
     }
 

@@ -35,8 +35,9 @@ pub(super) struct Naming {
     hashing: BTreeMap<RegionId, bool>,
     /// The frame that a name was told for over this connection.
     told: BTreeMap<PageHash, Gfn>,
-    /// Faults that wait for room.
+    /// Faults that wait for room, and the same as a set.
     faults: VecDeque<Gfn>,
+    waiting: BTreeSet<Gfn>,
     /// Faults that this connection brought: their answers carry their names.
     answered: BTreeSet<Gfn>,
     sending: usize,
@@ -59,6 +60,7 @@ impl Naming {
             hashing: BTreeMap::new(),
             told: BTreeMap::new(),
             faults: VecDeque::new(),
+            waiting: BTreeSet::new(),
             answered: BTreeSet::new(),
             sending: 0,
         }
@@ -80,6 +82,7 @@ impl Naming {
         self.near.clear();
         self.told.clear();
         self.faults.clear();
+        self.waiting.clear();
         self.answered.clear();
         self.hashing.values_mut().for_each(|tell| *tell = false);
     }
@@ -102,7 +105,8 @@ impl Naming {
 
     /// A virtual CPU waits for this absent frame.
     pub(super) fn fault(&mut self, gfn: Gfn) {
-        if self.answered.insert(gfn) {
+        self.answered.insert(gfn);
+        if self.waiting.insert(gfn) {
             self.faults.push_back(gfn);
             self.near.push_front(gfn.region());
             self.near.truncate(NEAR_REGIONS);
@@ -129,6 +133,7 @@ impl Naming {
         if self.sending < limits::FAULT_WINDOW_PAGES
             && let Some(gfn) = self.faults.pop_front()
         {
+            self.waiting.remove(&gfn);
             self.sending += 1;
             return Some(Step::Fault(gfn));
         }
@@ -199,8 +204,8 @@ mod tests {
     fn the_region_of_a_fault_is_named_next() {
         let mut naming = naming(&[1, 600, 1100, 3000]);
         naming.fault(Gfn(3000));
-        assert_eq!(naming.step(), Some(Step::Fault(Gfn(3000))));
         naming.fault(Gfn(3000));
+        assert_eq!(naming.step(), Some(Step::Fault(Gfn(3000))));
         let hashes: Vec<_> = std::iter::from_fn(|| naming.step()).collect();
         let order: Vec<_> = hashes
             .iter()

@@ -44,7 +44,9 @@ impl Absent {
             return;
         }
         self.source = Source::Here;
-        self.ask_again = None;
+        if self.failed.is_empty() {
+            self.ask_again = None;
+        }
         if self.has_begun() {
             let unnamed = self.frames.iter().filter(|gfn| !self.names.contains_key(gfn));
             let mut regions: Vec<RegionId> = unnamed.map(Gfn::region).collect();

@@ -68,6 +68,21 @@ impl Absent {
         }
     }
 
+    /// Looks again for pages that came and could not be installed.
+    fn look_again(&mut self) {
+        for gfn in std::mem::take(&mut self.failed) {
+            // Without a name nobody but the source can give it: it answers a fault with the name.
+            let Some(name) = self.names.get(&gfn).copied().filter(|_| self.frames.contains(gfn)) else {
+                continue;
+            };
+            if name == self.zero {
+                self.zeros.push(gfn);
+            } else if self.groups.get(&name).is_none_or(|group| !group.frames.contains(&gfn)) {
+                self.add(gfn, name, Stage::Queued);
+            }
+        }
+    }
+
     pub(super) fn hurry_all(&mut self, now: Time, link: Link) {
         let waiting: Vec<Gfn> = self.faults.keys().copied().collect();
         waiting.into_iter().for_each(|gfn| self.hurry(now, link, gfn));
@@ -109,9 +124,8 @@ impl Absent {
         }
         if self.ask_again.is_some_and(|at| at <= now) {
             self.ask_again = None;
-            if self.source != Source::Here {
-                self.hurry_all(now, link);
-            }
+            self.look_again();
+            self.hurry_all(now, link);
         }
         if self.progress == Progress::Runs
             && !self.paused

@@ -127,6 +127,8 @@ pub(super) struct Absent {
     naming: BTreeSet<RegionId>,
     unnamed: VecDeque<RegionId>,
     ask_again: Option<Time>,
+    /// Frames that a page could not be installed at, to be looked for again then.
+    failed: Vec<Gfn>,
     source: Source,
     progress: Progress,
     paused: bool,
@@ -156,6 +158,7 @@ impl Absent {
             naming: BTreeSet::new(),
             unnamed: VecDeque::new(),
             ask_again: None,
+            failed: Vec::new(),
             source: Source::Here,
             progress: Progress::Told,
             paused: false,
@@ -208,7 +211,22 @@ impl Absent {
     /// True once a connection: nothing is absent any more, and the source can be told.
     pub(super) fn take_complete(&mut self) -> bool {
         let over = self.progress == Progress::Runs && self.left == 0 && self.source == Source::Here;
+        if over {
+            self.names = BTreeMap::new();
+        }
         over && !std::mem::replace(&mut self.complete, true)
+    }
+
+    /// A page that was given out is not there: somebody may wait for it.
+    pub(super) fn not_installed(&mut self, now: Time, gfn: Gfn) {
+        if self.frames.insert(gfn) {
+            self.left += 1;
+            self.stats.absent += 1;
+            self.stats.faults += 1;
+            self.faults.insert(gfn, now);
+            self.failed.push(gfn);
+            self.ask_again.get_or_insert(now + limits::FAULT_ASK_AGAIN);
+        }
     }
 
     /// Takes names.
@@ -458,7 +476,6 @@ impl Absent {
             self.out.push_back(Action::ResumeVm);
         }
         if self.left == 0 {
-            self.names = BTreeMap::new();
             self.ask_again = None;
         }
     }

@@ -118,3 +118,19 @@ fn the_vm_is_paused_once_and_goes_on_when_all_that_it_was_paused_for_is_there() 
     assert_eq!(drain(&mut absent), [Action::ResumeVm]);
     assert_eq!(absent.stats().longest_wait_us, limits::FAULT_LIMIT.0);
 }
+
+#[test]
+fn a_page_that_cannot_be_installed_is_looked_for_again() {
+    let mut absent = absent(1, false);
+    name(&mut absent, 0, 1);
+    drain(&mut absent);
+    assert_eq!(absent.literal(NOW, Gfn(0), &page(1)), [Gfn(0)]);
+    absent.not_installed(NOW, Gfn(0));
+    assert!(!absent.take_complete(), "it is not there");
+    let again = absent.next_timeout().unwrap();
+    assert_eq!(again, NOW + limits::FAULT_ASK_AGAIN);
+    absent.timeout(again, LINK);
+    assert_eq!(drain(&mut absent), [Action::Send(Message::Fault(Gfn(0)))]);
+    assert_eq!(absent.fault_page(again, Gfn(0), page(1).name(), &page(1)), [Gfn(0)]);
+    assert!(absent.take_complete());
+}
