@@ -73,10 +73,10 @@
 //! 7. The destination's host looks at the first message of each connection. Offer: refuse if a VM runs or starts here or [`switchover::Ledger`] fences it;
 //!    otherwise the source owns the VM, so `superseded` and then `disconnected` end what an earlier attempt left, and a new machine takes the offer.
 //!    Commit or Abort for the migration at hand: that connection is now the machine's, which is told so by `connected` before the message.
-//!    Commit for another: `Ledger::answer` says Running, NotRunning
-//!    or Unknown. The fate of a machine goes into the ledger as soon as it has one.
+//!    Commit for another: `Ledger::answer` says Running, NotRunning or Unknown. The fate of a machine goes into the ledger as soon as it has one.
 //! 8. What a past machine asked for (pages, state, virtual CPUs) must not reach the next one.
-//! 9. Post-copy, at the source: after Commit memory does not change; `Hash`, `SendLiterals` and `SendFault` read it until `Release`.
+//! 9. Post-copy, at the source: from the last `CollectDirty` on memory does not change; `Hash`, `SendLiterals` and `SendFault` read it until `Release` (or
+//!    `Resume`, before Commit). What fails after Commit goes to `failed`, which dials anew and does again what the destination still lacks.
 //! 10. Post-copy, at the destination: between [`destination::Action::Absent`] and the end of the VM's memory, `Zero` and frames to install go where nothing stands
 //!     yet, atomically, and wake whoever waits there (`UFFDIO_COPY`, `UFFDIO_ZEROPAGE`). Each touch of an absent frame goes to `fault`, once; if that
 //!     says false, the frame's page is there and whoever waits is to be woken. `PauseVm` and `ResumeVm` need no answer.
