@@ -30,6 +30,31 @@
 //!    │◄── Running                                         │
 //!    │ Released                                       ──►│
 //! ```
+//!
+//! # Post-copy
+//! A guest that writes faster than the link carries never comes to the last round (hybrid), or the caller wants the VM there at once
+//! (post-copy). Then, in the place of the last round:
+//! ```text
+//!    │ Absent …                                      ──►│  forget what stands there
+//!    │ pause; State, Absent (what was written since) …, ──►│  every region's root with the absent frames marked, one root; mark
+//!    │   Final                                            │  them, load state
+//!    │◄── Ready (root)                                    │
+//!    │ Commit (epoch + 1)                             ──►│  run
+//!    │◄── Running                                         │
+//!    │ PageNames (full names of absent frames) …     ──►│  zero: at once; Resolve in the site; else
+//!    │◄── Want                                            │
+//!    │ Literals                                       ──►│  hash, compare, install
+//!    │   ┌ a virtual CPU touches an absent frame ───────────────────┐
+//!    │   │                                 its name is known: the site, at once, with a short deadline
+//!    │◄──┼ Fault                           else, or if the site is late │
+//!    │   │ FaultPage (name, bytes)                   ──►│  hash, compare, install
+//!    │   └──────────────────────────────────────────────────────────┘
+//!    │◄── Complete                                        │  no frame is absent
+//!    │ Released                                       ──►│
+//! ```
+//! Every page that the VM finds at the destination when it begins to run was verified by the roots, every page that comes later by its full
+//! name. What stood at an absent frame before is worth nothing: no byte of it is ever read.
+//!
 //! When a page changed after its name was sent, the source answers a want with `Stale`: the page is in the dirty log, and a later
 //! round names it again. Content decides, never the order of messages on different channels: a literal is installed where
 //! its hash is expected, or nowhere.
@@ -40,15 +65,22 @@
 //! 2. Time is told ([`timer::Time`]) and never goes back. Call `timeout` when `next_timeout` has come.
 //! 3. Messages of one [`wire::Channel`] arrive in the order sent; different channels may overtake each other.
 //! 4. A failure of anything the driver was asked to do goes to `failed`; a lost connection to `disconnected`.
+//!    The destination takes `Literals` and `FaultPage` decoded and hashed ([`destination::Destination::literal`], `fault_page`).
 //! 5. What is asked of the virtual CPUs (`Pause`, `SaveState`, `CollectDirty`, `Resume`) is done one after the other, in the order asked; a
 //!    `Resume` waits for a `Pause` under way. `StartDirtyLog` is done before the next `Hash` begins. What comes back after the end is ignored.
 //! 6. `InDoubt` needs no answer: the machine asks for `Reconnect` by itself. A dial that ends after a later `Reconnect` is dropped. `Resume` with `notify`
 //!    dials anew and sends `Abort` with this migration's id as the first message.
 //! 7. The destination's host looks at the first message of each connection. Offer: refuse if a VM runs or starts here or [`switchover::Ledger`] fences it;
 //!    otherwise the source owns the VM, so `superseded` and then `disconnected` end what an earlier attempt left, and a new machine takes the offer.
-//!    Commit or Abort for the migration at hand: that connection is now the machine's. Commit for another: `Ledger::answer` says Running, NotRunning
-//!    or Unknown. The fate of a machine goes into the ledger as soon as it has one.
+//!    Commit or Abort for the migration at hand: that connection is now the machine's, which is told so by `connected` before the message.
+//!    Commit for another: `Ledger::answer` says Running, NotRunning or Unknown. The fate of a machine goes into the ledger as soon as it has one.
 //! 8. What a past machine asked for (pages, state, virtual CPUs) must not reach the next one.
+//! 9. Post-copy, at the source: from the last `CollectDirty` on memory does not change; `Hash`, `SendLiterals` and `SendFault` read it until `Release` (or
+//!    `Resume`, before Commit). What fails after Commit goes to `failed`, which dials anew and does again what the destination still lacks.
+//! 10. Post-copy, at the destination: between [`destination::Action::Absent`] and the end of the VM's memory, `Zero` and frames to install go where nothing stands
+//!     yet, atomically, and wake whoever waits there (`UFFDIO_COPY`, `UFFDIO_ZEROPAGE`). Each touch of an absent frame goes to `fault`, once; if that
+//!     says false, the frame's page is there and whoever waits is to be woken. `PauseVm` and `ResumeVm` need no answer.
+//!     A page that cannot be installed goes to `not_installed` before the next action is taken.
 #![forbid(unsafe_code)]
 #![deny(clippy::wildcard_enum_match_arm, clippy::match_wildcard_for_single_variants)]
 
@@ -58,6 +90,7 @@ pub mod limits;
 pub mod literal;
 pub mod manifest;
 mod memory_names;
+pub mod postcopy;
 pub mod source;
 pub mod stats;
 pub mod switchover;
@@ -66,5 +99,6 @@ pub mod wire;
 
 pub use error::{AbortReason, ProtocolError};
 pub use manifest::{Extent, Layout};
+pub use postcopy::Mode;
 pub use switchover::{Epoch, MigrationId, RunPermit, VmId};
 pub use timer::{Span, Time};

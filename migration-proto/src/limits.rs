@@ -4,8 +4,10 @@ use page::{PAGE_SIZE, REGION_PAGES};
 
 use crate::timer::Span;
 
-/// Version of the wire format. A build speaks its own and the one before; this is the first.
-pub const WIRE_VERSION: u16 = 1;
+/// Version of the wire format. A build speaks its own and the one before.
+pub const WIRE_VERSION: u16 = 2;
+/// The version before: pre-copy alone.
+pub const WIRE_VERSION_BEFORE: u16 = 1;
 
 /// Most pages in one batch of literals. The measured gain of larger zstd batches is below one percent.
 pub const LITERAL_BATCH_PAGES: usize = 64;
@@ -22,6 +24,11 @@ pub const QUESTION_IDS: usize = 262_144;
 pub const QUESTIONS_OPEN: usize = 4;
 /// Most frames in one want.
 pub const WANT_BATCH_PAGES: usize = 512;
+
+/// Most pages that the source has asked its driver to send for faults and not heard back of: more than a VM has virtual CPUs.
+pub const FAULT_WINDOW_PAGES: usize = 256;
+/// Most regions whose names the destination has asked for anew, over a new connection, and not got.
+pub const NAMES_WINDOW_REGIONS: usize = 32;
 
 /// Most bytes of an opaque machine description.
 pub const MACHINE_BYTES: usize = 64 * 1024;
@@ -62,6 +69,18 @@ pub const SITE_PATIENCE_MAX: Span = Span::from_secs(10);
 /// After so many questions in a row that timed out, the site is not asked any more.
 pub const SITE_STRIKES: u32 = 4;
 
+/// The shortest and longest time the site gets for the page of a fault before the source is asked too; in between, the link's round trip.
+pub const FAULT_PATIENCE_MIN: Span = Span::from_millis(5);
+/// See [`FAULT_PATIENCE_MIN`].
+pub const FAULT_PATIENCE_MAX: Span = Span::from_millis(500);
+/// While the source is away: how long after it had no answer the site is asked again for a page that a virtual CPU waits for.
+pub const FAULT_ASK_AGAIN: Span = Span::from_secs(2);
+/// How long a virtual CPU waits for a page before the whole VM is paused, with an error that names the page. A guest takes a CPU that stands
+/// still for 20 s for dead (Linux, kernel/watchdog.c).
+pub const FAULT_LIMIT: Span = Span::from_secs(10);
+
+const _: () = assert!(FAULT_PATIENCE_MAX.0 < FAULT_ASK_AGAIN.0 && FAULT_ASK_AGAIN.0 < FAULT_LIMIT.0);
+const _: () = assert!(REGION_PAGES * (32 + 4) < FRAME_BYTES);
 const _: () = assert!(LITERAL_BATCH_PAGES * (PAGE_SIZE + 16) < FRAME_BYTES);
 const _: () = assert!(REGION_PAGES * 64 < FRAME_BYTES);
 const _: () = assert!(WANT_BATCH_PAGES * 10 < FRAME_BYTES);

@@ -62,6 +62,119 @@ impl DestinationStats {
     }
 }
 
+/// What came after the VM ran at the destination, as the destination counts it. Frames unless a field says otherwise.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PostcopyStats {
+    /// Absent when the VM began to run; a frame that its page could not be installed at counts again, here and below.
+    pub absent: u64,
+    /// All-zero pages.
+    pub zero: u64,
+    /// From this host's memory and files.
+    pub host: u64,
+    /// From other hosts of the site.
+    pub site: u64,
+    /// From the source.
+    pub source: u64,
+    /// Pages, from wherever, that were needed no more.
+    pub unneeded: u64,
+    /// Pages, from wherever, that did not have the name asked for.
+    pub wrong: u64,
+    /// Frames that a virtual CPU waited for.
+    pub faults: u64,
+    /// Of those, zero pages.
+    pub faults_zero: u64,
+    /// Of those, given by this host.
+    pub faults_host: u64,
+    /// Of those, given by other hosts of the site.
+    pub faults_site: u64,
+    /// Of those, given by the source.
+    pub faults_source: u64,
+    /// The longest that one waited, from the driver's word to the page's installation, microseconds.
+    pub longest_wait_us: u64,
+    /// How often the VM was paused because nobody gave a page.
+    pub pauses: u64,
+    /// Connections to the source after the one that the VM came by.
+    pub reconnects: u64,
+}
+
+impl PostcopyStats {
+    /// The fields in the order of the wire.
+    pub(crate) fn to_array(self) -> [u64; 15] {
+        let Self {
+            absent,
+            zero,
+            host,
+            site,
+            source,
+            unneeded,
+            wrong,
+            faults,
+            faults_zero,
+            faults_host,
+            faults_site,
+            faults_source,
+            longest_wait_us,
+            pauses,
+            reconnects,
+        } = self;
+        [
+            absent,
+            zero,
+            host,
+            site,
+            source,
+            unneeded,
+            wrong,
+            faults,
+            faults_zero,
+            faults_host,
+            faults_site,
+            faults_source,
+            longest_wait_us,
+            pauses,
+            reconnects,
+        ]
+    }
+
+    /// The inverse of `to_array`.
+    pub(crate) fn from_array(fields: [u64; 15]) -> Self {
+        let [
+            absent,
+            zero,
+            host,
+            site,
+            source,
+            unneeded,
+            wrong,
+            faults,
+            faults_zero,
+            faults_host,
+            faults_site,
+            faults_source,
+            longest_wait_us,
+            pauses,
+            reconnects,
+        ] = fields;
+        Self {
+            absent,
+            zero,
+            host,
+            site,
+            source,
+            unneeded,
+            wrong,
+            faults,
+            faults_zero,
+            faults_host,
+            faults_site,
+            faults_source,
+            longest_wait_us,
+            pauses,
+            reconnects,
+        }
+    }
+}
+
 /// What the source counts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct SourceStats {

@@ -10,6 +10,9 @@
 //!   Unknown received        no: another process may       no
 //!                           have run it there
 //! ```
+//! In post-copy the same holds, although the destination runs the VM before it has all of its memory: the source keeps memory until Complete, without
+//! the right to run on it.
+//!
 //! Commit is idempotent: a source in doubt sends it again over a new connection, and the destination's answer settles the
 //! matter. A process that has taken the place of the destination's knows nothing of what that one did, perhaps for hours, and
 //! says so (Unknown). A destination that no longer exists cannot answer. In both cases the operator, who can look at the host, decides.

@@ -6,7 +6,7 @@ use migration_proto::source::{self, LiteralsSent, Source, SourceConfig, SourcePr
 use migration_proto::switchover::{Fate, Ledger};
 use migration_proto::timer::{Link, Time};
 use migration_proto::wire::{Message, Offer, Region};
-use migration_proto::{Epoch, Extent, Layout, MigrationId, Span, VmId};
+use migration_proto::{Epoch, Extent, Layout, MigrationId, Mode, Span, VmId};
 use page::{Domain, Gfn, PAGE_SIZE, PageHash, PageSet, REGION_PAGES, RegionId, VerifiedPage, root_of};
 
 const MIGRATION: MigrationId = MigrationId([1; 16]);
@@ -39,8 +39,9 @@ impl There {
             domain: domain.id(),
             layout: layout(),
             machine: vec![],
+            mode: Mode::Precopy,
         };
-        let mut there = Self(Destination::new(NOW, offer, with_site.then_some(&domain), LINK));
+        let mut there = Self(Destination::new(NOW, offer, with_site.then_some(&domain), LINK, true));
         there.0.prepared(NOW);
         there.drain();
         there
@@ -111,7 +112,7 @@ fn a_held_vm_that_cannot_be_started_is_held_on() {
     let loads = there.gets(Message::Final { round: 0, root: root_of([&region]) });
     assert_eq!(loads, [destination::Action::LoadState(vec![])]);
     there.0.loaded(NOW);
-    there.0.disconnected();
+    there.0.disconnected(NOW);
     assert_eq!(there.drain().last(), Some(&destination::Action::Hold));
     there.0.resolve(NOW, true).unwrap();
     assert!(matches!(there.drain()[..], [destination::Action::Run(_)]));
@@ -135,9 +136,10 @@ impl Here {
             machine: vec![],
             downtime: Span(0),
             link: LINK,
+            mode: Mode::Precopy,
         };
         let mut here = Self(Source::new(NOW, config));
-        here.gets(Message::Accept { shared: true });
+        here.gets(Message::Accept { shared: true, postcopy: true });
         here
     }
 

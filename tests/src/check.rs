@@ -4,7 +4,11 @@ use std::collections::BTreeMap;
 
 use migration_proto::{Epoch, MigrationId};
 
-use crate::guest::Image;
+use page::Gfn;
+
+use crate::arrived::Memory;
+use crate::guest::{self, Image};
+use crate::palette::Content;
 
 /// Looks at every step. The first violation stands.
 #[derive(Debug, Default)]
@@ -43,16 +47,28 @@ impl Checker {
         self.paused.entry(migration).or_default().1 = Some(state.to_vec());
     }
 
-    /// The destination is about to take memory for complete.
-    pub(crate) fn memory(&mut self, migration: MigrationId, image: &Image, state: &[u8], when: &str) {
+    /// What the VM had at its pause.
+    pub(crate) fn image(&self, migration: Option<MigrationId>) -> Option<Image> {
+        Some(self.paused.get(&migration?)?.0.clone())
+    }
+
+    /// As [`Checker::image`], of one page.
+    pub(crate) fn at_pause(&self, migration: Option<MigrationId>, gfn: Gfn) -> Option<Content> {
+        self.paused.get(&migration?)?.0.get(guest::place(gfn)).copied()
+    }
+
+    /// The destination is about to take memory for complete, but for what it knows to be absent.
+    pub(crate) fn memory(&mut self, migration: MigrationId, memory: &Memory, state: &[u8], when: &str) {
         let Some((paused, saved)) = self.paused.get(&migration) else {
             return self.fail(format!("{when}: the source has not paused and saved the VM"));
         };
-        let wrong = paused.iter().zip(image).position(|(a, b)| a != b);
+        let frames = (0..).map(Gfn).zip(paused.iter().zip(&memory.image));
+        let mut present = frames.filter(|(gfn, _)| !memory.absent.contains(gfn));
+        let wrong = present.find(|(_, (paused, here))| paused != here).map(|(gfn, _)| gfn);
         let state_wrong = saved.as_deref() != Some(state);
         self.require(wrong.is_none(), || {
             let at = wrong.unwrap_or_default();
-            format!("{when}: frame {at:#x} is not what the source had at its pause")
+            format!("{when}: frame {at} is not what the source had at its pause")
         });
         self.require(!state_wrong, || format!("{when}: the state is not the one that the source saved"));
     }

@@ -3,14 +3,15 @@
 use std::collections::BTreeSet;
 
 use migration_proto::destination::{Action, Destination, RequestId, SiteRung};
+use migration_proto::stats::PostcopyStats;
 use migration_proto::switchover::{Fate, Ledger};
 use migration_proto::timer::Time;
 use migration_proto::wire::{Channel, Message, Offer};
 use migration_proto::{Epoch, Layout, MigrationId, Span, literal};
-use page::{Gfn, ShortId};
+use page::{Gfn, PageHash, ShortId};
 
+use crate::arrived::{Arrived, Memory};
 use crate::faults::Local;
-use crate::guest::{self, Image};
 use crate::mutation::Mutation;
 use crate::net::{ConnId, Side};
 use crate::palette::{self, Content, Names};
@@ -22,11 +23,27 @@ use crate::world::{Event, World};
 pub(crate) enum DestinationJob {
     Prepared,
     Decoded(Vec<(Gfn, Content)>),
-    SitePage { id: ShortId, content: Content },
-    SiteMissing { request: RequestId, id: ShortId },
+    FaultDecoded {
+        gfn: Gfn,
+        name: PageHash,
+        content: Content,
+    },
+    /// Loading the state touches an absent frame.
+    Touched(Gfn),
+    SitePage {
+        id: ShortId,
+        content: Content,
+    },
+    SiteMissing {
+        request: RequestId,
+        id: ShortId,
+    },
     SiteDone(RequestId),
     Loaded,
-    Started { epoch: Epoch, operator: bool },
+    Started {
+        epoch: Epoch,
+        operator: bool,
+    },
     Failed(Local),
 }
 
@@ -50,7 +67,9 @@ pub(crate) struct DestinationHost {
     conn: Option<ConnId>,
     /// Connections that have brought their first message and mean nothing any more.
     spent: BTreeSet<ConnId>,
-    image: Image,
+    pub(crate) memory: Memory,
+    /// The VM, once it has begun to run here.
+    pub(crate) arrived: Option<Arrived>,
     state: Vec<u8>,
     ledger: Ledger,
     /// Whether the virtual CPUs run.
@@ -66,7 +85,8 @@ impl DestinationHost {
             machine: None,
             conn: None,
             spent: BTreeSet::new(),
-            image: guest::zeroed(layout),
+            memory: Memory::zeroed(layout),
+            arrived: None,
             state: Vec::new(),
             ledger: Ledger::default(),
             running: false,
@@ -110,13 +130,28 @@ impl DestinationHost {
         })
     }
 
+    pub(crate) fn postcopy_stats(&self) -> Option<PostcopyStats> {
+        self.machine.as_ref().and_then(Destination::postcopy_stats)
+    }
+
+    /// A page that was given out is not there. What follows from that is drained with the rest.
+    pub(crate) fn not_installed(&mut self, now: Time, gfn: Gfn) {
+        if let Some(machine) = &mut self.machine {
+            machine.not_installed(now, gfn);
+        }
+    }
+
+    pub(crate) fn discarded(&self) -> bool {
+        self.machine.as_ref().is_none_or(|machine| machine.discarded().is_some())
+    }
+
     fn is_starting(&self) -> bool {
         self.machine.as_ref().is_some_and(|machine| machine.phase_name() == "starting the VM")
     }
 }
 
 impl World {
-    fn destination_names(&self) -> &'static Names {
+    pub(crate) fn destination_names(&self) -> &'static Names {
         let unkeyed = palette::names(false);
         let machine = self.destination.machine.as_ref();
         palette::names(machine.is_some_and(|m| m.domain().id() != unkeyed.domain.id()))
@@ -133,18 +168,28 @@ impl World {
     }
 
     fn feed(&mut self, message: Message) {
-        let Message::Literals(batch) = message else {
-            let now = self.now;
-            return self.tell_destination(|machine| machine.message(now, message));
-        };
-        let names = self.destination_names();
-        match literal::decode(&batch) {
-            Ok(pages) => {
-                let pages = pages.iter().map(|(gfn, page)| (*gfn, names.recognise(page))).collect();
-                let span = Span(self.rng.spread(1, 5_000));
-                self.destination_job_after(span, DestinationJob::Decoded(pages));
+        let span = Span(self.rng.spread(1, 5_000));
+        if let Message::Literals(batch) = message {
+            let pages = self.decode(&batch);
+            self.destination_job_after(span, DestinationJob::Decoded(pages));
+        } else if let Message::FaultPage { gfn, name, batch } = message {
+            if let Some((_, content)) = self.decode(&batch).first().copied() {
+                self.destination_job_after(span, DestinationJob::FaultDecoded { gfn, name, content });
             }
-            Err(error) => self.check.fail(format!("a batch of literals cannot be decoded: {error}")),
+        } else {
+            let now = self.now;
+            self.tell_destination(|machine| machine.message(now, message));
+        }
+    }
+
+    fn decode(&mut self, batch: &[u8]) -> Vec<(Gfn, Content)> {
+        let names = self.destination_names();
+        match literal::decode(batch) {
+            Ok(pages) => pages.iter().map(|(gfn, page)| (*gfn, names.recognise(page))).collect(),
+            Err(error) => {
+                self.check.fail(format!("a batch of literals cannot be decoded: {error}"));
+                Vec::new()
+            }
         }
     }
 
@@ -159,6 +204,7 @@ impl World {
                 if let Some(old) = self.destination.conn.replace(conn) {
                     self.close(old, Side::Destination);
                 }
+                self.tell_destination(Destination::connected);
                 self.feed(message);
             }
             Message::Commit { migration, .. } => {
@@ -177,11 +223,16 @@ impl World {
             | Message::FullNames { .. }
             | Message::RoundEnd { .. }
             | Message::State(_)
+            | Message::Absent { .. }
+            | Message::PageNames { .. }
             | Message::Final { .. }
             | Message::Literals(_)
             | Message::Stale(_)
             | Message::Want(_)
             | Message::WantNames(_)
+            | Message::Fault(_)
+            | Message::FaultPage { .. }
+            | Message::Complete { .. }
             | Message::RoundDone { .. }
             | Message::Ready { .. }
             | Message::Running { .. }
@@ -203,7 +254,8 @@ impl World {
         }
         // The source owns and runs what it offers: whatever an earlier attempt left here is void.
         self.tell_destination(Destination::superseded);
-        self.tell_destination(Destination::disconnected);
+        let now = self.now;
+        self.tell_destination(|machine| machine.disconnected(now));
         if let Some(old) = self.destination.conn.replace(conn) {
             self.close(old, Side::Destination);
         }
@@ -211,7 +263,10 @@ impl World {
         let site = self.site.shared.then_some(&keyed.domain);
         self.destination.life += 1;
         self.destination.operator_said = false;
-        self.destination.machine = Some(Destination::new(self.now, offer, site, self.net.link()));
+        self.destination.arrived = None;
+        let link = self.net.link();
+        self.destination.machine =
+            Some(Destination::new(self.now, offer, site, link, self.destination_postcopy));
         self.drain_destination();
     }
 
@@ -227,7 +282,8 @@ impl World {
     pub(crate) fn destination_disconnected(&mut self, conn: ConnId) {
         if self.destination.conn == Some(conn) {
             self.destination.conn = None;
-            self.tell_destination(Destination::disconnected);
+            let now = self.now;
+            self.tell_destination(|machine| machine.disconnected(now));
         }
     }
 
@@ -250,21 +306,27 @@ impl World {
                 if matches!(message, Message::Ready { .. }) && self.mutated(Mutation::RunWithoutCommit) {
                     self.destination.running = true;
                 }
+                self.check_asks(&message);
                 self.send(Side::Destination, self.destination.conn, message.channel(), &message);
             }
             Action::Prepare { machine: _, layout } => {
-                self.destination.image = guest::zeroed(&layout);
+                self.destination.memory = Memory::zeroed(&layout);
                 self.destination_local(Local::Prepare, 200_000, DestinationJob::Prepared);
             }
             Action::Resolve { request, ids } => self.resolve_pages(request, &ids),
             // The model site goes on answering, as a peer may whose answer is under way.
             Action::Forget(_) => {}
-            Action::Zero(_) if self.mutated(Mutation::SkipZeroes) => {}
-            Action::Zero(gfn) => self.destination.image[guest::place(gfn)] = 0,
+            Action::Zero(gfn)
+                if self.mutated(Mutation::SkipZeroes) && !self.destination.memory.absent.contains(&gfn) => {}
+            Action::Zero(gfn) => self.put(gfn, 0),
             Action::Copy { .. } if self.mutated(Mutation::SkipCopies) => {}
             Action::Copy { from, to } => {
-                self.destination.image[guest::place(to)] = self.destination.image[guest::place(from)];
+                let content = self.destination.memory.read(from);
+                self.put(to, content);
             }
+            Action::Absent(frames) => self.mark_absent(&frames),
+            Action::PauseVm { gfn, name } => self.starve(gfn, name),
+            Action::ResumeVm => self.feed_on(),
             Action::LoadState(state) => {
                 self.destination.state = state;
                 self.check_memory("when the state is loaded");
@@ -282,7 +344,7 @@ impl World {
             Action::Discard(reason) => {
                 self.trace(|| format!("the destination gives up: {reason}"));
                 self.record(Fate::Refused);
-                self.destination.image.fill(0);
+                self.destination.memory = Memory::zeroed(&self.layout);
                 if let Some(conn) = self.destination.conn.take() {
                     self.close(conn, Side::Destination);
                 }
@@ -297,8 +359,22 @@ impl World {
 
     fn check_memory(&mut self, when: &str) {
         if let Some(migration) = self.destination.migration() {
-            self.check.memory(migration, &self.destination.image, &self.destination.state, when);
+            self.check.memory(migration, &self.destination.memory, &self.destination.state, when);
         }
+    }
+
+    /// What the running VM's host asks of the source is not there yet: nothing that has arrived is sent again.
+    fn check_asks(&mut self, message: &Message) {
+        let absent = &self.destination.memory.absent;
+        let needless = self.destination.arrived.is_some()
+            && match message {
+                Message::Want(frames) => frames.iter().any(|gfn| !absent.contains(gfn)),
+                Message::Fault(gfn) => !absent.contains(gfn),
+                Message::WantNames(region) => !absent.iter().any(|gfn| gfn.region() == *region),
+                _ => false,
+            };
+        let mutated = self.options.mutation.is_some();
+        self.check.require(!needless || mutated, || format!("{message:?} asks for what is there"));
     }
 
     fn record(&mut self, fate: Fate) {
@@ -320,7 +396,7 @@ impl World {
         }
     }
 
-    fn destination_job_after(&mut self, span: Span, job: DestinationJob) {
+    pub(crate) fn destination_job_after(&mut self, span: Span, job: DestinationJob) {
         self.after(span, Event::Destination { life: self.destination.life, job });
     }
 
@@ -338,6 +414,14 @@ impl World {
         let now = self.now;
         match job {
             DestinationJob::Prepared => self.tell_destination(|machine| machine.prepared(now)),
+            DestinationJob::Touched(gfn) => self.state_touches(gfn),
+            DestinationJob::FaultDecoded { gfn, name, content } => {
+                let names = self.destination_names();
+                let Some(machine) = &mut self.destination.machine else { return };
+                let frames = machine.fault_page(now, gfn, name, names.page(content));
+                self.install(&frames, content);
+                self.drain_destination();
+            }
             DestinationJob::Decoded(pages) => {
                 let names = self.destination_names();
                 for (gfn, content) in pages {
@@ -357,7 +441,8 @@ impl World {
                 self.check_memory("at the hand-over");
                 self.check.runs("the destination", epoch, operator);
                 self.destination.running = true;
-                self.tell_destination(Destination::running);
+                self.arrive();
+                self.tell_destination(|machine| machine.running(now));
                 self.record(Fate::Ran(epoch));
             }
             DestinationJob::Failed(local) => {
@@ -376,6 +461,9 @@ impl World {
         let rung = if content.is_multiple_of(2) { SiteRung::Host } else { SiteRung::Site };
         let Some(machine) = &mut self.destination.machine else { return };
         let frames = machine.site_page(self.now, rung, id, names.page(claimed));
+        if frames.is_empty() && self.mutated(Mutation::InstallsOverTheGuest) {
+            self.put_again(content);
+        }
         self.install(&frames, content);
         self.drain_destination();
     }
@@ -388,12 +476,6 @@ impl World {
             if !(drops_wants && matches!(action, Action::Send(Message::Want(_)))) {
                 self.destination_action(action);
             }
-        }
-    }
-
-    fn install(&mut self, frames: &[Gfn], content: Content) {
-        for gfn in frames {
-            self.destination.image[guest::place(*gfn)] = content;
         }
     }
 

@@ -67,7 +67,7 @@ pub(crate) struct Faults {
     messages: u64,
 }
 
-const NAMES: [&str; 18] = [
+const NAMES: [&str; 23] = [
     "Offer",
     "Accept",
     "Region",
@@ -86,19 +86,39 @@ const NAMES: [&str; 18] = [
     "Released",
     "Abort",
     "Refuse",
+    "Absent",
+    "PageNames",
+    "Fault",
+    "FaultPage",
+    "Complete",
+];
+
+/// Messages of post-copy, those of the hand-over to it included.
+const LATE_NAMES: [&str; 10] = [
+    "Final",
+    "Commit",
+    "Running",
+    "PageNames",
+    "Want",
+    "WantNames",
+    "Literals",
+    "Fault",
+    "FaultPage",
+    "Complete",
 ];
 
 fn draw_trigger(rng: &mut Rng) -> Trigger {
     let moment = rng.pick(&[Moment::Sending, Moment::Sent, Moment::Arriving, Moment::Handled]);
-    match rng.below(10) {
+    match rng.below(12) {
         0..3 => Trigger::Message(rng.spread(1, 150), moment),
-        // Half of all at the hand-over, where it matters most.
+        // A third of all at the hand-over, where it matters most.
         3..7 => Trigger::Named(
             rng.pick(&["State", "Final", "Ready", "Commit", "Running", "NotRunning", "Released"]),
             rng.spread(1, 3),
             moment,
         ),
         7..9 => Trigger::Named(rng.pick(&NAMES), rng.spread(1, 6), moment),
+        9..11 => Trigger::Named(rng.pick(&LATE_NAMES), rng.spread(1, 20), moment),
         _ => Trigger::At(Time(rng.spread(1_000, 20_000_000))),
     }
 }
@@ -139,6 +159,29 @@ impl Faults {
             5 => Fault::Stall(rng.pick(&LOCALS), Span(rng.spread(100_000, 100_000_000))),
             _ => Fault::Outage(draw_outage(rng)),
         })
+    }
+
+    /// As `crashes`, while memory follows the VM.
+    pub(crate) fn postcopy(rng: &mut Rng) -> Self {
+        let count = rng.between(1, 4);
+        let armed = (0..count).map(|_| {
+            let moment = rng.pick(&[Moment::Sending, Moment::Sent, Moment::Arriving, Moment::Handled]);
+            let name = rng.pick(&LATE_NAMES);
+            let fault = match rng.below(12) {
+                0 | 1 => Fault::KillSource,
+                2 => Fault::KillDestination {
+                    restart: rng.chance(60).then(|| Span(rng.spread(100_000, 60_000_000))),
+                },
+                3 => Fault::Fail(rng.pick(&[Local::Hash, Local::Literals])),
+                4 => Fault::Stall(
+                    rng.pick(&[Local::Hash, Local::Literals]),
+                    Span(rng.spread(100_000, 100_000_000)),
+                ),
+                _ => Fault::Outage(draw_outage(rng)),
+            };
+            (Trigger::Named(name, rng.spread(1, 20), moment), fault)
+        });
+        Self { armed: armed.collect(), ..Self::default() }
     }
 
     fn of(rng: &mut Rng, count: u64, draw: impl Fn(&mut Rng) -> Fault) -> Self {

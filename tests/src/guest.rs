@@ -41,6 +41,17 @@ impl Habits {
         }
     }
 
+    /// A guest that writes much, all over its memory.
+    pub(crate) fn draw_busy(rng: &mut Rng) -> Self {
+        Self {
+            every: rng.spread(2_000, 20_000),
+            burst: rng.pick(&[20, 60, 300]),
+            working_set: rng.pick(&[60, 400, 4000]),
+            filled: rng.pick(&[50, 100]),
+            ..Self::draw(rng)
+        }
+    }
+
     fn content(&self, rng: &mut Rng) -> Content {
         if rng.chance(self.zero) {
             return 0;

@@ -1,6 +1,6 @@
 //! Deterministic simulation of migrations, end-to-end tests on real KVM, and checks of the house rules.
 //!
-//! The simulation ([`world::run`]) drives the real protocol core, encoders and decoders with a model VM (`guest`), a model site
+//! The simulation ([`world::run`]) drives the real protocol core, encoders and decoders with a model VM (`guest`; at the destination `arrived`), a model site
 //! (`site`) and a model link (`net`) through faults (`faults`), and looks at every step (`check`). One seed is one run; `sim` runs
 //! any number of them.
 //!
@@ -9,6 +9,7 @@
 //! The end-to-end tests (`kvm_*`) play in [`real`]: real processes and real guests. [`lane`] brings the same harness to a KVM with
 //! hardware virtualisation, which QEMU emulates.
 
+mod arrived;
 mod check;
 mod destination_host;
 mod faults;

@@ -33,11 +33,21 @@ pub enum Mutation {
     NoDeadlines,
     /// The source does not let the VM run again after an abort.
     NoResume,
+    /// The destination runs the VM without having made absent what comes later: it reads what stood there before.
+    RunsBeforeAbsent,
+    /// The destination writes a page that comes again, whatever the VM has written there since.
+    InstallsOverTheGuest,
+    /// The source lets the VM run again when the connection is lost in post-copy.
+    RunsOnInPostcopy,
+    /// The destination gives the VM zero pages when nobody gives one that it waits for, instead of pausing it.
+    ZeroForLost,
+    /// The source frees its memory as soon as the VM runs at the destination.
+    LetsGoTooEarly,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 20] = [
         Self::SkipLastCollect,
         Self::LateDirtyLog,
         Self::WritesAfterPause,
@@ -53,5 +63,10 @@ impl Mutation {
         Self::StaleHashes,
         Self::NoDeadlines,
         Self::NoResume,
+        Self::RunsBeforeAbsent,
+        Self::InstallsOverTheGuest,
+        Self::RunsOnInPostcopy,
+        Self::ZeroForLost,
+        Self::LetsGoTooEarly,
     ];
 }

@@ -86,6 +86,11 @@ impl Net {
         self.habits.link()
     }
 
+    /// The longest that a small message takes one way.
+    pub(crate) fn longest_trip(&self) -> Span {
+        Span(self.habits.delay + self.habits.jitter)
+    }
+
     /// How long to open a connection takes, and whether it comes about.
     pub(crate) fn dial(&mut self, rng: &mut Rng, now: Time, listening: bool) -> (Span, Option<ConnId>) {
         if now < self.down_until || !listening {
@@ -110,7 +115,8 @@ impl Net {
         let taken = Span(bytes as u64 * 1_000_000 / self.habits.bytes_per_s);
         let busy = self.busy.entry(to).or_default();
         // Small urgent messages go between bulk data.
-        let gone = if channel == Channel::Control { now } else { (*busy).max(now) } + taken;
+        let urgent = matches!(channel, Channel::Control | Channel::Faults);
+        let gone = if urgent { now } else { (*busy).max(now) } + taken;
         *busy = gone.max(*busy);
         let Some(conn) = self.conns.get_mut(&conn).filter(|conn| conn.open.contains(&to.other())) else {
             return (gone, None);

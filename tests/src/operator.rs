@@ -18,10 +18,12 @@ impl World {
         self.operator_waits = false;
         if self.source.in_doubt() {
             self.settle_source();
+        } else if self.source.cut() {
+            self.settle_cut();
         } else if self.destination.held() {
             self.settle_destination();
         }
-        if self.source.in_doubt() || self.destination.held() {
+        if self.source.in_doubt() || self.source.cut() || self.destination.held() {
             self.call_operator();
         }
     }
@@ -47,6 +49,14 @@ impl World {
                 self.resolve_source(false);
                 self.resolve_destination(true);
             }
+        }
+    }
+
+    /// The VM lives at the destination, which cannot be reached. Only if it is no more is there nothing to keep memory for.
+    fn settle_cut(&mut self) {
+        let there = self.destination.alive() && self.destination.migration() == self.source.active();
+        if !there && !self.destination.restarts() {
+            self.resolve_source(false);
         }
     }
 

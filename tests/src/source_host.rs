@@ -3,7 +3,7 @@
 use migration_proto::source::{Action, End, LiteralsSent, Source, SourceConfig, SourceProgress};
 use migration_proto::timer::Time;
 use migration_proto::wire::{Channel, Message};
-use migration_proto::{Epoch, MigrationId, Span, VmId, literal};
+use migration_proto::{Epoch, MigrationId, Mode, Span, VmId, literal};
 use page::{Gfn, PageHash, RegionId, ShortId};
 
 use crate::faults::Local;
@@ -34,6 +34,7 @@ pub(crate) enum SourceJob {
     LiteralsRead { channel: Channel, pages: Vec<(Gfn, PageHash)>, rest: Span },
     LiteralsReady { channel: Channel, batch: Option<Vec<u8>>, sent: LiteralsSent },
     LiteralsSent(LiteralsSent),
+    FaultRead(Gfn),
     Pause,
     ReallyPaused,
     Save,
@@ -51,11 +52,14 @@ pub(crate) struct SourceHost {
     conn: Option<ConnId>,
     seed: u64,
     downtime: Span,
+    mode: Mode,
     /// Attempts begun.
     pub(crate) attempt: u32,
     dials: u32,
     /// When what the virtual CPUs were asked for is over.
     lane: Time,
+    /// When its virtual CPUs last came to stand still.
+    pub(crate) stopped: Time,
     /// There will be no more attempts.
     pub(crate) done: bool,
     operator_said: bool,
@@ -66,7 +70,7 @@ pub(crate) struct SourceHost {
 const VM: VmId = VmId([7; 16]);
 
 impl SourceHost {
-    pub(crate) fn new(seed: u64, guest: Guest, downtime: Span) -> Self {
+    pub(crate) fn new(seed: u64, guest: Guest, downtime: Span, mode: Mode) -> Self {
         Self {
             alive: true,
             cache: vec![palette::CONTENTS; guest.image().len()],
@@ -75,9 +79,11 @@ impl SourceHost {
             conn: None,
             seed,
             downtime,
+            mode,
             attempt: 0,
             dials: 0,
             lane: Time(0),
+            stopped: Time(0),
             done: false,
             operator_said: false,
         }
@@ -102,7 +108,31 @@ impl SourceHost {
     }
 
     fn committed(&self) -> bool {
-        matches!(self.progress(), Some(SourceProgress::InDoubt | SourceProgress::Committing))
+        match self.progress() {
+            Some(
+                SourceProgress::InDoubt
+                | SourceProgress::Committing
+                | SourceProgress::Postcopy
+                | SourceProgress::PostcopyCut,
+            ) => true,
+            Some(
+                SourceProgress::Offering
+                | SourceProgress::Precopy
+                | SourceProgress::StopAndCopy
+                | SourceProgress::Handover
+                | SourceProgress::Ended,
+            )
+            | None => false,
+        }
+    }
+
+    fn in_postcopy(&self) -> bool {
+        matches!(self.progress(), Some(SourceProgress::Postcopy | SourceProgress::PostcopyCut))
+    }
+
+    /// The VM lives at the destination, needs memory from here, and cannot be reached.
+    pub(crate) fn cut(&self) -> bool {
+        self.progress() == Some(SourceProgress::PostcopyCut)
     }
 
     pub(crate) fn next_timeout(&self) -> Option<Time> {
@@ -197,6 +227,7 @@ impl World {
             machine: b"a model machine".to_vec(),
             downtime: self.source.downtime,
             link: self.net.link(),
+            mode: self.source.mode,
         };
         self.source.conn = Some(conn);
         self.source.machine = Some(Source::new(self.now, config));
@@ -209,6 +240,12 @@ impl World {
         {
             machine.message(self.now, message);
             self.drain_source();
+            if self.mutated(Mutation::LetsGoTooEarly) && self.source.in_postcopy() {
+                self.source.guest = None;
+                self.source.machine = None;
+                self.source.done = true;
+                self.hang_up_source();
+            }
         }
     }
 
@@ -226,10 +263,9 @@ impl World {
             return;
         }
         self.source.conn = None;
-        if self.mutated(Mutation::ResumeAfterCommit)
-            && self.source.committed()
-            && let Some(guest) = &mut self.source.guest
-        {
+        let runs_on = self.mutated(Mutation::ResumeAfterCommit) && self.source.committed()
+            || self.mutated(Mutation::RunsOnInPostcopy) && self.source.in_postcopy();
+        if runs_on && let Some(guest) = &mut self.source.guest {
             guest.running = true;
         }
         if let Some(machine) = &mut self.source.machine {
@@ -270,6 +306,10 @@ impl World {
                 }
                 None => self.source_job_after(Span(1), SourceJob::Failed(Local::Literals)),
             },
+            Action::SendFault(gfn) => match self.local(Local::Literals, 2_000) {
+                Some(span) => self.source_job_after(span, SourceJob::FaultRead(gfn)),
+                None => self.source_job_after(Span(1), SourceJob::Failed(Local::Literals)),
+            },
             Action::Pause => self.lane(Local::Pause, 5_000, SourceJob::Pause),
             Action::SaveState => self.lane(Local::Save, 10_000, SourceJob::Save),
             Action::Reconnect => {
@@ -281,6 +321,10 @@ impl World {
             }
             Action::InDoubt => {
                 self.trace(|| "the source is in doubt".to_owned());
+                self.call_operator();
+            }
+            Action::PostcopyCut => {
+                self.trace(|| "the source has lost the destination in post-copy".to_owned());
                 self.call_operator();
             }
             Action::Resume { permit, notify, reason } => {
@@ -334,6 +378,7 @@ impl World {
             SourceJob::StartLog => self.with_guest(Guest::start_dirty_log),
             SourceJob::HashRead { region, pages, rest } => self.read_to_hash(region, &pages, rest),
             SourceJob::LiteralsRead { channel, pages, rest } => self.read_to_send(channel, &pages, rest),
+            SourceJob::FaultRead(gfn) => self.send_fault(gfn),
             SourceJob::LiteralsReady { channel, batch, sent } => self.send_literals(channel, batch, sent),
             SourceJob::Resume { epoch, notify } => self.resume(epoch, notify),
             SourceJob::Collect => {
@@ -384,6 +429,7 @@ impl World {
         let migration = self.source.migration();
         if let Some(guest) = &mut self.source.guest {
             guest.running = false;
+            self.source.stopped = self.now;
             self.check.paused(migration, guest.image());
         }
     }
@@ -433,6 +479,16 @@ impl World {
             gone,
             Event::Source { attempt: self.source.attempt, job: SourceJob::LiteralsSent(sent) },
         );
+    }
+
+    fn send_fault(&mut self, gfn: Gfn) {
+        let (names, now) = (self.names(), self.now);
+        let Some(guest) = &self.source.guest else { return };
+        let page = names.page(guest.read(gfn));
+        let batch = literal::encode(&[(gfn, page.bytes())]);
+        let message = Message::FaultPage { gfn, name: page.name(), batch };
+        self.send(Side::Source, self.source.conn, message.channel(), &message);
+        self.tell_source(|machine| machine.fault_sent(now, gfn, page.name()));
     }
 
     fn resume(&mut self, epoch: Epoch, notify: bool) {

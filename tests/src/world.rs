@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use migration_proto::timer::Time;
 use migration_proto::wire::{Channel, Message, decode, encode};
-use migration_proto::{Layout, Span};
+use migration_proto::{Layout, Mode, Span};
 
 use crate::check::Checker;
 use crate::destination_host::{DestinationHost, DestinationJob};
@@ -33,21 +33,25 @@ pub enum Story {
     BadSite,
     /// A bad site on top of crashes.
     All,
+    /// The VM moves before its memory does, with much to follow, while connections are lost and the source dies.
+    Postcopy,
 }
 
 impl Story {
     /// Every story.
-    pub const ALL: [Self; 5] = [Self::Clean, Self::Lossy, Self::Crashes, Self::BadSite, Self::All];
+    pub const ALL: [Self; 6] =
+        [Self::Clean, Self::Lossy, Self::Crashes, Self::BadSite, Self::All, Self::Postcopy];
 
     /// The story that a seed tells when none is asked for.
     #[must_use]
     pub fn of_seed(seed: u64) -> Self {
-        match seed % 5 {
+        match seed % 6 {
             0 => Self::Clean,
             1 => Self::Lossy,
             2 => Self::Crashes,
             3 => Self::BadSite,
-            _ => Self::All,
+            4 => Self::All,
+            _ => Self::Postcopy,
         }
     }
 }
@@ -72,6 +76,14 @@ pub struct Summary {
     pub attempts: u32,
     /// Whether the VM runs at the destination at the end.
     pub moved: bool,
+    /// Switchovers to post-copy.
+    pub postcopies: u32,
+    /// Touches of absent pages.
+    pub faults: u64,
+    /// Times that the VM was paused because nobody gave a page.
+    pub starved: u32,
+    /// Connections in post-copy after the first.
+    pub reconnects: u64,
 }
 
 /// A checker's complaint.
@@ -104,6 +116,10 @@ pub fn run(seed: u64, story: Story, options: Options) -> Result<Summary, Box<Vio
             virtual_us: world.now.0,
             attempts: world.source.attempt,
             moved: world.destination.running,
+            postcopies: world.postcopies,
+            faults: world.fault_count,
+            starved: world.starved,
+            reconnects: world.destination.postcopy_stats().map_or(0, |stats| stats.reconnects),
         }),
         Some(what) => Err(Box::new(Violation { seed, story, at_us: world.now.0, what: what.to_owned() })),
     }
@@ -161,6 +177,14 @@ pub struct Total {
     pub attempts: u64,
     /// Steps of all simulations.
     pub steps: u64,
+    /// Switchovers to post-copy.
+    pub postcopies: u64,
+    /// Touches of absent pages.
+    pub faults: u64,
+    /// Times that a VM was paused because nobody gave a page.
+    pub starved: u64,
+    /// Connections in post-copy after the first.
+    pub reconnects: u64,
 }
 
 impl Total {
@@ -169,6 +193,10 @@ impl Total {
         self.moved += u64::from(run.moved);
         self.attempts += u64::from(run.attempts);
         self.steps += run.steps;
+        self.postcopies += u64::from(run.postcopies);
+        self.faults += run.faults;
+        self.starved += u64::from(run.starved);
+        self.reconnects += run.reconnects;
     }
 }
 
@@ -182,6 +210,8 @@ const TROUBLED_ATTEMPTS: u32 = 2;
 pub(crate) enum Event {
     /// The guest writes.
     Burst,
+    /// The guest at the destination reads and writes.
+    BurstThere,
     /// A message arrives.
     Deliver { conn: ConnId, to: Side, channel: Channel, frame: Vec<u8> },
     /// An end notices that a connection is gone.
@@ -218,8 +248,13 @@ pub(crate) struct World {
     pub(crate) destination: DestinationHost,
     pub(crate) check: Checker,
     /// Nothing that happens may keep the first attempt from success.
-    must_succeed: bool,
+    pub(crate) must_succeed: bool,
     pub(crate) operator_waits: bool,
+    /// Whether the destination's host can do post-copy.
+    pub(crate) destination_postcopy: bool,
+    pub(crate) postcopies: u32,
+    pub(crate) fault_count: u64,
+    pub(crate) starved: u32,
     pub(crate) options: Options,
 }
 
@@ -227,22 +262,37 @@ impl World {
     fn new(seed: u64, story: Story, options: Options) -> Self {
         let mut rng = Rng::new(seed);
         let layout = guest::draw_layout(&mut rng);
-        let habits = guest::Habits::draw(&mut rng);
+        let habits = match story {
+            Story::Clean | Story::Lossy | Story::Crashes | Story::BadSite | Story::All => {
+                guest::Habits::draw(&mut rng)
+            }
+            Story::Postcopy => guest::Habits::draw_busy(&mut rng),
+        };
         let guest = Guest::new(&mut rng, layout.clone(), habits);
         let net = Net::new(net::Habits::draw(&mut rng));
         let site = match story {
             Story::Clean | Story::Lossy | Story::Crashes => Site::good(&mut rng),
             Story::BadSite | Story::All => Site::bad(&mut rng),
+            Story::Postcopy if rng.chance(50) => Site::good(&mut rng),
+            Story::Postcopy => Site::bad(&mut rng),
         };
         let faults = match story {
             Story::Clean | Story::BadSite => Faults::none(),
             Story::Lossy => Faults::lossy(&mut rng),
             Story::Crashes | Story::All => Faults::crashes(&mut rng),
+            Story::Postcopy => Faults::postcopy(&mut rng),
         };
         let downtime = Span(rng.spread(1_000, 1_000_000));
+        let mode = match story {
+            Story::Clean | Story::Lossy | Story::Crashes | Story::BadSite | Story::All => {
+                rng.pick(&[Mode::Precopy, Mode::Hybrid, Mode::Hybrid, Mode::Postcopy])
+            }
+            Story::Postcopy => rng.pick(&[Mode::Hybrid, Mode::Postcopy]),
+        };
         let mut world = Self {
-            source: SourceHost::new(seed, guest, downtime),
+            source: SourceHost::new(seed, guest, downtime, mode),
             destination: DestinationHost::new(&layout),
+            destination_postcopy: story == Story::Postcopy || rng.chance(90),
             rng,
             now: Time(0),
             events: BTreeMap::new(),
@@ -256,6 +306,9 @@ impl World {
             layout,
             check: Checker::default(),
             operator_waits: false,
+            postcopies: 0,
+            fault_count: 0,
+            starved: 0,
             options,
         };
         for (at, fault) in world.faults.timed() {
@@ -297,6 +350,9 @@ impl World {
 
     /// The next event or deadline; false if there is none.
     fn step(&mut self) -> bool {
+        if self.stays_starved() {
+            return false;
+        }
         let event = self.events.first_key_value().map(|((at, _), _)| *at);
         let no_deadlines = self.mutated(Mutation::NoDeadlines);
         let source = self.source.next_timeout().filter(|_| !no_deadlines);
@@ -316,6 +372,7 @@ impl World {
     fn happen(&mut self, event: Event) {
         match event {
             Event::Burst => self.burst(),
+            Event::BurstThere => self.burst_there(),
             Event::Deliver { conn, to, channel, frame } => self.deliver(conn, to, channel, &frame),
             Event::Lost { conn, side } => self.lost(conn, side),
             Event::Dialled { attempt, dial, conn } => self.dialled(attempt, dial, conn),
@@ -472,6 +529,7 @@ impl World {
     fn look(&mut self) {
         let source = self.source.guest.as_ref().is_some_and(|guest| guest.running);
         self.check.at_most_one(source, self.destination.running);
+        self.look_there();
         self.check
             .require(self.steps < STEPS, || "the run does not come to an end: too many steps".to_owned());
         self.check.require(self.now < LONGEST, || "the run does not come to an end: two hours".to_owned());
@@ -495,6 +553,7 @@ impl World {
     }
 
     fn look_at_the_end(&mut self) {
+        self.look_there_at_the_end();
         let source = self.source.guest.as_ref().is_some_and(|guest| guest.running);
         let destination = self.destination.running;
         let undecided = self.source.in_doubt() || self.destination.held();

@@ -14,7 +14,9 @@ fn trap(mutation: Mutation) -> (Story, &'static [&'static str]) {
         | Mutation::StaleHashes
         | Mutation::SkipCopies
         | Mutation::SkipZeroes => (Story::Clean, &["is not what the source had at its pause"]),
-        Mutation::InstallUnchecked => (Story::BadSite, &["is not what the source had at its pause"]),
+        Mutation::InstallUnchecked => {
+            (Story::BadSite, &["is not what the source had at its pause", "a wrong page"])
+        }
         Mutation::DropStale | Mutation::DropMissing | Mutation::LiteralsUnchecked => {
             (Story::Clean, &["the source gave up"])
         }
@@ -23,7 +25,16 @@ fn trap(mutation: Mutation) -> (Story, &'static [&'static str]) {
             (Story::Clean, &["both sides run the VM", "is not what the source had at its pause"])
         }
         Mutation::RunWithoutCommit => (Story::Lossy, &["both sides run the VM"]),
-        Mutation::ForgetsWhatRan => (Story::Lossy, &["what it did since is undone", "both sides run the VM"]),
+        Mutation::ForgetsWhatRan => (
+            Story::Lossy,
+            &["what it did since is undone", "both sides run the VM", "the run does not come to an end"],
+        ),
+        Mutation::RunsBeforeAbsent => {
+            (Story::Postcopy, &["is not what the source had at its pause", "a wrong page"])
+        }
+        Mutation::InstallsOverTheGuest | Mutation::ZeroForLost => (Story::Postcopy, &["a wrong page"]),
+        Mutation::RunsOnInPostcopy => (Story::Postcopy, &["both sides run the VM"]),
+        Mutation::LetsGoTooEarly => (Story::Postcopy, &["pages of its VM never came"]),
         Mutation::NoDeadlines => (Story::Crashes, &["the source's deadline has passed"]),
         Mutation::NoResume => {
             (Story::Lossy, &["the VM runs nowhere", "the VM has not come to the destination"])

@@ -4,9 +4,10 @@ use dht::local::protocol::{Answer, DomainBlock, FailureCode, Request, take_frame
 use dht::{FoundOn, Holder, MemoryExtent};
 use guest_images::pagestorm::options::Options;
 use migration_proto::manifest::Entry;
-use migration_proto::stats::DestinationStats;
+use migration_proto::postcopy::FullName;
+use migration_proto::stats::{DestinationStats, PostcopyStats};
 use migration_proto::wire::{Message, Offer, Region, decode, encode};
-use migration_proto::{Epoch, Extent, Layout, MigrationId, VmId, literal};
+use migration_proto::{Epoch, Extent, Layout, MigrationId, Mode, VmId, literal};
 use page::{DomainId, Gfn, PAGE_SIZE, PageHash, REGION_PAGES, RegionId, ShortId};
 use sha2::{Digest as _, Sha256};
 use vmm::boot::check_kernel;
@@ -38,6 +39,7 @@ fn messages() -> Vec<Message> {
         Extent { first: RegionId(2048), regions: 1 },
     ]);
     let stats = DestinationStats { zero: 1, site: 300, wrong: 1 << 40, ..Default::default() };
+    let postcopy = PostcopyStats { absent: 300, faults: 17, longest_wait_us: 52_000, ..Default::default() };
     let entries = vec![
         (Gfn(512), Entry::Zero),
         (Gfn(513), Entry::Zero),
@@ -53,8 +55,18 @@ fn messages() -> Vec<Message> {
             domain: DomainId([2; 16]),
             layout: layout.expect("a good layout"),
             machine: br#"{"cpus":1}"#.to_vec(),
+            mode: Mode::Hybrid,
         }),
-        Message::Accept { shared: true },
+        Message::Offer(Offer {
+            migration,
+            vm: VmId([1; 16]),
+            epoch: Epoch(0),
+            domain: DomainId([2; 16]),
+            layout: Layout::new(vec![Extent { first: RegionId(0), regions: 1 }]).expect("a good layout"),
+            machine: vec![],
+            mode: Mode::Precopy,
+        }),
+        Message::Accept { shared: true, postcopy: true },
         Message::Refuse("it lacks avx2".to_owned()),
         Message::Abort { migration, reason: "cancelled".to_owned() },
         Message::Region(Region { region: RegionId(1), pushed: true, entries, root }),
@@ -73,6 +85,19 @@ fn messages() -> Vec<Message> {
         Message::NotRunning { migration },
         Message::Unknown { migration },
         Message::Released { migration },
+        Message::Absent { region: RegionId(1), frames: vec![Gfn(512), Gfn(513), Gfn(1023)], root },
+        Message::Absent { region: RegionId(0), frames: (0..512).step_by(2).map(Gfn).collect(), root },
+        Message::PageNames {
+            region: RegionId(1),
+            entries: vec![
+                (Gfn(512), FullName::Zero),
+                (Gfn(513), FullName::Name(root)),
+                (Gfn(1023), FullName::Duplicate(Gfn(513))),
+            ],
+        },
+        Message::Fault(Gfn(1 << 20)),
+        Message::FaultPage { gfn: Gfn(513), name: root, batch: literal::encode(&[(Gfn(513), &page)]) },
+        Message::Complete { migration, stats, postcopy },
     ]
 }
 

@@ -1,6 +1,6 @@
 //! What goes in and out of the destination's machine.
 
-use page::{Gfn, ShortId};
+use page::{Gfn, PageHash, PageSet, ShortId};
 
 use super::RequestId;
 use crate::error::AbortReason;
@@ -31,16 +31,20 @@ pub enum Action {
     },
     /// The answer is awaited no more.
     Forget(RequestId),
-    /// Fill the frame with zeros.
+    /// Fill the frame with zeros; after [`Action::Absent`] as a page is installed.
     Zero(Gfn),
-    /// Copy one frame to another.
+    /// Copy one frame to another. Never after [`Action::Absent`].
     Copy {
         /// Whence.
         from: Gfn,
         /// Where.
         to: Gfn,
     },
-    /// Memory is complete: load vCPU and device state; then call [`Destination::loaded`](super::Destination::loaded).
+    /// All but these frames is here and verified; these come while the VM runs. Make them absent, before the state is loaded: no bytes stand there,
+    /// and whoever touches one, a virtual CPU or a device, waits. Tell each such touch once by [`Destination::fault`](super::Destination::fault).
+    /// From here on a page is installed, and a frame zeroed, so that whoever waits for it goes on, and only where nothing stands yet.
+    Absent(PageSet),
+    /// Memory is complete, or what is not is marked: load vCPU and device state; then call [`Destination::loaded`](super::Destination::loaded).
     LoadState(Vec<u8>),
     /// Let the virtual CPUs run; then call [`Destination::running`](super::Destination::running).
     Run(RunPermit),
@@ -48,6 +52,16 @@ pub enum Action {
     Hold,
     /// The migration is over without the VM: free its memory, and write [`Fate::Refused`](crate::switchover::Fate::Refused) into the ledger.
     Discard(AbortReason),
+    /// Stop the virtual CPUs and tell the operator: one of them has waited too long for this page, which neither the site nor a source that can be
+    /// reached gives. It may come yet: [`Action::ResumeVm`]. The VM lives here and nowhere else.
+    PauseVm {
+        /// The frame.
+        gfn: Gfn,
+        /// The page's full name; `None` if the source was lost before it had told it.
+        name: Option<PageHash>,
+    },
+    /// The pages that the VM was paused for are here: let the virtual CPUs run on.
+    ResumeVm,
     /// The source has let go: the connection may be closed.
     Released,
 }

@@ -5,6 +5,7 @@ use page::{Domain, Gfn, PAGE_SIZE, PageHash, REGION_PAGES, RegionId, VerifiedPag
 
 use super::{Action, Destination};
 use crate::manifest::{Entry, Extent, Layout};
+use crate::postcopy::Mode;
 use crate::switchover::{Epoch, MigrationId, VmId};
 use crate::timer::{Link, Span, Time};
 use crate::wire::{Message, Offer, Region};
@@ -30,9 +31,17 @@ fn a_wrong_page_with_the_right_short_id_is_found_out_and_replaced() {
     let root = root_of(&names);
     let layout = Layout::new(vec![Extent { first: region, regions: 1 }]).unwrap();
     let (migration, vm) = (MigrationId([1; 16]), VmId([2; 16]));
-    let offer = Offer { migration, vm, epoch: Epoch(0), domain: domain.id(), layout, machine: vec![] };
+    let offer = Offer {
+        migration,
+        vm,
+        epoch: Epoch(0),
+        domain: domain.id(),
+        layout,
+        machine: vec![],
+        mode: Mode::Precopy,
+    };
     let link = Link { rtt: Span::from_millis(50), bytes_per_s: 12_500_000 };
-    let mut machine = Destination::new(NOW, offer, Some(&domain), link);
+    let mut machine = Destination::new(NOW, offer, Some(&domain), link, true);
     machine.prepared(NOW);
 
     let mut entries: Vec<_> = (0..REGION_PAGES as u64).map(|gfn| (Gfn(gfn), Entry::Zero)).collect();

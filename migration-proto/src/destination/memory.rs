@@ -7,6 +7,7 @@ use page::{Gfn, PageHash, REGION_PAGES, RegionId, ShortId};
 use crate::error::ProtocolError;
 use crate::manifest::{Entry, Layout};
 use crate::memory_names::MemoryNames;
+use crate::postcopy::ABSENT_NAME;
 use crate::wire::Region;
 
 /// What a record says about one frame, seen from what is already here.
@@ -103,6 +104,11 @@ impl Memory {
 
     fn layout(&self) -> &Layout {
         self.held.layout()
+    }
+
+    /// One more than the highest frame.
+    pub(super) fn page_bound(&self) -> u64 {
+        self.layout().page_bound()
     }
 
     /// Whether what was announced for the frame stands there.
@@ -292,6 +298,36 @@ impl Memory {
             }
         }
         Ok(wrong)
+    }
+
+    /// These frames of a region are absent: what they awaited, they await no more. Returns that.
+    ///
+    /// # Errors
+    /// If the region is not RAM.
+    pub(super) fn absent(
+        &mut self,
+        region: RegionId,
+        frames: &[Gfn],
+        root: PageHash,
+    ) -> Result<Vec<(ShortId, Gfn)>, ProtocolError> {
+        if !self.layout().has(region) {
+            return Err(ProtocolError::NoSuchRegion(region));
+        }
+        let mut awaited = Vec::new();
+        for gfn in frames {
+            awaited.extend(self.awaited(*gfn).map(|id| (id, *gfn)));
+            let before = self.satisfied(*gfn);
+            self.strict.remove(gfn);
+            self.expected[at(*gfn)] = Some(ABSENT_NAME.short());
+            self.held.set(*gfn, ABSENT_NAME);
+            self.count(*gfn, before);
+        }
+        let state = &mut self.regions[region_at(region)];
+        state.root = Some(root);
+        state.verified = false;
+        state.asked = false;
+        self.unchecked.insert(region);
+        Ok(awaited)
     }
 
     /// Frames whose content is not what was last announced, with that.

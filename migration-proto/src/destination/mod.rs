@@ -1,16 +1,20 @@
 //! The destination: resolves names by the ladder, verifies what comes, and takes the VM over.
 
+mod absent;
 mod action;
 #[cfg(test)]
 mod collision;
+mod handover;
 mod memory;
 mod pending;
 mod phase;
+mod postcopy;
 
 use std::collections::VecDeque;
 
 use page::{Domain, Gfn, PageHash, RegionId, ShortId, VerifiedPage};
 
+use self::absent::Absent;
 pub use self::action::{Action, NotHeld, SiteRung};
 use self::memory::{Memory, Told};
 pub use self::pending::RequestId;
@@ -18,8 +22,9 @@ use self::pending::{Comes, Pending};
 use self::phase::Phase;
 use crate::error::{AbortReason, ProtocolError};
 use crate::limits;
+use crate::postcopy::Mode;
 use crate::stats::DestinationStats;
-use crate::switchover::{Epoch, Fate, MigrationId, RunPermit, VmId};
+use crate::switchover::{Epoch, Fate, MigrationId, VmId};
 use crate::timer::{Link, Span, Time};
 use crate::wire::{Message, Offer};
 
@@ -33,6 +38,11 @@ pub struct Destination {
     phase: Phase,
     memory: Memory,
     pending: Pending,
+    has_site: bool,
+    /// Whether both ends can do post-copy and the caller wants it.
+    may_postcopy: bool,
+    /// What comes while the VM runs, if anything does.
+    absent: Option<Absent>,
     state: Option<Vec<u8>>,
     rescued: bool,
     last: Option<(u32, PageHash)>,
@@ -44,10 +54,10 @@ pub struct Destination {
 }
 
 impl Destination {
-    /// Takes up an offer. `site`: the domain of this host's site, if it has one. The driver has asked the ledger whether the VM's
-    /// epoch is fenced.
+    /// Takes up an offer. `site`: the domain of this host's site, if it has one. `postcopy`: the driver can make frames absent and is told of who
+    /// touches them (userfaultfd). The driver has asked the ledger whether the VM's epoch is fenced.
     #[must_use]
-    pub fn new(now: Time, offer: Offer, site: Option<&Domain>, link: Link) -> Self {
+    pub fn new(now: Time, offer: Offer, site: Option<&Domain>, link: Link, postcopy: bool) -> Self {
         let shared = site.filter(|domain| domain.id() == offer.domain).cloned();
         let unkeyed = Domain::unkeyed();
         // Two ends without a site share the unkeyed domain: their names agree, but there is nobody to ask.
@@ -64,6 +74,9 @@ impl Destination {
             memory: Memory::new(offer.layout, domain.zero_name()),
             domain,
             pending: Pending::new(has_site),
+            has_site,
+            may_postcopy: postcopy && offer.mode != Mode::Precopy,
+            absent: None,
             state: None,
             rescued: false,
             last: None,
@@ -77,13 +90,15 @@ impl Destination {
 
     /// The next thing to do.
     pub fn poll(&mut self) -> Option<Action> {
-        self.actions.pop_front()
+        // Complete comes when all that was to be installed and zeroed has been.
+        self.actions.pop_front().or_else(|| self.complete_memory())
     }
 
     /// When [`Destination::timeout`] is to be called, if no input comes before.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Time> {
-        self.deadline.into_iter().chain(self.pending.deadline()).min()
+        let absent = self.absent.as_ref().and_then(Absent::next_timeout);
+        self.deadline.into_iter().chain(self.pending.deadline()).chain(absent).min()
     }
 
     /// The domain that names are computed in.
@@ -151,7 +166,8 @@ impl Destination {
     pub fn prepared(&mut self, now: Time) {
         if let Phase::Preparing { shared } = self.phase {
             self.phase = Phase::Filling;
-            self.actions.push_back(Action::Send(Message::Accept { shared }));
+            let postcopy = self.may_postcopy;
+            self.actions.push_back(Action::Send(Message::Accept { shared, postcopy }));
             self.progressed(now);
             self.advance(now);
         }
@@ -173,7 +189,7 @@ impl Destination {
                 return self.commit(now, epoch);
             }
             Message::Released { migration } if migration == self.migration => self.released(),
-            Message::Region(region) if fills => {
+            Message::Region(region) if fills && self.absent.is_none() => {
                 self.progressed(now);
                 let told = self.memory.region(&region)?;
                 self.told(told, region.pushed);
@@ -182,6 +198,14 @@ impl Destination {
                 self.progressed(now);
                 let frames = self.memory.full_names(region, &names)?;
                 self.want(&frames);
+            }
+            Message::Absent { region, frames, root } if fills && self.may_postcopy => {
+                self.progressed(now);
+                self.mark_absent(region, &frames, root)?;
+            }
+            Message::PageNames { region, entries } if self.takes_names() => {
+                self.progressed(now);
+                self.names_came(now, region, &entries)?;
             }
             Message::RoundEnd { round } if fills => self.round_end = Some(round),
             Message::State(state) if fills => self.state = Some(state),
@@ -202,15 +226,20 @@ impl Destination {
             | Message::FullNames { .. }
             | Message::RoundEnd { .. }
             | Message::State(_)
+            | Message::Absent { .. }
+            | Message::PageNames { .. }
             | Message::Final { .. }
             | Message::Literals(_)
             | Message::Stale(_)
             | Message::Want(_)
             | Message::WantNames(_)
+            | Message::Fault(_)
+            | Message::FaultPage { .. }
             | Message::RoundDone { .. }
             | Message::Ready { .. }
             | Message::Commit { .. }
             | Message::Running { .. }
+            | Message::Complete { .. }
             | Message::NotRunning { .. }
             | Message::Unknown { .. }
             | Message::Released { .. } => {
@@ -261,6 +290,11 @@ impl Destination {
     /// The site gave `page` for `id`: the frames to install it at, at once. Empty if it is the wrong page or came too late.
     #[must_use = "the page is installed at these frames before the next input"]
     pub fn site_page(&mut self, now: Time, from: SiteRung, id: ShortId, page: &VerifiedPage) -> Vec<Gfn> {
+        if let Some(absent) = self.late() {
+            let frames = absent.site_page(now, from, id, page);
+            self.after_late();
+            return frames;
+        }
         if page.name().short() != id {
             // Its question's end or deadline sends the want to the source.
             self.stats.wrong += 1;
@@ -279,6 +313,10 @@ impl Destination {
 
     /// Nobody in the site has these: the source is asked at once. What was not asked for there, or has come meanwhile, is passed over.
     pub fn site_missing(&mut self, now: Time, request: RequestId, ids: &[ShortId]) {
+        if let Some(absent) = self.late() {
+            absent.site_missing(now, request, ids);
+            return self.after_late();
+        }
         let frames = self.pending.missing(now, request, ids);
         self.want(&frames);
         self.advance(now);
@@ -287,6 +325,11 @@ impl Destination {
     /// A literal came for `gfn`: the frames to install it at, at once. Empty if it is needed no more.
     #[must_use = "the page is installed at these frames before the next input"]
     pub fn literal(&mut self, now: Time, gfn: Gfn, page: &VerifiedPage) -> Vec<Gfn> {
+        if let Some(absent) = self.late() {
+            let frames = absent.literal(now, gfn, page);
+            self.after_late();
+            return frames;
+        }
         self.progressed(now);
         let mut frames = self.install(now, page.name());
         if frames.is_empty() && self.memory.install_strictly(gfn, page.name()) {
@@ -330,6 +373,10 @@ impl Destination {
 
     /// The site has said all it knows.
     pub fn site_done(&mut self, now: Time, request: RequestId) {
+        let link = self.link;
+        if self.late().is_some_and(|absent| absent.site_done(now, link, request)) {
+            return self.after_late();
+        }
         let frames = self.pending.answered(request);
         self.want(&frames);
         self.advance(now);
@@ -386,8 +433,10 @@ impl Destination {
             return self.give_up(AbortReason::RootMismatch);
         }
         self.phase = Phase::Loading { root };
+        self.begin_absent(now);
         self.actions.push_back(Action::LoadState(state));
         self.deadline = Some(now + limits::LOCAL_TIMEOUT);
+        self.after_late();
     }
 
     /// Pages that were called stale and not named again: the VM stands still now, so the source can send each as it is.
@@ -400,184 +449,6 @@ impl Destination {
         }
         let frames: Vec<Gfn> = missing.iter().map(|(gfn, _)| *gfn).collect();
         self.want(&frames);
-    }
-
-    /// The source offers the VM in another migration, so it owns and runs it: what is held here is void.
-    pub fn superseded(&mut self) {
-        if matches!(self.phase, Phase::Prepared { .. }) {
-            self.discard(AbortReason::Peer("it offered the VM anew".to_owned()));
-        }
-    }
-
-    /// State is loaded: this side could run the VM.
-    pub fn loaded(&mut self, now: Time) {
-        if let Phase::Loading { root } = self.phase {
-            self.phase = Phase::Prepared { held: false };
-            self.actions.push_back(Action::Send(Message::Ready { root }));
-            self.deadline = Some(now + limits::COMMIT_TIMEOUT);
-        }
-    }
-
-    fn commit(&mut self, now: Time, epoch: Epoch) -> Result<(), ProtocolError> {
-        match &self.phase {
-            Phase::Prepared { .. } if epoch == self.epoch.next() => self.start(now, epoch, false),
-            Phase::Running { epoch: ours } if epoch == *ours => self.say_running(),
-            Phase::Starting { epoch: ours, .. } if epoch == *ours => {}
-            Phase::Ended(_) => {
-                let migration = self.migration;
-                self.actions.push_back(Action::Send(Message::NotRunning { migration }));
-            }
-            // Commit before Ready, or of an epoch that is not the next: whoever says so is not this migration's source.
-            Phase::Preparing { .. }
-            | Phase::Filling
-            | Phase::Loading { .. }
-            | Phase::Prepared { .. }
-            | Phase::Starting { .. }
-            | Phase::Running { .. } => return Err(ProtocolError::OtherMigration),
-        }
-        Ok(())
-    }
-
-    fn start(&mut self, now: Time, epoch: Epoch, held: bool) {
-        self.phase = Phase::Starting { epoch, held };
-        self.actions.push_back(Action::Run(RunPermit::new(epoch)));
-        self.deadline = Some(now + limits::LOCAL_TIMEOUT);
-    }
-
-    /// The virtual CPUs run.
-    pub fn running(&mut self) {
-        if let Phase::Starting { epoch, .. } = self.phase {
-            self.phase = Phase::Running { epoch };
-            self.deadline = None;
-            self.say_running();
-        }
-    }
-
-    fn say_running(&mut self) {
-        let (migration, stats) = (self.migration, self.stats);
-        self.actions.push_back(Action::Send(Message::Running { migration, stats }));
-    }
-
-    fn released(&mut self) {
-        if matches!(self.phase, Phase::Running { .. }) {
-            self.actions.push_back(Action::Released);
-        }
-    }
-
-    /// Something that the driver was asked to do failed.
-    pub fn failed(&mut self, what: String) {
-        match self.phase {
-            // Commit was received and the VM has not run one instruction here: the source may have it back.
-            Phase::Starting { held: false, .. } => {
-                let migration = self.migration;
-                self.actions.push_back(Action::Send(Message::NotRunning { migration }));
-                self.discard(AbortReason::Local(what));
-            }
-            // The operator wanted it to run here, perhaps because the source is no more: this may be the only copy.
-            Phase::Starting { held: true, .. } => {
-                self.phase = Phase::Prepared { held: false };
-                self.hold();
-            }
-            Phase::Preparing { .. }
-            | Phase::Filling
-            | Phase::Loading { .. }
-            | Phase::Prepared { .. }
-            | Phase::Running { .. }
-            | Phase::Ended(_) => self.give_up(AbortReason::Local(what)),
-        }
-    }
-
-    /// The connection was lost. The driver feeds messages of a later connection of the same migration to this machine.
-    pub fn disconnected(&mut self) {
-        match &mut self.phase {
-            Phase::Preparing { .. } | Phase::Filling | Phase::Loading { .. } => {
-                self.discard(AbortReason::Disconnected)
-            }
-            Phase::Prepared { .. } => self.hold(),
-            Phase::Starting { .. } | Phase::Running { .. } | Phase::Ended(_) => {}
-        }
-    }
-
-    fn hold(&mut self) {
-        self.deadline = None;
-        if let Phase::Prepared { held } = &mut self.phase
-            && !std::mem::replace(held, true)
-        {
-            self.actions.push_back(Action::Hold);
-        }
-    }
-
-    /// The operator, who has looked at the source, settles a VM that is held here: `run_here` if the source does not run it and cannot
-    /// come to run it.
-    ///
-    /// # Errors
-    /// If nothing is held.
-    pub fn resolve(&mut self, now: Time, run_here: bool) -> Result<(), NotHeld> {
-        if !self.is_held() {
-            return Err(NotHeld(self.phase.name()));
-        }
-        if run_here {
-            self.start(now, self.epoch.next(), true);
-        } else {
-            self.discard(AbortReason::Local(
-                "an operator resolved the doubt: the VM does not run here".to_owned(),
-            ));
-        }
-        Ok(())
-    }
-
-    /// The deadline of [`Destination::next_timeout`] has come.
-    pub fn timeout(&mut self, now: Time) {
-        for (request, frames) in self.pending.overdue(now) {
-            self.stats.site_timeouts += 1;
-            self.actions.push_back(Action::Forget(request));
-            self.want(&frames);
-        }
-        self.advance(now);
-        if self.deadline.is_none_or(|deadline| now < deadline) {
-            return;
-        }
-        match self.phase {
-            Phase::Prepared { .. } => self.hold(),
-            Phase::Starting { .. } => {
-                // Whether the virtual CPUs run is not known: only their word settles it. The source stays paused meanwhile.
-                self.deadline = None;
-            }
-            Phase::Preparing { .. } | Phase::Filling | Phase::Loading { .. } => {
-                self.give_up(AbortReason::Timeout(self.phase.name()));
-            }
-            Phase::Running { .. } | Phase::Ended(_) => self.deadline = None,
-        }
-    }
-
-    fn aborted(&mut self, reason: String) {
-        match self.phase {
-            Phase::Preparing { .. } | Phase::Filling | Phase::Loading { .. } | Phase::Prepared { .. } => {
-                self.discard(AbortReason::Peer(reason));
-            }
-            // It runs here by the source's own Commit or the operator's word: an Abort cannot take it back.
-            Phase::Starting { .. } | Phase::Running { .. } | Phase::Ended(_) => {}
-        }
-    }
-
-    /// The one failure path before Ready. After it a fault of the connection or the source's words decides nothing.
-    fn give_up(&mut self, reason: AbortReason) {
-        match self.phase {
-            Phase::Preparing { .. } | Phase::Filling | Phase::Loading { .. } => {
-                let migration = self.migration;
-                self.actions
-                    .push_back(Action::Send(Message::Abort { migration, reason: reason.to_string() }));
-                self.discard(reason);
-            }
-            Phase::Prepared { .. } => self.hold(),
-            Phase::Starting { .. } | Phase::Running { .. } | Phase::Ended(_) => {}
-        }
-    }
-
-    fn discard(&mut self, reason: AbortReason) {
-        self.actions.push_back(Action::Discard(reason.clone()));
-        self.phase = Phase::Ended(reason);
-        self.deadline = None;
     }
 
     fn progressed(&mut self, now: Time) {

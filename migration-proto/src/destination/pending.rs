@@ -88,6 +88,11 @@ impl Pending {
         }
     }
 
+    /// No question has this number or a higher one.
+    pub(super) fn next_request(&self) -> u64 {
+        self.next_request
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.groups.is_empty()
     }
@@ -268,7 +273,7 @@ impl Pending {
 
 /// How far the site may be behind with `pages`: what a plain migration would take for them, within bounds. Less would trade WAN bytes,
 /// which are scarce, for time that nobody gains: the link is busy with other literals in the meantime.
-fn patience(link: Link, pages: usize) -> Span {
+pub(super) fn patience(link: Link, pages: usize) -> Span {
     let source = link.time_for((pages * PAGE_SIZE) as u64).0 + link.rtt.0;
     Span(source.clamp(limits::SITE_PATIENCE_MIN.0, limits::SITE_PATIENCE_MAX.0))
 }

@@ -7,6 +7,9 @@
 //!                                                                                        source's Commit or Abort over a
 //!                                                                                        new connection, or the operator
 //! ```
+//! In post-copy Loading begins while frames are absent ([`super::absent`]): their pages come in every phase from there on, and Running goes on as
+//! any other until none is absent. What is lost then, connection or source, never ends Running.
+//!
 //! Prepared is the one phase in which the destination may not decide by itself: it has said Ready, and the source may have sent Commit.
 
 use page::PageHash;

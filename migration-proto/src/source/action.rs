@@ -4,6 +4,7 @@ use page::{Domain, Gfn, PageHash, RegionId, ShortId};
 
 use crate::error::AbortReason;
 use crate::manifest::Layout;
+use crate::postcopy::Mode;
 use crate::switchover::{Epoch, MigrationId, RunPermit, VmId};
 use crate::timer::{Link, Span};
 use crate::wire::{Channel, Message};
@@ -27,6 +28,8 @@ pub struct SourceConfig {
     pub downtime: Span,
     /// The link, before the driver has measured it.
     pub link: Link,
+    /// How the VM is to move. A destination that cannot do post-copy makes it [`Mode::Precopy`].
+    pub mode: Mode,
 }
 
 /// What the driver is to do.
@@ -52,6 +55,9 @@ pub enum Action {
         /// At most [`limits::LITERAL_BATCH_PAGES`](crate::limits::LITERAL_BATCH_PAGES).
         pages: Vec<(Gfn, PageHash)>,
     },
+    /// A virtual CPU at the destination waits for this frame: before all else read it, name it in [`Source::domain`](super::Source::domain), send it as
+    /// [`Message::FaultPage`], and call [`Source::fault_sent`](super::Source::fault_sent).
+    SendFault(Gfn),
     /// Stop the virtual CPUs; then call [`Source::vm_paused`](super::Source::vm_paused).
     Pause,
     /// Save vCPU and device state; then call [`Source::state_saved`](super::Source::state_saved).
@@ -60,6 +66,9 @@ pub enum Action {
     Reconnect,
     /// Tell the operator: Commit was sent and not answered. The VM stays paused.
     InDoubt,
+    /// Tell the operator: the VM runs at the destination, which lacks pages that only this host may have, and the connection is lost. Memory is kept
+    /// and the destination is dialled for as long as it takes; the operator can end that with [`Source::resolve`](super::Source::resolve).
+    PostcopyCut,
     /// The migration is over and the VM runs on here: stop the dirty log, let the virtual CPUs run, and, if `notify`,
     /// try to tell the destination, which may be holding the VM, by an `Abort` over a new connection.
     Resume {
@@ -94,6 +103,16 @@ pub enum TooLate {
     /// The migration is over.
     #[error("the migration has ended")]
     Ended,
+    /// The destination has said that it runs the VM.
+    #[error(
+        "the VM runs at the destination: it can only be let go here, which frees the memory that the destination may still need"
+    )]
+    RunsThere,
+    /// A connection stands, and the destination fetches memory over it.
+    #[error(
+        "the destination is fetching the rest of the VM's memory from here: letting go now would lose it"
+    )]
+    Needed,
     /// Nothing is in doubt.
     #[error("nothing is in doubt: the source owns the VM; cancel the migration instead")]
     NotInDoubt,
@@ -114,6 +133,10 @@ pub enum SourceProgress {
     Committing,
     /// Commit sent, no answer: paused, asking again, and the operator may settle it.
     InDoubt,
+    /// The VM runs at the destination and fetches the rest of its memory.
+    Postcopy,
+    /// As `Postcopy`, without a connection: dialling.
+    PostcopyCut,
     /// Over.
     Ended,
 }

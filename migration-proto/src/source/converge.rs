@@ -1,6 +1,7 @@
 //! When to stop the VM: when what is left fits the downtime, or when going on does not make it less.
 
 use crate::limits::{ROUNDS, STALLED_ROUNDS};
+use crate::postcopy::Mode;
 use crate::timer::{Link, Span};
 
 /// Why the VM is stopped now.
@@ -10,6 +11,23 @@ pub enum StopWhy {
     Fits,
     /// The guest writes as fast as the link carries: more rounds would not help, and the downtime will be longer than asked for.
     DoesNotConverge,
+    /// The VM goes first and the rest of its memory follows.
+    Postcopy(WhyPostcopy),
+}
+
+/// Why the VM goes before its memory is complete.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WhyPostcopy {
+    /// The caller asked for it.
+    Asked,
+    /// Rounds in a row did not leave less.
+    Stalled,
+    /// There were as many rounds as there may be.
+    Rounds,
+    /// Rounds leave less, but so little less that none of those to come would fit the downtime.
+    Predicted,
+    /// What was left fitted, but by the time that the VM stood still the guest had written more.
+    Grew,
 }
 
 /// Watches the rounds.
@@ -17,6 +35,7 @@ pub enum StopWhy {
 pub(super) struct Converge {
     downtime: Span,
     best: Option<u64>,
+    before: Option<u64>,
     stalled: u32,
 }
 
@@ -24,12 +43,14 @@ pub(super) struct Converge {
 const GUESS_BYTES_A_PAGE: u64 = page::PAGE_SIZE as u64;
 /// Bytes of a page's name with its share of the frame.
 const NAME_BYTES: u64 = 9;
+/// Bytes of a region's absent frames: its root, and a bitmap at most.
+const ABSENT_BYTES: u64 = 110;
 /// Saving and loading state, with room.
 const STATE_TIME: Span = Span::from_millis(20);
 
 impl Converge {
     pub(super) fn new(downtime: Span) -> Self {
-        Self { downtime, best: None, stalled: 0 }
+        Self { downtime, best: None, before: None, stalled: 0 }
     }
 
     /// What stopping now would take: the pages' names and literals, the state, and one and a half round trips (last literal there,
@@ -39,17 +60,33 @@ impl Converge {
         Span(link.time_for(bytes).0 + link.rtt.0 * 3 / 2 + STATE_TIME.0)
     }
 
-    /// Whether to stop before round `next`, with `dirty` pages left.
+    /// What a switchover to post-copy takes: as [`Converge::estimate`], with the absent frames of `regions` in the pages' place.
+    pub(super) fn estimate_postcopy(link: Link, regions: u64) -> Span {
+        let bytes = regions.saturating_mul(ABSENT_BYTES);
+        Span(link.time_for(bytes).0 + link.rtt.0 * 3 / 2 + STATE_TIME.0)
+    }
+
+    /// Whether `dirty` pages fit the downtime.
+    pub(super) fn fits(&self, dirty: u64, link: Link, bytes_a_page: Option<u64>) -> bool {
+        dirty == 0 || Self::estimate(link, dirty, bytes_a_page) <= self.downtime
+    }
+
+    /// Whether to stop before round `next`, with `dirty` pages left. `mode`: what both ends can and the caller wants.
     pub(super) fn stop(
         &mut self,
         next: u32,
         dirty: u64,
         link: Link,
         bytes_a_page: Option<u64>,
+        mode: Mode,
     ) -> Option<StopWhy> {
-        if dirty == 0 || Self::estimate(link, dirty, bytes_a_page) <= self.downtime {
+        if mode == Mode::Postcopy {
+            return Some(StopWhy::Postcopy(WhyPostcopy::Asked));
+        }
+        if self.fits(dirty, link, bytes_a_page) {
             return Some(StopWhy::Fits);
         }
+        let before = self.before.replace(dirty);
         // Progress is a tenth less than ever before.
         if self.best.is_none_or(|best| dirty < best - best / 10) {
             self.best = Some(dirty);
@@ -57,7 +94,30 @@ impl Converge {
         } else {
             self.stalled += 1;
         }
-        (self.stalled >= STALLED_ROUNDS || next >= ROUNDS).then_some(StopWhy::DoesNotConverge)
+        let too_slow = || {
+            let before = before.filter(|before| dirty < *before)?;
+            self.never_fits(next, before, dirty, link, bytes_a_page).then_some(WhyPostcopy::Predicted)
+        };
+        let why = if self.stalled >= STALLED_ROUNDS {
+            Some(WhyPostcopy::Stalled)
+        } else if next >= ROUNDS {
+            Some(WhyPostcopy::Rounds)
+        } else if mode == Mode::Hybrid {
+            too_slow()
+        } else {
+            None
+        };
+        why.map(|why| if mode == Mode::Hybrid { StopWhy::Postcopy(why) } else { StopWhy::DoesNotConverge })
+    }
+
+    /// Whether no round still allowed would leave what fits, if each leaves the share that the last one did.
+    fn never_fits(&self, next: u32, before: u64, dirty: u64, link: Link, bytes_a_page: Option<u64>) -> bool {
+        let share = |left: u64| u128::from(left) * u128::from(dirty) / u128::from(before.max(1));
+        let mut left = dirty;
+        !(next..ROUNDS).any(|_| {
+            left = u64::try_from(share(left)).unwrap_or(u64::MAX);
+            self.fits(left, link, bytes_a_page)
+        })
     }
 }
 
@@ -70,14 +130,15 @@ mod tests {
     #[test]
     fn stops_when_the_rest_fits() {
         let mut converge = Converge::new(Span::from_millis(300));
-        assert_eq!(converge.stop(1, 100_000, LINK, Some(4000)), None);
-        assert_eq!(converge.stop(2, 100, LINK, Some(4000)), Some(StopWhy::Fits));
+        assert_eq!(converge.stop(1, 100_000, LINK, Some(4000), Mode::Precopy), None);
+        assert_eq!(converge.stop(2, 100, LINK, Some(4000), Mode::Precopy), Some(StopWhy::Fits));
     }
 
     #[test]
     fn gives_up_on_a_guest_that_writes_as_fast_as_the_link() {
         let mut converge = Converge::new(Span::from_millis(300));
-        let stopped = (1..).find(|round| converge.stop(*round, 50_000, LINK, Some(4000)).is_some());
+        let stopped =
+            (1..).find(|round| converge.stop(*round, 50_000, LINK, Some(4000), Mode::Precopy).is_some());
         assert_eq!(stopped, Some(1 + STALLED_ROUNDS));
     }
 
@@ -87,8 +148,33 @@ mod tests {
         let mut dirty = u64::MAX / 16_384;
         let stopped = (1..).find(|round| {
             dirty -= dirty / 8;
-            converge.stop(*round, dirty, LINK, Some(4000)).is_some()
+            converge.stop(*round, dirty, LINK, Some(4000), Mode::Precopy).is_some()
         });
         assert_eq!(stopped, Some(ROUNDS));
+    }
+
+    fn hybrid(converge: &mut Converge, round: u32, dirty: u64) -> Option<StopWhy> {
+        converge.stop(round, dirty, LINK, Some(4000), Mode::Hybrid)
+    }
+
+    #[test]
+    fn hybrid_goes_on_while_rounds_promise_to_fit_and_says_why_it_does_not() {
+        let mut converge = Converge::new(Span::from_millis(300));
+        assert_eq!(hybrid(&mut converge, 1, 100_000), None);
+        assert_eq!(hybrid(&mut converge, 2, 50_000), None, "a few more halvings and it fits");
+        assert_eq!(hybrid(&mut converge, 3, 100), Some(StopWhy::Fits));
+
+        let mut slow = Converge::new(Span::from_millis(300));
+        let rounds = |round: u32| 1_000_000 - u64::from(round) * 10_000;
+        let stopped = (1..).find_map(|round| hybrid(&mut slow, round, rounds(round)));
+        assert_eq!(stopped, Some(StopWhy::Postcopy(WhyPostcopy::Predicted)));
+
+        let mut stalled = Converge::new(Span::from_millis(300));
+        let stopped = (1..).find_map(|round| hybrid(&mut stalled, round, 50_000));
+        assert_eq!(stopped, Some(StopWhy::Postcopy(WhyPostcopy::Stalled)));
+
+        let mut asked = Converge::new(Span::from_secs(300));
+        let stopped = asked.stop(1, 0, LINK, None, Mode::Postcopy);
+        assert_eq!(stopped, Some(StopWhy::Postcopy(WhyPostcopy::Asked)));
     }
 }

@@ -31,7 +31,8 @@ impl Source {
             | Phase::Pausing { .. }
             | Phase::CollectingLast { .. }
             | Phase::LastRound(_)
-            | Phase::Committed { .. } => {
+            | Phase::Committed { .. }
+            | Phase::Postcopy { .. } => {
                 Err(ProtocolError::Unexpected { message: "Ready", phase: self.phase.name() })
             }
         }
@@ -41,11 +42,15 @@ impl Source {
         Message::Commit { migration: self.config.migration, epoch: self.config.epoch.next() }
     }
 
-    pub(super) fn runs_there(&mut self, stats: DestinationStats) -> Result<(), ProtocolError> {
-        if !matches!(self.phase, Phase::Committed { .. }) {
+    pub(super) fn runs_there(&mut self, now: Time, stats: DestinationStats) -> Result<(), ProtocolError> {
+        if !matches!(self.phase, Phase::Committed { .. } | Phase::Postcopy { .. }) {
             return Err(ProtocolError::Unexpected { message: "Running", phase: self.phase.name() });
         }
         self.destination = stats;
+        if self.naming.is_some() {
+            self.serve(now);
+            return Ok(());
+        }
         let migration = self.config.migration;
         self.actions.push_back(Action::Send(Message::Released { migration }));
         self.actions.push_back(Action::Release);
@@ -54,7 +59,8 @@ impl Source {
     }
 
     pub(super) fn never_ran_there(&mut self) -> Result<(), ProtocolError> {
-        if !matches!(self.phase, Phase::Committed { .. }) {
+        // After Running no promise can take back that it ran.
+        if !matches!(self.phase, Phase::Committed { .. } | Phase::Postcopy { ran: false, .. }) {
             return Err(ProtocolError::Unexpected { message: "NotRunning", phase: self.phase.name() });
         }
         self.run_on(AbortReason::Peer("it did not run the VM and never will".to_owned()), false);
@@ -63,11 +69,23 @@ impl Source {
 
     /// Another process answers where the destination's was: whether that one ran the VM, only the operator can find out.
     pub(super) fn nobody_knows(&mut self, now: Time) -> Result<(), ProtocolError> {
-        let Phase::Committed { in_doubt, .. } = &mut self.phase else {
-            return Err(ProtocolError::Unexpected { message: "Unknown", phase: self.phase.name() });
-        };
-        if !std::mem::replace(in_doubt, true) {
-            self.actions.push_back(Action::InDoubt);
+        match &mut self.phase {
+            Phase::Committed { in_doubt, .. } => {
+                if !std::mem::replace(in_doubt, true) {
+                    self.actions.push_back(Action::InDoubt);
+                }
+            }
+            Phase::Postcopy { .. } => self.cut_off(),
+            Phase::Offering
+            | Phase::Collecting
+            | Phase::Round(_)
+            | Phase::Pausing { .. }
+            | Phase::CollectingLast { .. }
+            | Phase::LastRound(_)
+            | Phase::Handover { .. }
+            | Phase::Ended(_) => {
+                return Err(ProtocolError::Unexpected { message: "Unknown", phase: self.phase.name() });
+            }
         }
         // The process that is asked for may come back at the address.
         self.deadline = Some(now + limits::RUNNING_TIMEOUT);
@@ -80,7 +98,7 @@ impl Source {
     /// After Commit: the VM may run at the destination.
     pub fn cancel(&mut self) -> Result<(), TooLate> {
         match self.phase {
-            Phase::Committed { .. } => Err(TooLate::Committed),
+            Phase::Committed { .. } | Phase::Postcopy { .. } => Err(TooLate::Committed),
             Phase::Ended(_) => Err(TooLate::Ended),
             Phase::Offering
             | Phase::Collecting
@@ -97,39 +115,82 @@ impl Source {
 
     /// Something that the driver was asked to do failed.
     pub fn failed(&mut self, what: String) {
-        self.abort(AbortReason::Local(what));
+        if matches!(self.phase, Phase::Committed { .. } | Phase::Postcopy { .. }) {
+            self.begin_anew();
+        } else {
+            self.abort(AbortReason::Local(what));
+        }
     }
 
     /// The connection was lost, or a [`Action::Reconnect`] failed.
     pub fn disconnected(&mut self, now: Time) {
-        if let Phase::Committed { connected, in_doubt } = &mut self.phase {
-            *connected = false;
-            if !*in_doubt {
-                *in_doubt = true;
-                self.actions.push_back(Action::InDoubt);
-            }
+        if self.lost() {
             self.deadline = Some(now + limits::ASK_AGAIN);
         } else {
             self.abort(AbortReason::Disconnected);
         }
     }
 
+    /// The answer to Commit, or in post-copy the connection, is overdue or lost. False before Commit.
+    fn lost(&mut self) -> bool {
+        match &mut self.phase {
+            Phase::Committed { connected, in_doubt } => {
+                *connected = false;
+                if !std::mem::replace(in_doubt, true) {
+                    self.actions.push_back(Action::InDoubt);
+                }
+                self.forget_connection();
+                true
+            }
+            Phase::Postcopy { .. } => {
+                self.cut_off();
+                true
+            }
+            Phase::Offering
+            | Phase::Collecting
+            | Phase::Round(_)
+            | Phase::Pausing { .. }
+            | Phase::CollectingLast { .. }
+            | Phase::LastRound(_)
+            | Phase::Handover { .. }
+            | Phase::Ended(_) => false,
+        }
+    }
+
     /// A new connection stands: the question is asked again.
     pub fn connected(&mut self, now: Time) {
-        if let Phase::Committed { connected, .. } = &mut self.phase {
-            *connected = true;
-            let commit = self.commit();
-            self.actions.push_back(Action::Send(commit));
-            self.deadline = Some(now + limits::RUNNING_TIMEOUT);
+        match &mut self.phase {
+            Phase::Committed { connected, .. } => *connected = true,
+            // Whether the destination's process is still there, its answer tells.
+            Phase::Postcopy { .. } => {}
+            Phase::Offering
+            | Phase::Collecting
+            | Phase::Round(_)
+            | Phase::Pausing { .. }
+            | Phase::CollectingLast { .. }
+            | Phase::LastRound(_)
+            | Phase::Handover { .. }
+            | Phase::Ended(_) => return,
         }
+        self.forget_connection();
+        let commit = self.commit();
+        self.actions.push_back(Action::Send(commit));
+        self.deadline = Some(now + limits::RUNNING_TIMEOUT);
     }
 
     /// The operator, who has looked at the destination, settles a hand-over in doubt: `run_here` if the VM does not run there
     /// and cannot come to run there.
     ///
+    /// In post-copy the VM, when it lives at the destination, may need this host's memory: letting go of a hand-over in doubt only settles where it
+    /// lives, and memory is kept and the destination dialled. Letting go again, while the connection is lost, frees the memory: the VM, if it runs
+    /// there, does without what it lacks, and stops where it needs that.
+    ///
     /// # Errors
-    /// If nothing is in doubt.
+    /// If nothing is in doubt, or the destination has said that it runs the VM.
     pub fn resolve(&mut self, run_here: bool) -> Result<(), TooLate> {
+        if let Phase::Postcopy { connected, ran, .. } = self.phase {
+            return self.resolve_postcopy(connected, ran, run_here);
+        }
         if !matches!(self.phase, Phase::Committed { in_doubt: true, .. }) {
             return Err(if self.end().is_some() { TooLate::Ended } else { TooLate::NotInDoubt });
         }
@@ -138,6 +199,8 @@ impl Source {
                 AbortReason::Local("an operator resolved the doubt: the VM runs here".to_owned()),
                 true,
             );
+        } else if self.naming.is_some() {
+            self.phase = Phase::Postcopy { connected: false, told: true, ran: false };
         } else {
             self.actions.push_back(Action::Release);
             self.finish(End::LetGo);
@@ -150,13 +213,8 @@ impl Source {
         if self.deadline.is_none_or(|deadline| now < deadline) {
             return;
         }
-        if let Phase::Committed { connected, in_doubt } = &mut self.phase {
-            // Either the answer or the connection is overdue: ask anew, for ever; only an answer or the operator settles it.
-            *connected = false;
-            if !*in_doubt {
-                *in_doubt = true;
-                self.actions.push_back(Action::InDoubt);
-            }
+        // Either the answer or the connection is overdue: ask anew, for ever; only an answer or the operator settles it.
+        if self.lost() {
             self.actions.push_back(Action::Reconnect);
             self.deadline = Some(now + limits::RUNNING_TIMEOUT);
         } else {

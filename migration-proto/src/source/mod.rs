@@ -3,8 +3,11 @@
 mod action;
 mod converge;
 mod handover;
+mod naming;
 mod phase;
+mod postcopy;
 mod round;
+mod wants;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -12,7 +15,8 @@ use page::{Domain, Gfn, PageHash, PageSet, RegionId, ShortId};
 
 pub use self::action::{Action, LiteralsSent, SourceConfig, SourceProgress, TooLate};
 use self::converge::Converge;
-pub use self::converge::StopWhy;
+pub use self::converge::{StopWhy, WhyPostcopy};
+use self::naming::Naming;
 pub use self::phase::End;
 use self::phase::Phase;
 use self::round::Round;
@@ -20,10 +24,11 @@ use crate::error::{AbortReason, ProtocolError};
 use crate::limits;
 use crate::manifest::Entry;
 use crate::memory_names::MemoryNames;
-use crate::stats::{DestinationStats, SourceStats};
+use crate::postcopy::Mode;
+use crate::stats::{DestinationStats, PostcopyStats, SourceStats};
 use crate::switchover::RunPermit;
-use crate::timer::{Link, Time};
-use crate::wire::{Channel, Message, Offer, Region};
+use crate::timer::{Link, Span, Time};
+use crate::wire::{Message, Offer, Region};
 
 /// The source's state machine.
 #[derive(Debug)]
@@ -39,11 +44,20 @@ pub struct Source {
     literal_batches: usize,
     converge: Converge,
     stop_why: Option<StopWhy>,
+    expected_downtime: Option<Span>,
+    /// What both ends can and the caller wants.
+    mode: Mode,
+    /// What the destination was told is absent, and in how many messages.
+    absent: PageSet,
+    absent_regions: u64,
+    /// The names of that, from the switchover to post-copy on.
+    naming: Option<Naming>,
     /// Literal pages and bytes that the first round took.
     first_round: Option<(u64, u64)>,
     link: Link,
     stats: SourceStats,
     destination: DestinationStats,
+    postcopy: Option<PostcopyStats>,
     verified: bool,
     deadline: Option<Time>,
     actions: VecDeque<Action>,
@@ -60,6 +74,7 @@ impl Source {
             domain: config.domain.id(),
             layout: config.layout.clone(),
             machine: config.machine.clone(),
+            mode: config.mode,
         };
         Self {
             domain: config.domain.clone(),
@@ -71,10 +86,16 @@ impl Source {
             literal_batches: 0,
             converge: Converge::new(config.downtime),
             stop_why: None,
+            expected_downtime: None,
+            mode: config.mode,
+            absent: PageSet::empty(config.layout.page_bound()),
+            absent_regions: 0,
+            naming: None,
             first_round: None,
             link: config.link,
             stats: SourceStats::default(),
             destination: DestinationStats::default(),
+            postcopy: None,
             verified: false,
             deadline: Some(now + limits::ACCEPT_TIMEOUT),
             actions: VecDeque::from([Action::Send(Message::Offer(offer))]),
@@ -111,6 +132,12 @@ impl Source {
         self.destination
     }
 
+    /// What the destination counted after the VM ran there; `None` before it has said so, or without post-copy.
+    #[must_use]
+    pub fn postcopy_stats(&self) -> Option<PostcopyStats> {
+        self.postcopy
+    }
+
     /// How the migration ended, once it has.
     #[must_use]
     pub fn end(&self) -> Option<&End> {
@@ -123,7 +150,8 @@ impl Source {
             | Phase::CollectingLast { .. }
             | Phase::LastRound(_)
             | Phase::Handover { .. }
-            | Phase::Committed { .. } => None,
+            | Phase::Committed { .. }
+            | Phase::Postcopy { .. } => None,
         }
     }
 
@@ -145,6 +173,8 @@ impl Source {
             Phase::Handover { .. } => SourceProgress::Handover,
             Phase::Committed { in_doubt: false, .. } => SourceProgress::Committing,
             Phase::Committed { in_doubt: true, .. } => SourceProgress::InDoubt,
+            Phase::Postcopy { connected: true, .. } => SourceProgress::Postcopy,
+            Phase::Postcopy { connected: false, .. } => SourceProgress::PostcopyCut,
             Phase::Ended(_) => SourceProgress::Ended,
         }
     }
@@ -159,6 +189,19 @@ impl Source {
     #[must_use]
     pub fn stop_why(&self) -> Option<StopWhy> {
         self.stop_why
+    }
+
+    /// What the downtime was expected to be when the VM was stopped; `None` before. Where it is more than was asked for, [`Source::stop_why`] says why,
+    /// and in post-copy, if it is, one and a half round trips with the state alone take longer.
+    #[must_use]
+    pub fn expected_downtime(&self) -> Option<Span> {
+        self.expected_downtime
+    }
+
+    /// How the VM is to move: as was asked for, or [`Mode::Precopy`] if the destination cannot do post-copy. Known once the offer is accepted.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.mode
     }
 
     /// A new measurement of the link.
@@ -176,7 +219,9 @@ impl Source {
     fn try_message(&mut self, now: Time, message: Message) -> Result<(), ProtocolError> {
         let (name, ours) = (message.name(), self.config.migration);
         match message {
-            Message::Accept { shared } if matches!(self.phase, Phase::Offering) => self.accepted(now, shared),
+            Message::Accept { shared, postcopy } if matches!(self.phase, Phase::Offering) => {
+                self.accepted(now, shared, postcopy);
+            }
             Message::Refuse(reason) if matches!(self.phase, Phase::Offering) => {
                 self.abort(AbortReason::Refused(reason))
             }
@@ -185,13 +230,21 @@ impl Source {
             }
             Message::Want(frames) if self.names_pages() => self.wanted(now, frames)?,
             Message::WantNames(region) if self.names_pages() => self.names_wanted(now, region)?,
+            Message::Want(frames) if self.serves() => self.wanted(now, frames)?,
+            Message::WantNames(region) if self.serves() => self.absent_wanted(now, region)?,
+            Message::Fault(gfn) if !self.is_over() => {
+                self.faulted(now, gfn)?;
+            }
             Message::RoundDone { round, stats } => self.round_done(now, round, stats)?,
             Message::Ready { root } => self.ready(now, root)?,
-            Message::Running { migration, stats } if migration == ours => self.runs_there(stats)?,
+            Message::Running { migration, stats } if migration == ours => self.runs_there(now, stats)?,
+            Message::Complete { migration, stats, postcopy } if migration == ours && !self.is_over() => {
+                self.completed(stats, postcopy)?;
+            }
             Message::NotRunning { migration } if migration == ours => self.never_ran_there()?,
             Message::Unknown { migration } if migration == ours => self.nobody_knows(now)?,
             // What was on its way when this side ended means nothing any more.
-            _ if matches!(self.phase, Phase::Ended(_)) => {}
+            _ if self.is_over() => {}
             // Wants may overtake Ready on another channel; after it they need no answer.
             Message::Want(_) | Message::WantNames(_) if matches!(self.phase, Phase::Committed { .. }) => {}
             Message::Offer(_)
@@ -202,13 +255,18 @@ impl Source {
             | Message::FullNames { .. }
             | Message::RoundEnd { .. }
             | Message::State(_)
+            | Message::Absent { .. }
+            | Message::PageNames { .. }
             | Message::Final { .. }
             | Message::Literals(_)
             | Message::Stale(_)
             | Message::Want(_)
             | Message::WantNames(_)
+            | Message::Fault(_)
+            | Message::FaultPage { .. }
             | Message::Commit { .. }
             | Message::Running { .. }
+            | Message::Complete { .. }
             | Message::NotRunning { .. }
             | Message::Unknown { .. }
             | Message::Released { .. } => {
@@ -227,11 +285,23 @@ impl Source {
             | Phase::CollectingLast { .. }
             | Phase::LastRound(_)
             | Phase::Handover { .. } => true,
-            Phase::Offering | Phase::Committed { .. } | Phase::Ended(_) => false,
+            Phase::Offering | Phase::Committed { .. } | Phase::Postcopy { .. } | Phase::Ended(_) => false,
         }
     }
 
-    fn accepted(&mut self, now: Time, shared: bool) {
+    /// Whether the destination, which may run the VM, may ask for absent pages now.
+    fn serves(&self) -> bool {
+        self.naming.is_some() && matches!(self.phase, Phase::Committed { .. } | Phase::Postcopy { .. })
+    }
+
+    fn is_over(&self) -> bool {
+        matches!(self.phase, Phase::Ended(_))
+    }
+
+    fn accepted(&mut self, now: Time, shared: bool, postcopy: bool) {
+        if !postcopy {
+            self.mode = Mode::Precopy;
+        }
         if !shared {
             self.domain = Domain::unkeyed();
             self.names = MemoryNames::new(self.config.layout.clone(), self.domain.zero_name());
@@ -269,14 +339,15 @@ impl Source {
         });
         match &mut self.phase {
             Phase::Collecting => {
-                // What the guest writes now compresses otherwise than what stood there: only later rounds tell.
-                let sent = (self.stats.literal_pages, self.stats.literal_bytes);
-                let (pages, bytes) = *self.first_round.get_or_insert(sent);
-                let a_page = (sent.1 - bytes).checked_div(sent.0 - pages);
-                self.stop_why = self.converge.stop(self.stats.rounds, left.len(), self.link, a_page);
+                let a_page = self.bytes_a_page();
+                let (rounds, pages) = (self.stats.rounds, left.len());
+                self.stop_why = self.converge.stop(rounds, pages, self.link, a_page, self.mode);
                 if self.stop_why.is_none() {
                     self.begin_round(now, left);
                 } else {
+                    if matches!(self.stop_why, Some(StopWhy::Postcopy(_))) {
+                        self.tell_absent(&left);
+                    }
                     self.phase = Phase::Pausing { dirty: left };
                     self.actions.push_back(Action::Pause);
                     self.deadline = Some(now + limits::LOCAL_TIMEOUT);
@@ -286,8 +357,7 @@ impl Source {
                 left.union_with(dirty);
                 let state = std::mem::take(state);
                 self.actions.push_back(Action::Send(Message::State(state)));
-                self.phase = Phase::LastRound(self.new_round(now, left));
-                self.advance(now);
+                self.last_pages(now, left);
             }
             // An abort came first.
             Phase::Offering
@@ -296,8 +366,17 @@ impl Source {
             | Phase::LastRound(_)
             | Phase::Handover { .. }
             | Phase::Committed { .. }
+            | Phase::Postcopy { .. }
             | Phase::Ended(_) => {}
         }
+    }
+
+    /// What a literal of a page that the guest has written takes: what it writes now compresses otherwise than what stood there, so only later
+    /// rounds than the first tell.
+    fn bytes_a_page(&mut self) -> Option<u64> {
+        let sent = (self.stats.literal_pages, self.stats.literal_bytes);
+        let (pages, bytes) = *self.first_round.get_or_insert(sent);
+        (sent.1 - bytes).checked_div(sent.0 - pages)
     }
 
     /// The virtual CPUs stand still. State is saved before the log is collected for the last time, because reading
@@ -334,12 +413,13 @@ impl Source {
                 round.hashed();
                 true
             }
+            Phase::Handover { .. } | Phase::Committed { .. } | Phase::Postcopy { .. } => {
+                return self.absent_hashed(now, region, pages);
+            }
             Phase::Offering
             | Phase::Collecting
             | Phase::Pausing { .. }
             | Phase::CollectingLast { .. }
-            | Phase::Handover { .. }
-            | Phase::Committed { .. }
             | Phase::Ended(_) => return,
         };
         let mut entries = Vec::with_capacity(pages.len());
@@ -387,55 +467,6 @@ impl Source {
         Some(Entry::Name(name.short()))
     }
 
-    fn wanted(&mut self, now: Time, frames: Vec<Gfn>) -> Result<(), ProtocolError> {
-        if let Some(gfn) = frames.iter().find(|gfn| !self.config.layout.has(gfn.region())) {
-            return Err(ProtocolError::NotRam(*gfn));
-        }
-        let room = usize::try_from(self.config.layout.pages()).unwrap_or(usize::MAX);
-        if self.wants.len().saturating_add(frames.len()) > room.saturating_mul(2) {
-            // More wants than pages, twice over: no honest destination asks so.
-            return Err(ProtocolError::Unexpected {
-                message: "Want",
-                phase: "answering as many wants as there are pages",
-            });
-        }
-        self.wants.extend(frames);
-        self.progressed(now);
-        self.advance(now);
-        Ok(())
-    }
-
-    fn names_wanted(&mut self, now: Time, region: RegionId) -> Result<(), ProtocolError> {
-        if !self.config.layout.has(region) {
-            return Err(ProtocolError::NoSuchRegion(region));
-        }
-        let names = self.names.region(region).to_vec();
-        self.actions.push_back(Action::Send(Message::FullNames { region, names }));
-        self.progressed(now);
-        Ok(())
-    }
-
-    /// A batch of literals is on its way.
-    pub fn literals_sent(&mut self, now: Time, sent: LiteralsSent) {
-        self.literal_batches = self.literal_batches.saturating_sub(1);
-        self.stats.literal_pages += sent.pages;
-        self.stats.literal_bytes += sent.bytes;
-        if !self.names_pages() {
-            return;
-        }
-        if !sent.stale.is_empty() {
-            self.stats.stale += sent.stale.len() as u64;
-            // The destination gives these up. They are to be named again even if they change back to the name they had, and until
-            // then nothing may be called a duplicate of them.
-            for (gfn, _) in &sent.stale {
-                self.named_once.remove(*gfn);
-            }
-            self.actions.push_back(Action::Send(Message::Stale(sent.stale)));
-        }
-        self.progressed(now);
-        self.advance(now);
-    }
-
     fn round_done(&mut self, now: Time, number: u32, stats: DestinationStats) -> Result<(), ProtocolError> {
         match &self.phase {
             Phase::Round(round) if round.number == number && round.is_named() => {
@@ -453,7 +484,8 @@ impl Source {
             | Phase::CollectingLast { .. }
             | Phase::LastRound(_)
             | Phase::Handover { .. }
-            | Phase::Committed { .. } => {
+            | Phase::Committed { .. }
+            | Phase::Postcopy { .. } => {
                 Err(ProtocolError::Unexpected { message: "RoundDone", phase: self.phase.name() })
             }
         }
@@ -461,15 +493,7 @@ impl Source {
 
     /// Gives out what there is to hash and to send, and ends the round when all is named.
     fn advance(&mut self, now: Time) {
-        while self.literal_batches < limits::LITERAL_WINDOW_BATCHES && !self.wants.is_empty() {
-            let count = self.wants.len().min(limits::LITERAL_BATCH_PAGES);
-            let pages =
-                self.wants.drain(..count).filter_map(|gfn| Some((gfn, self.names.get(gfn)?))).collect();
-            let last = matches!(self.phase, Phase::LastRound(_) | Phase::Handover { .. });
-            let channel = if last { Channel::Names } else { Channel::Literals };
-            self.literal_batches += 1;
-            self.actions.push_back(Action::SendLiterals { channel, pages });
-        }
+        self.answer_wants();
         match &mut self.phase {
             Phase::Round(round) => {
                 while let Some((region, pages)) = round.next(limits::HASH_WINDOW_REGIONS) {
@@ -496,18 +520,32 @@ impl Source {
             | Phase::CollectingLast { .. }
             | Phase::Handover { .. }
             | Phase::Committed { .. }
+            | Phase::Postcopy { .. }
             | Phase::Ended(_) => {}
         }
     }
 
+    /// Something came or went. Where only one answer counts, that changes nothing.
     fn progressed(&mut self, now: Time) {
-        self.deadline = Some(now + limits::PROGRESS_TIMEOUT);
+        match self.phase {
+            Phase::Committed { .. } | Phase::Postcopy { connected: false, .. } | Phase::Ended(_) => {}
+            Phase::Offering
+            | Phase::Collecting
+            | Phase::Round(_)
+            | Phase::Pausing { .. }
+            | Phase::CollectingLast { .. }
+            | Phase::LastRound(_)
+            | Phase::Handover { .. }
+            | Phase::Postcopy { connected: true, .. } => {
+                self.deadline = Some(now + limits::PROGRESS_TIMEOUT);
+            }
+        }
     }
 
     /// The one failure path: before Commit the VM runs on here; after it nothing but an answer counts.
     fn abort(&mut self, reason: AbortReason) {
         match self.phase {
-            Phase::Committed { .. } | Phase::Ended(_) => {}
+            Phase::Committed { .. } | Phase::Postcopy { .. } | Phase::Ended(_) => {}
             Phase::Offering
             | Phase::Collecting
             | Phase::Round(_)

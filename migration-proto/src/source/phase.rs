@@ -8,6 +8,11 @@
 //!                                                                                                  │ Ready
 //!   before Commit every failure ends in Ended(Aborted), and the VM runs on                         ▼
 //!                                                          Ended(Completed) ◄──Running── Committed ──NotRunning──► Ended(Aborted)
+//!
+//!   in post-copy the last round is left out (CollectingLast ──dirty──► Handover), and the destination runs the VM before it has all of its memory:
+//!                                                          Committed ──Running──► Postcopy ──Complete──► Ended(Completed)
+//!                                                                                 │  ▲ lost: dials and asks again, for ever
+//!                                                                                 └──┘ the operator's word: Ended(LetGo)
 //! ```
 
 use page::{PageHash, PageSet};
@@ -50,6 +55,16 @@ pub(super) enum Phase {
         /// Whether the first deadline has passed.
         in_doubt: bool,
     },
+    /// The VM lives at the destination, which lacks some of its memory: this side serves it, and never runs the VM. A wait without an end: nobody
+    /// else may have these pages, so only the destination's Complete or the operator ends it.
+    Postcopy {
+        /// Whether the destination has been heard over the present connection.
+        connected: bool,
+        /// Whether the operator has been told that it has not.
+        told: bool,
+        /// Whether the destination has ever said Running; if not, it is an operator's word that the VM lives there.
+        ran: bool,
+    },
     /// Over.
     Ended(End),
 }
@@ -61,7 +76,7 @@ pub enum End {
     Completed,
     /// The VM runs on here.
     Aborted(AbortReason),
-    /// An operator, who looked at the destination, said that the VM lives there.
+    /// An operator, who looked at the destination, said that the VM lives there. In post-copy: and that it shall do without what it lacks.
     LetGo,
 }
 
@@ -75,6 +90,7 @@ impl Phase {
             Self::LastRound(_) => "copying the last pages",
             Self::Handover { .. } => "waiting for the destination to be ready",
             Self::Committed { .. } => "waiting for the destination to run the VM",
+            Self::Postcopy { .. } => "serving memory to the destination, where the VM runs",
             Self::Ended(_) => "at the end of the migration",
         }
     }

@@ -3,9 +3,11 @@
 use page::{DomainId, Gfn, PageHash, REGION_PAGES, RegionId, ShortId};
 
 use super::codec::{Reader, WireError, Writer};
+use super::offer::{read_accept, read_offer, write_accept, write_offer};
 use crate::limits;
-use crate::manifest::{Entry, Extent, Layout, read_entries, write_entries};
-use crate::stats::DestinationStats;
+use crate::manifest::{Entry, Layout, read_entries, write_entries};
+use crate::postcopy::{FullName, Mode, read_absent, read_names, write_absent, write_names};
+use crate::stats::{DestinationStats, PostcopyStats};
 use crate::switchover::{Epoch, MigrationId, VmId};
 
 /// An ordered stream of messages within a connection, in the order of urgency.
@@ -13,6 +15,8 @@ use crate::switchover::{Epoch, MigrationId, VmId};
 pub enum Channel {
     /// Agreement and hand-over, both ways.
     Control,
+    /// Pages that a virtual CPU stands still for: the frame to the source, name and bytes to the destination.
+    Faults,
     /// What the destination wants, to the source.
     Wants,
     /// Manifest, rounds' ends, device state and the final root, to the destination.
@@ -36,6 +40,8 @@ pub struct Offer {
     pub layout: Layout,
     /// What the destination needs to build the machine: opaque to the protocol.
     pub machine: Vec<u8>,
+    /// How the caller wants the VM to move.
+    pub mode: Mode,
 }
 
 /// The manifest of one region, or of what changed in it.
@@ -60,6 +66,8 @@ pub enum Message {
     Accept {
         /// See above.
         shared: bool,
+        /// The VM may run here before all of its memory is here. Never said to an offer of [`Mode::Precopy`].
+        postcopy: bool,
     },
     /// Control, to the source: this VM cannot come here, and why.
     Refuse(String),
@@ -86,7 +94,24 @@ pub enum Message {
     },
     /// Names: vCPU and device state, opaque to the protocol.
     State(Vec<u8>),
-    /// Names: the last round has been named; this is the root over all regions' roots.
+    /// Names, from the end of the last finished round to Final of a switchover to post-copy: frames whose pages come after the VM runs. A region may come
+    /// again, with further frames. No Region follows.
+    Absent {
+        /// The region.
+        region: RegionId,
+        /// Its absent frames, ascending; at least one.
+        frames: Vec<Gfn>,
+        /// The root over the region's 512 full names, with [`ABSENT_NAME`](crate::postcopy::ABSENT_NAME) for each frame that is absent by now.
+        root: PageHash,
+    },
+    /// Names, after Final: the full names of absent frames.
+    PageNames {
+        /// The region.
+        region: RegionId,
+        /// What belongs where.
+        entries: Vec<(Gfn, FullName)>,
+    },
+    /// Names: the last round has been named, or what is absent has; this is the root over all regions' roots.
     Final {
         /// The last round.
         round: u32,
@@ -99,8 +124,20 @@ pub enum Message {
     Stale(Vec<(Gfn, ShortId)>),
     /// Wants: pages that nobody near the destination has.
     Want(Vec<Gfn>),
-    /// Wants: the short ids of this region led to wrong pages.
+    /// Wants: before Ready, the short ids of this region led to wrong pages; over a new connection in post-copy, this region has absent frames
+    /// that have not been named.
     WantNames(RegionId),
+    /// Faults, to the source: a virtual CPU waits for this absent frame, and the site cannot give it, or not in time.
+    Fault(Gfn),
+    /// Faults, to the destination: the answer to `Fault`.
+    FaultPage {
+        /// The frame.
+        gfn: Gfn,
+        /// Its full name.
+        name: PageHash,
+        /// An encoded batch of this one page, see [`crate::literal`].
+        batch: Vec<u8>,
+    },
     /// Control, to the source: all that could be resolved of this round has been.
     RoundDone {
         /// The round.
@@ -126,6 +163,15 @@ pub enum Message {
         migration: MigrationId,
         /// The final counters.
         stats: DestinationStats,
+    },
+    /// Control, to the source: no frame is absent any more; nothing is needed of the source.
+    Complete {
+        /// Which migration.
+        migration: MigrationId,
+        /// The final counters of what came before the VM ran.
+        stats: DestinationStats,
+        /// The counters of post-copy.
+        postcopy: PostcopyStats,
     },
     /// Control, to the source: it does not run here and never will by this migration.
     NotRunning {
@@ -157,15 +203,20 @@ impl Message {
             Self::FullNames { .. } => "FullNames",
             Self::RoundEnd { .. } => "RoundEnd",
             Self::State(_) => "State",
+            Self::Absent { .. } => "Absent",
+            Self::PageNames { .. } => "PageNames",
             Self::Final { .. } => "Final",
             Self::Literals(_) => "Literals",
             Self::Stale(_) => "Stale",
             Self::Want(_) => "Want",
             Self::WantNames(_) => "WantNames",
+            Self::Fault(_) => "Fault",
+            Self::FaultPage { .. } => "FaultPage",
             Self::RoundDone { .. } => "RoundDone",
             Self::Ready { .. } => "Ready",
             Self::Commit { .. } => "Commit",
             Self::Running { .. } => "Running",
+            Self::Complete { .. } => "Complete",
             Self::NotRunning { .. } => "NotRunning",
             Self::Unknown { .. } => "Unknown",
             Self::Released { .. } => "Released",
@@ -184,13 +235,17 @@ impl Message {
             | Self::Ready { .. }
             | Self::Commit { .. }
             | Self::Running { .. }
+            | Self::Complete { .. }
             | Self::NotRunning { .. }
             | Self::Unknown { .. }
             | Self::Released { .. } => Channel::Control,
+            Self::Fault(_) | Self::FaultPage { .. } => Channel::Faults,
             Self::Region(_)
             | Self::FullNames { .. }
             | Self::RoundEnd { .. }
             | Self::State(_)
+            | Self::Absent { .. }
+            | Self::PageNames { .. }
             | Self::Final { .. } => Channel::Names,
             Self::Literals(_) | Self::Stale(_) => Channel::Literals,
             Self::Want(_) | Self::WantNames(_) => Channel::Wants,
@@ -218,6 +273,11 @@ const RUNNING: u8 = 17;
 const NOT_RUNNING: u8 = 18;
 const RELEASED: u8 = 19;
 const UNKNOWN: u8 = 20;
+const ABSENT: u8 = 21;
+const PAGE_NAMES: u8 = 22;
+const FAULT: u8 = 23;
+const FAULT_PAGE: u8 = 24;
+const COMPLETE: u8 = 25;
 
 /// The bytes of `message`, without the length before it.
 #[must_use]
@@ -225,10 +285,13 @@ const UNKNOWN: u8 = 20;
 pub fn encode(message: &Message) -> Vec<u8> {
     let mut out = Writer::default();
     match message {
-        Message::Offer(offer) => write_offer(&mut out, offer),
-        Message::Accept { shared } => {
+        Message::Offer(offer) => {
+            out.byte(OFFER);
+            write_offer(&mut out, offer);
+        }
+        Message::Accept { shared, postcopy } => {
             out.byte(ACCEPT);
-            out.byte(u8::from(*shared));
+            write_accept(&mut out, *shared, *postcopy);
         }
         Message::Refuse(reason) => {
             out.byte(REFUSE);
@@ -315,6 +378,32 @@ pub fn encode(message: &Message) -> Vec<u8> {
             out.byte(UNKNOWN);
             out.bytes(&migration.0);
         }
+        Message::Absent { region, frames, root } => {
+            out.byte(ABSENT);
+            out.varint(region.0);
+            out.bytes(&root.0);
+            write_absent(&mut out, *region, frames);
+        }
+        Message::PageNames { region, entries } => {
+            out.byte(PAGE_NAMES);
+            out.varint(region.0);
+            write_names(&mut out, *region, entries);
+        }
+        Message::Fault(gfn) => {
+            out.byte(FAULT);
+            out.varint(gfn.0);
+        }
+        Message::FaultPage { gfn, name, batch } => {
+            out.byte(FAULT_PAGE);
+            out.varint(gfn.0);
+            out.bytes(&name.0);
+            out.bytes(batch);
+        }
+        Message::Complete { migration, stats, postcopy } => {
+            out.byte(COMPLETE);
+            out.bytes(&migration.0);
+            stats.to_array().into_iter().chain(postcopy.to_array()).for_each(|n| out.varint(n));
+        }
     }
     out.finish()
 }
@@ -328,7 +417,10 @@ pub fn decode(frame: &[u8]) -> Result<Message, WireError> {
     let kind = input.byte("kind of message")?;
     let message = match kind {
         OFFER => Message::Offer(read_offer(&mut input)?),
-        ACCEPT => Message::Accept { shared: read_flag(&mut input, "shared")? },
+        ACCEPT => {
+            let (shared, postcopy) = read_accept(&mut input)?;
+            Message::Accept { shared, postcopy }
+        }
         REFUSE => Message::Refuse(read_reason(&mut input)?),
         ABORT => Message::Abort { migration: read_migration(&mut input)?, reason: read_reason(&mut input)? },
         REGION => Message::Region(read_region(&mut input)?),
@@ -354,43 +446,29 @@ pub fn decode(frame: &[u8]) -> Result<Message, WireError> {
         NOT_RUNNING => Message::NotRunning { migration: read_migration(&mut input)? },
         RELEASED => Message::Released { migration: read_migration(&mut input)? },
         UNKNOWN => Message::Unknown { migration: read_migration(&mut input)? },
+        ABSENT => {
+            let (region, root) = (read_region_id(&mut input)?, input.name("region root")?);
+            Message::Absent { region, frames: read_absent(&mut input, region)?, root }
+        }
+        PAGE_NAMES => {
+            let region = read_region_id(&mut input)?;
+            Message::PageNames { region, entries: read_names(&mut input, region)? }
+        }
+        FAULT => Message::Fault(Gfn(input.varint("frame of a fault")?)),
+        FAULT_PAGE => Message::FaultPage {
+            gfn: Gfn(input.varint("frame of a fault")?),
+            name: input.name("full name")?,
+            batch: input.rest().to_vec(),
+        },
+        COMPLETE => Message::Complete {
+            migration: read_migration(&mut input)?,
+            stats: read_stats(&mut input)?,
+            postcopy: PostcopyStats::from_array(read_counters(&mut input)?),
+        },
         unknown => return Err(WireError::UnknownKind(unknown)),
     };
     input.end()?;
     Ok(message)
-}
-
-fn write_offer(out: &mut Writer, offer: &Offer) {
-    out.byte(OFFER);
-    out.varint(u64::from(limits::WIRE_VERSION));
-    out.bytes(&offer.migration.0);
-    out.bytes(&offer.vm.0);
-    out.varint(offer.epoch.0);
-    out.bytes(&offer.domain.0);
-    out.varint(offer.layout.extents().len() as u64);
-    for extent in offer.layout.extents() {
-        out.varint(extent.first.0);
-        out.varint(extent.regions);
-    }
-    out.blob(&offer.machine);
-}
-
-fn read_offer(input: &mut Reader<'_>) -> Result<Offer, WireError> {
-    let version = u16::try_from(input.varint("wire version")?).unwrap_or(u16::MAX);
-    if version != limits::WIRE_VERSION {
-        return Err(WireError::UnknownVersion(version));
-    }
-    let migration = read_migration(input)?;
-    let vm = VmId(input.array("VM id")?);
-    let epoch = Epoch(input.varint("epoch")?);
-    let domain = DomainId(input.array("domain id")?);
-    let count = input.count("extents", limits::EXTENTS)?;
-    let extents = (0..count)
-        .map(|_| Ok(Extent { first: read_region_id(input)?, regions: input.varint("extent's regions")? }))
-        .collect::<Result<_, _>>()?;
-    let layout = Layout::new(extents).ok_or(WireError::OutOfRange { field: "memory layout" })?;
-    let machine = input.blob("machine", limits::MACHINE_BYTES)?.to_vec();
-    Ok(Offer { migration, vm, epoch, domain, layout, machine })
 }
 
 fn read_region(input: &mut Reader<'_>) -> Result<Region, WireError> {
@@ -401,7 +479,7 @@ fn read_region(input: &mut Reader<'_>) -> Result<Region, WireError> {
     Ok(Region { region, pushed, entries, root })
 }
 
-fn read_region_id(input: &mut Reader<'_>) -> Result<RegionId, WireError> {
+pub(super) fn read_region_id(input: &mut Reader<'_>) -> Result<RegionId, WireError> {
     let region = input.varint("region")?;
     if region < limits::REGIONS {
         Ok(RegionId(region))
@@ -410,7 +488,7 @@ fn read_region_id(input: &mut Reader<'_>) -> Result<RegionId, WireError> {
     }
 }
 
-fn read_migration(input: &mut Reader<'_>) -> Result<MigrationId, WireError> {
+pub(super) fn read_migration(input: &mut Reader<'_>) -> Result<MigrationId, WireError> {
     Ok(MigrationId(input.array("migration id")?))
 }
 
@@ -427,11 +505,15 @@ fn read_flag(input: &mut Reader<'_>, field: &'static str) -> Result<bool, WireEr
 }
 
 fn read_stats(input: &mut Reader<'_>) -> Result<DestinationStats, WireError> {
-    let mut fields = [0; 10];
+    Ok(DestinationStats::from_array(read_counters(input)?))
+}
+
+fn read_counters<const N: usize>(input: &mut Reader<'_>) -> Result<[u64; N], WireError> {
+    let mut fields = [0; N];
     for field in &mut fields {
         *field = input.varint("counter")?;
     }
-    Ok(DestinationStats::from_array(fields))
+    Ok(fields)
 }
 
 fn write_frames(out: &mut Writer, frames: &[Gfn]) {

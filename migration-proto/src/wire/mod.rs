@@ -7,6 +7,7 @@
 
 mod codec;
 mod message;
+mod offer;
 
 pub use codec::{Reader, WireError, Writer};
 pub use message::{Channel, Message, Offer, Region, decode, encode};

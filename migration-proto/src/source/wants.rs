@@ -1,0 +1,87 @@
+//! What the destination wants, and what it is sent.
+
+use page::{Gfn, RegionId};
+
+use super::phase::Phase;
+use super::{Action, LiteralsSent, Source};
+use crate::error::ProtocolError;
+use crate::limits;
+use crate::timer::Time;
+use crate::wire::{Channel, Message};
+
+impl Source {
+    pub(super) fn wanted(&mut self, now: Time, frames: Vec<Gfn>) -> Result<(), ProtocolError> {
+        if let Some(gfn) = frames.iter().find(|gfn| !self.config.layout.has(gfn.region())) {
+            return Err(ProtocolError::NotRam(*gfn));
+        }
+        let room = usize::try_from(self.config.layout.pages()).unwrap_or(usize::MAX);
+        if self.wants.len().saturating_add(frames.len()) > room.saturating_mul(2) {
+            // More wants than pages, twice over: no honest destination asks so.
+            return Err(ProtocolError::Unexpected {
+                message: "Want",
+                phase: "answering as many wants as there are pages",
+            });
+        }
+        self.wants.extend(frames);
+        self.progressed(now);
+        self.advance(now);
+        Ok(())
+    }
+
+    pub(super) fn names_wanted(&mut self, now: Time, region: RegionId) -> Result<(), ProtocolError> {
+        if !self.config.layout.has(region) {
+            return Err(ProtocolError::NoSuchRegion(region));
+        }
+        let names = self.names.region(region).to_vec();
+        self.actions.push_back(Action::Send(Message::FullNames { region, names }));
+        self.progressed(now);
+        Ok(())
+    }
+
+    /// A batch of literals is on its way.
+    pub fn literals_sent(&mut self, now: Time, sent: LiteralsSent) {
+        self.literal_batches = self.literal_batches.saturating_sub(1);
+        self.stats.literal_pages += sent.pages;
+        self.stats.literal_bytes += sent.bytes;
+        if self.serves() {
+            // Memory stands still: were a page stale none the less, the destination would wait for it, and say so.
+            self.stats.stale += sent.stale.len() as u64;
+            self.progressed(now);
+            return self.advance(now);
+        }
+        if !self.names_pages() {
+            return;
+        }
+        if !sent.stale.is_empty() {
+            self.stats.stale += sent.stale.len() as u64;
+            // The destination gives these up. They are to be named again even if they change back to the name they had, and until
+            // then nothing may be called a duplicate of them.
+            for (gfn, _) in &sent.stale {
+                self.named_once.remove(*gfn);
+            }
+            self.actions.push_back(Action::Send(Message::Stale(sent.stale)));
+        }
+        self.progressed(now);
+        self.advance(now);
+    }
+
+    /// Gives out what is to be sent, within the window.
+    pub(super) fn answer_wants(&mut self) {
+        while self.literal_batches < limits::LITERAL_WINDOW_BATCHES && !self.wants.is_empty() {
+            let count = self.wants.len().min(limits::LITERAL_BATCH_PAGES);
+            let (names, naming) = (&self.names, self.naming.as_ref());
+            let name = |gfn: Gfn| match naming.filter(|naming| naming.has(gfn)) {
+                Some(naming) => naming.name(gfn),
+                None => names.get(gfn),
+            };
+            let pages: Vec<_> = self.wants.drain(..count).filter_map(|gfn| Some((gfn, name(gfn)?))).collect();
+            if pages.is_empty() {
+                continue;
+            }
+            let last = matches!(self.phase, Phase::LastRound(_) | Phase::Handover { .. });
+            let channel = if last { Channel::Names } else { Channel::Literals };
+            self.literal_batches += 1;
+            self.actions.push_back(Action::SendLiterals { channel, pages });
+        }
+    }
+}

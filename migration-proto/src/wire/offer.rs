@@ -1,0 +1,79 @@
+//! The bytes of Offer and Accept: what the two versions of the wire say differently.
+
+use page::DomainId;
+
+use super::codec::{Reader, WireError, Writer};
+use super::message::{Offer, read_migration, read_region_id};
+use crate::limits;
+use crate::manifest::{Extent, Layout};
+use crate::postcopy::Mode;
+use crate::switchover::{Epoch, VmId};
+
+/// In Accept, the bits of its one byte. The first version knew the first alone, and is told it alone: its offers are of pre-copy.
+const SHARED_BIT: u8 = 1;
+const POSTCOPY_BIT: u8 = 2;
+
+pub(super) fn write_accept(out: &mut Writer, shared: bool, postcopy: bool) {
+    out.byte((u8::from(shared) * SHARED_BIT) | (u8::from(postcopy) * POSTCOPY_BIT));
+}
+
+pub(super) fn write_offer(out: &mut Writer, offer: &Offer) {
+    // Pre-copy is all that the first version knows, and says nothing that it does not know.
+    let version = match offer.mode {
+        Mode::Precopy => limits::WIRE_VERSION_BEFORE,
+        Mode::Hybrid | Mode::Postcopy => limits::WIRE_VERSION,
+    };
+    out.varint(u64::from(version));
+    out.bytes(&offer.migration.0);
+    out.bytes(&offer.vm.0);
+    out.varint(offer.epoch.0);
+    out.bytes(&offer.domain.0);
+    out.varint(offer.layout.extents().len() as u64);
+    for extent in offer.layout.extents() {
+        out.varint(extent.first.0);
+        out.varint(extent.regions);
+    }
+    out.blob(&offer.machine);
+    match offer.mode {
+        Mode::Precopy => {}
+        Mode::Hybrid => out.byte(HYBRID),
+        Mode::Postcopy => out.byte(POSTCOPY),
+    }
+}
+
+const PRECOPY: u8 = 0;
+const HYBRID: u8 = 1;
+const POSTCOPY: u8 = 2;
+
+pub(super) fn read_offer(input: &mut Reader<'_>) -> Result<Offer, WireError> {
+    let version = u16::try_from(input.varint("wire version")?).unwrap_or(u16::MAX);
+    if version != limits::WIRE_VERSION && version != limits::WIRE_VERSION_BEFORE {
+        return Err(WireError::UnknownVersion(version));
+    }
+    let migration = read_migration(input)?;
+    let vm = VmId(input.array("VM id")?);
+    let epoch = Epoch(input.varint("epoch")?);
+    let domain = DomainId(input.array("domain id")?);
+    let count = input.count("extents", limits::EXTENTS)?;
+    let extents = (0..count)
+        .map(|_| Ok(Extent { first: read_region_id(input)?, regions: input.varint("extent's regions")? }))
+        .collect::<Result<_, _>>()?;
+    let layout = Layout::new(extents).ok_or(WireError::OutOfRange { field: "memory layout" })?;
+    let machine = input.blob("machine", limits::MACHINE_BYTES)?.to_vec();
+    let mode = if version == limits::WIRE_VERSION_BEFORE { PRECOPY } else { input.byte("mode")? };
+    let mode = match mode {
+        PRECOPY => Mode::Precopy,
+        HYBRID => Mode::Hybrid,
+        POSTCOPY => Mode::Postcopy,
+        _ => return Err(WireError::OutOfRange { field: "mode" }),
+    };
+    Ok(Offer { migration, vm, epoch, domain, layout, machine, mode })
+}
+
+pub(super) fn read_accept(input: &mut Reader<'_>) -> Result<(bool, bool), WireError> {
+    let bits = input.byte("accept")?;
+    if bits & !(SHARED_BIT | POSTCOPY_BIT) != 0 {
+        return Err(WireError::OutOfRange { field: "accept" });
+    }
+    Ok((bits & SHARED_BIT != 0, bits & POSTCOPY_BIT != 0))
+}
