@@ -54,10 +54,17 @@ impl Site {
     }
 
     /// A peer that another program starts: one that puts it into a namespace, and then becomes the peer or outlives it.
-    pub(crate) fn peer_within(&self, wrapper: &[&str], name: &str, ip: &str, join: &[&Peer]) -> Peer {
+    pub(crate) fn peer_within(
+        &self,
+        wrapper: &[&str],
+        name: &str,
+        ip: &str,
+        join: &[&Peer],
+        more: &[&str],
+    ) -> Peer {
         let mut command = Command::new(wrapper[0]);
         command.args(&wrapper[1..]).arg(env!("CARGO_BIN_EXE_dht"));
-        self.start(command, name, &self.key, ip, join, &[])
+        self.start(command, name, &self.key, ip, join, more)
     }
 
     fn start(

@@ -190,7 +190,7 @@ async fn a_site_that_is_split_in_two_serves_what_each_half_has_and_heals() {
         let half = n % 2;
         let join: Vec<&Peer> = peers.first().into_iter().collect();
         let within = ["ip", "netns", "exec", &halves.names[half]];
-        let peer = site.peer_within(&within, &format!("p{n}"), HALVES[half], &join);
+        let peer = site.peer_within(&within, &format!("p{n}"), HALVES[half], &join, &[]);
         peer.run(&["add", site.file(&format!("f{n}"), &pages(n as u64, HELD)).to_str().unwrap()]);
         peers.push(peer);
     }
@@ -238,7 +238,7 @@ async fn a_peer_whose_clocks_are_days_ahead_announces_and_finds_like_any_other()
     }
     let site = Site::new();
     let a = site.peer("a", &[], &[]);
-    let skewed = site.peer_within(&ahead, "skewed", "127.0.0.1", &[&a]);
+    let skewed = site.peer_within(&ahead, "skewed", "127.0.0.1", &[&a], &[]);
     let (at_a, at_skewed) = (pages(1, 800), pages(2, 800));
     a.run(&["add", site.file("here", &at_a).to_str().unwrap()]);
     skewed.run(&["add", site.file("there", &at_skewed).to_str().unwrap()]);

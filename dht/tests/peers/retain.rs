@@ -1,6 +1,11 @@
 //! Memories of VMs that left, on a real peer.
 
-use std::{fs, os::unix::fs::FileExt, path::Path};
+use std::{
+    fs,
+    os::unix::fs::FileExt,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use crate::common::{Peer, Site, dht, ids, memory, pages, ready, resolve, until, whole};
 use dht::{FoundOn, Registration, SiteClient, SiteError, local::protocol::FailureCode};
@@ -122,6 +127,42 @@ async fn the_longest_unused_gives_way_and_what_never_fits_costs_nothing() {
     };
     assert_eq!((found(&one).await, found(&two).await, found(&three).await), (500, 0, 500));
     assert_eq!(files(&dir).len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_keeps_nothing_loses_nothing_and_the_peer_goes_on() {
+    let site = Site::new();
+    let dir = site.path("retained");
+    fs::create_dir(&dir).unwrap();
+    let dir = dir.to_str().unwrap();
+    // A disk of 3 MiB in a mount namespace of the peer's own; its budget is more than that.
+    let mount = format!("mount -t tmpfs -o size=3M none '{dir}' && exec \"$@\"");
+    let within = ["unshare", "--mount", "sh", "-c", &mount, "sh"];
+    let allowed = Command::new(within[0]).args(&within[1..]).arg("true").stderr(Stdio::null()).status();
+    if !allowed.is_ok_and(|status| status.success()) {
+        eprintln!("no mount namespaces here: no disk is filled");
+        return;
+    }
+    let more = ["--retain", dir, "--retain-budget", "64M"];
+    let peer = site.peer_within(&within, "a", "127.0.0.1", &[], &more);
+    let client = peer.client().await;
+    let (fits, too_much, fits_too) = (pages(1, 300), pages(2, 700), pages(3, 100));
+    assert_eq!(registered(&client, "fits", &fits).await.retain().await.unwrap().pages, 300);
+    gone(&client).await;
+    let refused = registered(&client, "too much", &too_much).await.retain().await.unwrap_err();
+    assert!(
+        matches!(&refused, SiteError::Refused { code: FailureCode::NotWritten, message } if message.contains(dir)),
+        "{refused}"
+    );
+    gone(&client).await;
+    // What had been written of it has made room again.
+    let seen = Path::new("/proc").join(peer.pid().to_string()).join("root").join(dir.trim_start_matches('/'));
+    assert_eq!(files(&seen).len(), 1, "{:?}", files(&seen));
+    assert_eq!(registered(&client, "fits too", &fits_too).await.retain().await.unwrap().pages, 100);
+    gone(&client).await;
+    for (held, count) in [(&fits, 300), (&too_much, 0), (&fits_too, 100)] {
+        assert_eq!(resolve(&client, ids(client.domain(), held)).await.len(), count);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
