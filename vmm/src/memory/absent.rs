@@ -133,7 +133,9 @@ impl Absent {
             let range = Range { start, len: extent.bytes() };
             let mut register = Register { range, mode: UFFDIO_REGISTER_MODE_MISSING, ioctls: 0 };
             // SAFETY: the structure is what the call reads and writes; the range is a mapping of this process that lives as long as `memory`.
-            check("UFFDIO_REGISTER", unsafe { ioctl_with_mut_ref(&faults, UFFDIO_REGISTER(), &mut register) })?;
+            check("UFFDIO_REGISTER", unsafe {
+                ioctl_with_mut_ref(&faults, UFFDIO_REGISTER(), &mut register)
+            })?;
         }
         // After the registration: a frame touched between the two would be filled with zeros by the kernel.
         for run in runs(&frames) {
@@ -211,7 +213,8 @@ impl Absent {
             return Ok(false);
         }
         let to = self.memory.host_address(gfn).expect("frames of the set are RAM");
-        let mut copy = Copy { to, from: page.as_ptr().addr() as u64, len: PAGE_SIZE as u64, mode: 0, copied: 0 };
+        let mut copy =
+            Copy { to, from: page.as_ptr().addr() as u64, len: PAGE_SIZE as u64, mode: 0, copied: 0 };
         self.retry("UFFDIO_COPY", gfn, || {
             // SAFETY: the kernel reads one page from `page` and fills a missing page of a registered mapping, which nobody has a reference to.
             unsafe { ioctl_with_mut_ref(self.file(), UFFDIO_COPY(), &mut copy) }
@@ -240,7 +243,12 @@ impl Absent {
     }
 
     /// Calls until the mapping is not just being changed by another thread; `false` if the page is there already.
-    fn retry(&self, step: &'static str, gfn: Gfn, mut call: impl FnMut() -> i32) -> Result<bool, AbsentError> {
+    fn retry(
+        &self,
+        step: &'static str,
+        gfn: Gfn,
+        mut call: impl FnMut() -> i32,
+    ) -> Result<bool, AbsentError> {
         while call() != 0 {
             let source = io::Error::last_os_error();
             match source.raw_os_error() {
@@ -310,8 +318,7 @@ fn open() -> Result<File, AbsentError> {
         }
         // A kernel before 6.1 has no such device; one that has it may let root alone open it.
         // SAFETY: what the descriptor can do to memory is done in this file, and said there.
-        Err(_) => unsafe { userfaultfd(FLAGS) }
-            .map_err(|error| AbsentError::Denied(error.into()))?,
+        Err(_) => unsafe { userfaultfd(FLAGS) }.map_err(|error| AbsentError::Denied(error.into()))?,
     };
     let faults = File::from(faults);
     let mut api = Api { api: UFFD_API, features: UFFD_FEATURE_MISSING_SHMEM, ioctls: 0 };
@@ -429,7 +436,10 @@ mod tests {
             for gfn in (0..65_536).step_by(every) {
                 absent.install(Gfn(gfn), &[3; PAGE_SIZE]).unwrap();
             }
-            println!("{count} frames, one in {every}: made absent in {made:?}, installed in {:?}", start.elapsed());
+            println!(
+                "{count} frames, one in {every}: made absent in {made:?}, installed in {:?}",
+                start.elapsed()
+            );
         }
     }
 }
