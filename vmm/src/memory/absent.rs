@@ -6,11 +6,13 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd as _, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use page::{Gfn, PAGE_SIZE, Page, PageSet};
 use rustix::mm::{UserfaultfdFlags, userfaultfd};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val};
 use vmm_sys_util::{ioctl_io_nr, ioctl_ior_nr, ioctl_iowr_nr};
 
@@ -72,7 +74,7 @@ ioctl_iowr_nr!(UFFDIO_API, 0xaa, 0x3f, Api);
 
 /// Why frames cannot be absent.
 #[derive(Debug, thiserror::Error)]
-pub enum AbsentError {
+pub(crate) enum AbsentError {
     /// No userfaultfd that sees KVM's own accesses.
     #[error(
         "this process may not handle page faults of guest memory: be root, or be given access to /dev/userfaultfd, \
@@ -104,7 +106,7 @@ pub enum AbsentError {
 /// Dropped while frames are absent it leaves whoever waits for one waiting for as long as the process lives: to let go would have the
 /// guest read zeros there.
 #[derive(Debug)]
-pub struct Absent {
+pub(crate) struct Absent {
     faults: Option<File>,
     memory: Arc<Memory>,
     frames: Mutex<PageSet>,
@@ -114,7 +116,7 @@ pub struct Absent {
 ///
 /// # Errors
 /// [`AbsentError::Denied`], [`AbsentError::Unsupported`]: why not.
-pub fn supported() -> Result<(), AbsentError> {
+pub(crate) fn supported() -> Result<(), AbsentError> {
     open().map(drop)
 }
 
@@ -126,7 +128,7 @@ impl Absent {
     ///
     /// # Panics
     /// If the set's bound is not the memory's.
-    pub fn new(memory: Arc<Memory>, frames: PageSet) -> Result<Self, AbsentError> {
+    pub(crate) fn new(memory: Arc<Memory>, frames: PageSet) -> Result<Self, AbsentError> {
         assert_eq!(frames.bound(), memory.bound(), "a set over this memory");
         let faults = open()?;
         for (extent, start) in memory.host_addresses() {
@@ -156,8 +158,18 @@ impl Absent {
         self.faults.as_ref().expect("taken only when dropped")
     }
 
+    /// As what a tokio task can await faults of. Called within a runtime.
+    ///
+    /// # Errors
+    /// If the runtime cannot watch the descriptor.
+    pub(crate) fn watched(self) -> Result<AsyncFd<Self>, AbsentError> {
+        // SAFETY: `as_raw_fd` is always the same descriptor, which is open until `self` is dropped.
+        unsafe { AsyncFd::register_with_interest(self, Interest::READABLE) }
+            .map_err(|error| AbsentError::Unsupported { step: "epoll", source: error.into_parts().1 })
+    }
+
     /// How many frames are absent.
-    pub fn left(&self) -> u64 {
+    pub(crate) fn left(&self) -> u64 {
         self.frames().len()
     }
 
@@ -165,7 +177,7 @@ impl Absent {
     ///
     /// # Errors
     /// If the descriptor cannot be read, or a frame that is not absent not be filled.
-    pub fn faults(&self) -> Result<Vec<Gfn>, AbsentError> {
+    pub(crate) fn faults(&self) -> Result<Vec<Gfn>, AbsentError> {
         use std::io::Read as _;
         let mut messages = [0; MESSAGE_BYTES * FAULTS_A_READ];
         let mut absent = Vec::new();
@@ -206,7 +218,7 @@ impl Absent {
     ///
     /// # Errors
     /// If the kernel refuses: the frame stays absent.
-    pub fn install(&self, gfn: Gfn, page: &Page) -> Result<bool, AbsentError> {
+    pub(crate) fn install(&self, gfn: Gfn, page: &Page) -> Result<bool, AbsentError> {
         // Held meanwhile: one page is installed once.
         let mut frames = self.frames();
         if !frames.contains(gfn) {
@@ -234,7 +246,19 @@ impl Absent {
         if filled {
             return Ok(());
         }
-        // It is there: installed since the fault was read. Whoever waits only has to look again.
+        // It is there: installed since the fault was read.
+        self.wake(gfn)
+    }
+
+    /// Lets go on whoever waits for a frame that is not absent any more: they only have to look again.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    ///
+    /// # Panics
+    /// If the frame is not RAM.
+    pub(crate) fn wake(&self, gfn: Gfn) -> Result<(), AbsentError> {
+        let start = self.memory.host_address(gfn).expect("frames that fault are RAM");
         self.retry("UFFDIO_WAKE", gfn, || {
             // SAFETY: the kernel reads the structure and wakes waiters.
             unsafe { ioctl_with_ref(self.file(), UFFDIO_WAKE(), &range(start)) }
@@ -261,10 +285,10 @@ impl Absent {
     }
 }
 
-impl AsFd for Absent {
+impl AsRawFd for Absent {
     /// Readable when there are faults.
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file().as_fd()
+    fn as_raw_fd(&self) -> RawFd {
+        self.file().as_raw_fd()
     }
 }
 
@@ -366,7 +390,7 @@ mod tests {
             if !faults.is_empty() {
                 return faults;
             }
-            poll(&mut [PollFd::new(absent, PollFlags::IN)], None).unwrap();
+            poll(&mut [PollFd::new(absent.file(), PollFlags::IN)], None).unwrap();
         }
     }
 

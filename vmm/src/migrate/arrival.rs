@@ -18,6 +18,7 @@ use super::clock::{Bulk, Clock, Meter};
 use super::error::chain;
 use super::identity::HostKey;
 use super::incoming::Greeting;
+use super::late::{self, LatePages};
 use super::pages::{self, CheckedPage, Pool};
 use super::report::{IncomingPhase, IncomingStatus, Rungs};
 use super::site::{SitePages, SiteRung};
@@ -64,12 +65,16 @@ pub(super) struct Shared {
 }
 
 pub(super) struct Arrival {
-    core: Destination,
+    pub(super) core: Destination,
     source: HostKey,
-    clock: Clock,
-    shared: Shared,
-    machine: Option<Arc<Machine>>,
-    memory: Option<Arc<Memory>>,
+    pub(super) clock: Clock,
+    pub(super) shared: Shared,
+    pub(super) machine: Option<Arc<Machine>>,
+    pub(super) memory: Option<Arc<Memory>>,
+    /// What the VM, which is to run before its memory is complete, lacks.
+    pub(super) late: Option<LatePages>,
+    /// Stopping and starting the VM for want of a page, one after the other.
+    pub(super) starving: Option<tokio::task::JoinHandle<()>>,
     wires: Option<Wires>,
     generation: u32,
     inbox: (mpsc::Sender<LinkEvent>, mpsc::Receiver<LinkEvent>),
@@ -81,7 +86,7 @@ pub(super) struct Arrival {
     helpers: JoinSet<()>,
     questions: BTreeMap<RequestId, AbortHandle>,
     decoding: usize,
-    failures: Vec<String>,
+    pub(super) failures: Vec<String>,
     spent: WanBytes,
     source_heartbeat_ns: u64,
     round: u32,
@@ -126,7 +131,7 @@ impl Arrival {
                 "this host's site is not asked for the VM's pages: the source is of another dedup domain, or has no --site"
             );
         }
-        let core = Destination::new(clock.now(), offer, site, link);
+        let core = Destination::new(clock.now(), offer, site, link, late::possible());
         Ok(Self {
             core,
             source,
@@ -134,6 +139,8 @@ impl Arrival {
             shared,
             machine: None,
             memory: None,
+            late: None,
+            starving: None,
             wires: Some(wires),
             generation: 0,
             inbox,
@@ -187,6 +194,7 @@ impl Arrival {
                     None => return self.finish().await,
                 },
                 () = drained.notified() => {}
+                faults = late::faults(self.late.as_ref()) => self.faults(faults),
                 () = sleep_until(deadline) => self.core.timeout(self.clock.now()),
                 _ = tick.tick() => self.measure(),
             }
@@ -198,9 +206,10 @@ impl Arrival {
             while let Some(action) = self.core.poll() {
                 self.act(action);
             }
-            let Some(failure) = self.failures.pop() else { return };
+            let Some(failure) = self.failures.pop() else { break };
             self.core.failed(failure);
         }
+        self.end_absence();
     }
 
     fn act(&mut self, action: Action) {
@@ -224,6 +233,9 @@ impl Arrival {
                 }
                 self.write(to, &page);
             }
+            Action::Absent(frames) => self.make_absent(frames),
+            Action::PauseVm { gfn, name } => self.starve(gfn, name),
+            Action::ResumeVm => self.feed(),
             Action::LoadState(bytes) => self.blocking(move |machine| {
                 let loaded =
                     bundle::unpack(&bytes).map_err(|e| e.to_string()).and_then(|(heartbeat, state)| {
@@ -263,14 +275,19 @@ impl Arrival {
         }
     }
 
-    fn write(&self, gfn: Gfn, page: &Page) {
-        match &self.memory {
-            Some(memory) => memory.write_page(gfn, page),
-            None => tracing::error!(%gfn, "a page for memory that does not exist: dropped"),
+    fn write(&mut self, gfn: Gfn, page: &Page) {
+        match (&self.late, &self.memory) {
+            (Some(late), _) => {
+                if let Err(error) = late.install(gfn, page) {
+                    self.failures.push(chain(&error));
+                }
+            }
+            (None, Some(memory)) => memory.write_page(gfn, page),
+            (None, None) => tracing::error!(%gfn, "a page for memory that does not exist: dropped"),
         }
     }
 
-    fn install(&self, frames: &[Gfn], page: &VerifiedPage) {
+    pub(super) fn install(&mut self, frames: &[Gfn], page: &VerifiedPage) {
         for gfn in frames {
             self.write(*gfn, page.bytes());
         }
@@ -339,7 +356,11 @@ impl Arrival {
                     self.carry_out();
                 }
             }
-            Done::SitePages(checked) => checked.iter().for_each(|page| self.site_page(now, page)),
+            Done::SitePages(checked) => {
+                for page in &checked {
+                    self.site_page(now, page);
+                }
+            }
             Done::Answered(request) => {
                 self.questions.remove(&request);
                 self.core.site_done(now, request);
@@ -383,11 +404,12 @@ impl Arrival {
 
     fn runs_here(&mut self) {
         let Some(machine) = self.machine.clone() else { return };
-        self.core.running();
+        self.core.running(self.clock.now());
         // Written down before anybody can learn of it.
         self.record_fate();
         self.tell_status();
-        self.shared.status.send_modify(|status| status.phase = IncomingPhase::Running);
+        let phase = if self.late.is_some() { IncomingPhase::Postcopy } else { IncomingPhase::Running };
+        self.shared.status.send_modify(|status| status.phase = phase);
         self.shared.machine.send_replace(Some(Arc::clone(&machine)));
         if self.source_heartbeat_ns > 0 {
             let results = self.results.0.clone();
@@ -425,6 +447,7 @@ impl Arrival {
         let now = self.clock.now();
         match event.what {
             FromLink::Message(Message::Literals(batch)) => self.decode(batch),
+            FromLink::Message(Message::FaultPage { gfn, name, batch }) => self.fault_page(gfn, name, &batch),
             FromLink::Message(message) => {
                 match message {
                     Message::RoundEnd { round } => self.round = round.saturating_add(1),
@@ -440,7 +463,7 @@ impl Arrival {
             FromLink::Lost(error) => {
                 tracing::debug!(%error, "the connection from the source has ended");
                 self.drop_wires(Close::Done, "the connection has ended");
-                self.core.disconnected();
+                self.core.disconnected(now);
             }
         }
     }
@@ -465,12 +488,13 @@ impl Arrival {
                 self.generation += 1;
                 self.wires =
                     Some(Wires::destination(link, channels, self.generation, &self.inbox.0, &self.drained));
+                self.core.connected();
                 self.core.message(self.clock.now(), first);
             }
             Mail::Superseded => {
                 self.core.superseded();
                 self.carry_out();
-                self.core.disconnected();
+                self.core.disconnected(self.clock.now());
             }
             Mail::Resolve { run_here } => {
                 if let Err(error) = self.core.resolve(self.clock.now(), run_here) {
@@ -508,6 +532,7 @@ impl Arrival {
             let new = IncomingStatus {
                 round,
                 rungs: Rungs::from(stats),
+                absent_pages: self.core.absent_pages(),
                 wan_tx_bytes: wan.tx,
                 wan_rx_bytes: wan.rx,
                 ..status.clone()
