@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use vmm::migrate::Mode;
 
 use crate::demo::content::MIX_IN_WORDS;
 use crate::demo::error::DemoError;
