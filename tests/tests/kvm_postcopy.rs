@@ -14,7 +14,7 @@ const MBIT: u64 = 1_000_000;
 /// A guest that rewrites 24 MiB with random bytes, 20 MB of them a second.
 fn stormy() -> Guest {
     let options = Options { rate_pps: 5000, ws_bytes: 24 << 20, prefill: true, ..Options::default() };
-    Guest { options, ..Guest::default() }
+    Guest { memory_bytes: 48 << 20, options, ..Guest::default() }
 }
 
 fn terms(mode: Mode) -> Terms {
