@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use guest_images::pagestorm::options::Options;
 use tern_tests::real::{Cut, Guest, Journey, Lab, Site, Terms, Vm, Wan, limits};
-use vmm::control::api::VmState;
 use vmm::control::client::ClientError;
 use vmm::migrate::Mode;
 use vmm::migrate::report::{IncomingPhase, Outcome, Phase, Postcopy, Report, WhyStopped};
@@ -156,5 +155,6 @@ async fn a_source_that_dies_in_post_copy_leaves_a_vm_that_stands_still_and_says_
     let said = scene.destination.snapshot(&lab.dir().join("snapshots"), None).await;
     assert!(!said.ok && said.stderr.contains("on their way"), "{said:#?}");
     scene.destination.client().operate("stop").await.expect("it can be ended");
-    scene.destination.wait_for_state(VmState::Stopped, limits::SETTLED).await;
+    let ended = scene.destination.process().end().await;
+    assert!(ended.success(), "{ended}");
 }

@@ -18,7 +18,7 @@ use super::dial;
 use super::error::chain;
 use super::identity::HostIdentity;
 use super::pages::{self, Pool};
-use super::report::{Outcome, Phase, Postcopy, Progress, Report, Rungs, WhyStopped};
+use super::report::{self, Phase, Postcopy, Progress, Report, Rungs, WhyStopped};
 use super::site::SitePages;
 use super::throttle::Throttle;
 use super::ticket::Ticket;
@@ -48,6 +48,14 @@ enum Done {
     Saved(Result<Vec<u8>, String>),
     /// The dial of this number has ended.
     Connected(u32, Result<(Link, Box<SourceChannels>), MigrateError>),
+}
+
+/// What came of an action while it was carried out: the protocol hears of it when it has no more to say.
+enum Outcome {
+    Failed(String),
+    FaultSent(Gfn, PageHash),
+    /// The connection that was to carry them is no more.
+    LiteralsLost(LiteralsSent),
 }
 
 /// Everything that a migration is given.
@@ -85,8 +93,10 @@ struct Driver {
     dials: u32,
     /// Names that wait for room on the names channel.
     hashed: VecDeque<(RegionId, Vec<(Gfn, PageHash)>)>,
-    /// What failed while actions were carried out.
-    failures: VecDeque<String>,
+    /// What came of actions while they were carried out.
+    outcomes: VecDeque<Outcome>,
+    /// Batches of literals that the present connection has been given and not passed on.
+    flying: Vec<LiteralsSent>,
     progress: watch::Sender<Progress>,
     commands: mpsc::Receiver<Command>,
     /// Bytes of connections that are no more.
@@ -173,7 +183,8 @@ impl Driver {
             vm_jobs: JoinSet::new(),
             dials: 0,
             hashed: VecDeque::new(),
-            failures: VecDeque::new(),
+            outcomes: VecDeque::new(),
+            flying: Vec::new(),
             progress,
             commands,
             spent: WanBytes::default(),
@@ -229,8 +240,12 @@ impl Driver {
             while let Some(action) = self.core.poll() {
                 self.act(action);
             }
-            let Some(failure) = self.failures.pop_front() else { return };
-            self.core.failed(failure);
+            match self.outcomes.pop_front() {
+                None => return,
+                Some(Outcome::Failed(why)) => self.core.failed(why),
+                Some(Outcome::FaultSent(gfn, name)) => self.core.fault_sent(self.clock.now(), gfn, name),
+                Some(Outcome::LiteralsLost(sent)) => self.core.literals_sent(self.clock.now(), sent),
+            }
         }
     }
 
@@ -239,7 +254,8 @@ impl Driver {
             Action::Send(message) => self.send(&message),
             Action::StartDirtyLog => {
                 if let Err(error) = self.machine.start_dirty_log() {
-                    self.failures.push_back(format!("the dirty log could not be started: {error}"));
+                    self.outcomes
+                        .push_back(Outcome::Failed(format!("the dirty log could not be started: {error}")));
                 }
             }
             Action::CollectDirty => {
@@ -288,7 +304,7 @@ impl Driver {
     fn send_fault(&mut self, gfn: Gfn) {
         let (name, batch) = pages::encode_one(self.machine.memory(), self.core.domain(), gfn);
         self.send(&Message::FaultPage { gfn, name, batch });
-        self.core.fault_sent(self.clock.now(), gfn, name);
+        self.outcomes.push_back(Outcome::FaultSent(gfn, name));
     }
 
     fn send(&mut self, message: &Message) {
@@ -307,7 +323,7 @@ impl Driver {
             }
         });
         if let Err(error) = submitted {
-            self.failures.push_back(error.to_string());
+            self.outcomes.push_back(Outcome::Failed(error.to_string()));
         }
     }
 
@@ -344,6 +360,8 @@ impl Driver {
             wires.link.close(Close::Failed, "the source asks over a new connection");
             self.spent += wires.link.wan_bytes();
         }
+        // The protocol's window of batches is to open again; what they held is asked for anew.
+        self.outcomes.extend(self.flying.drain(..).map(Outcome::LiteralsLost));
     }
 
     fn command(&mut self, command: Command) {
@@ -361,7 +379,10 @@ impl Driver {
         match done {
             Done::Hashed(region, names) => self.hashed.push_back((region, names)),
             Done::Encoded(channel, Some(batch), sent) => match &self.wires {
-                Some(wires) => wires.send_literals(channel, batch, sent),
+                Some(wires) => {
+                    self.flying.push(sent.clone());
+                    wires.send_literals(channel, batch, sent);
+                }
                 None => self.core.literals_sent(now, sent),
             },
             Done::Encoded(_, None, sent) => self.core.literals_sent(now, sent),
@@ -414,7 +435,12 @@ impl Driver {
                 }
                 self.core.message(now, message);
             }
-            FromLink::LiteralsSent(sent) => self.core.literals_sent(now, sent),
+            FromLink::LiteralsSent(sent) => {
+                if let Some(at) = self.flying.iter().position(|flying| *flying == sent) {
+                    self.flying.swap_remove(at);
+                }
+                self.core.literals_sent(now, sent);
+            }
             FromLink::Undecodable(error) => {
                 self.core.failed(format!("the destination sent what cannot be decoded: {error}"))
             }
@@ -507,10 +533,10 @@ impl Driver {
             self.endpoint.settle().await;
         }
         match end {
-            End::Completed => Ok(self.report(Outcome::Completed, None)),
+            End::Completed => Ok(self.report(report::Outcome::Completed, None)),
             End::LetGo => {
                 let reason = "in doubt, and let go by the operator: the VM was ended here".to_owned();
-                Ok(self.report(Outcome::InDoubt, Some(reason)))
+                Ok(self.report(report::Outcome::InDoubt, Some(reason)))
             }
             End::Aborted(AbortReason::Cancelled) => Err(MigrateError::Cancelled),
             End::Aborted(AbortReason::Disconnected) => {
@@ -534,7 +560,7 @@ impl Driver {
         }
     }
 
-    fn report(&self, outcome: Outcome, reason: Option<String>) -> Report {
+    fn report(&self, outcome: report::Outcome, reason: Option<String>) -> Report {
         let (stats, there) = (self.core.stats(), self.core.destination_stats());
         Report {
             outcome,

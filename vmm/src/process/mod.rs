@@ -306,6 +306,9 @@ impl Process {
         if migration.in_doubt() {
             return Err(ProcessError::TooLate("it is in doubt; `vmm resolve` ends that"));
         }
+        if matches!(migration.outgoing.progress().borrow().phase, Phase::Postcopy | Phase::PostcopyCut) {
+            return Err(ProcessError::TooLate("the VM runs at the destination, and the rest of its memory follows"));
+        }
         migration.outgoing.cancel();
         let mut end = migration.end.clone();
         match tokio::time::timeout(limits::CANCEL_WAIT, end.wait_for(Option::is_some)).await {
