@@ -117,7 +117,10 @@ async fn the_source_dies(moment: Moment) {
                 // Of a source that died before its first word it knows nothing.
                 IncomingPhase::Listening => moment == Moment::Offering || incoming.last_failure.is_some(),
                 IncomingPhase::Receiving | IncomingPhase::Closed => false,
-                IncomingPhase::Held | IncomingPhase::Running => true,
+                IncomingPhase::Held
+                | IncomingPhase::Postcopy
+                | IncomingPhase::Starved
+                | IncomingPhase::Running => true,
             }
         })
         .await;

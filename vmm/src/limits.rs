@@ -36,6 +36,8 @@ pub const DOWNTIME_MS: u64 = 60 * 60 * 1000;
 pub const NAME_BYTES: usize = 64;
 /// The longest `to` of a migration, bytes.
 pub const DESTINATION_BYTES: usize = 512;
+/// Page faults of absent frames that are read at once.
+pub const FAULTS_A_READ: usize = 16;
 /// The most virtual CPUs of a VM: as many as the MultiProcessor table has room for in one kibibyte.
 pub const CPUS_MAX: u8 = 32;
 /// RAM comes in multiples of this: one region of the manifest.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use vmm::migrate::Mode;
 
 use crate::demo::content::MIX_IN_WORDS;
 use crate::demo::error::DemoError;
@@ -33,6 +34,9 @@ pub struct Options {
     /// How long the guest may stand still at the switchover, milliseconds.
     #[arg(long, value_name = "MS", default_value_t = 300)]
     pub(crate) downtime_ms: u64,
+    /// Whether the VM may run there before its memory is complete.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) mode: Mode,
     /// Chooses the built-in content: the same seed gives the same bytes.
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,

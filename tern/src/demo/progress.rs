@@ -78,6 +78,8 @@ fn progress_line(progress: &Progress, wan: WanCounts) -> String {
         Phase::Handover => "handing over".to_owned(),
         Phase::Committing => "committing".to_owned(),
         Phase::InDoubt => "IN DOUBT".to_owned(),
+        Phase::Postcopy => "runs there, the rest follows".to_owned(),
+        Phase::PostcopyCut => "runs there, connection lost".to_owned(),
         Phase::Ended => "ended".to_owned(),
     };
     let filled = (progress.named_pages * BAR).checked_div(progress.round_pages).unwrap_or(0).min(BAR);

@@ -123,6 +123,7 @@ impl World {
         let request = MigrateRequest {
             to: format!("{}#{key}", shaper.address()),
             downtime_ms: options.downtime_ms,
+            mode: options.mode,
             bandwidth_bits: None,
         };
         let client = self.source.client().clone();

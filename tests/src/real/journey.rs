@@ -4,6 +4,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use vmm::control::api::{DEFAULT_DOWNTIME_MS, EventKind, MigrateRequest};
 use vmm::control::client::{Client, ClientError, EventStream};
+use vmm::migrate::Mode;
 use vmm::migrate::report::{Phase, Progress, Report};
 
 use super::{Vm, limits};
@@ -13,13 +14,15 @@ use super::{Vm, limits};
 pub struct Terms {
     /// As `--downtime`, milliseconds.
     pub downtime_ms: u64,
+    /// As `--mode`.
+    pub mode: Mode,
     /// As `--bandwidth`, bits a second.
     pub bandwidth_bits: Option<u64>,
 }
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { downtime_ms: DEFAULT_DOWNTIME_MS, bandwidth_bits: None }
+        Self { downtime_ms: DEFAULT_DOWNTIME_MS, mode: Mode::default(), bandwidth_bits: None }
     }
 }
 
@@ -38,8 +41,8 @@ impl Journey {
     pub async fn start(source: &Vm, to: &str, terms: Terms) -> Self {
         let client = source.client().clone();
         let events = client.events().await.expect("a running vmm tells its events");
-        let Terms { downtime_ms, bandwidth_bits } = terms;
-        let request = MigrateRequest { to: to.to_owned(), downtime_ms, bandwidth_bits };
+        let Terms { downtime_ms, mode, bandwidth_bits } = terms;
+        let request = MigrateRequest { to: to.to_owned(), downtime_ms, mode, bandwidth_bits };
         let asking = client.clone();
         let answer = tokio::spawn(async move { asking.migrate(&request).await });
         Self { name: source.name().to_owned(), client, events, answer, last: Progress::default() }
@@ -109,6 +112,8 @@ fn rank(phase: Phase) -> u8 {
         Phase::Handover => 3,
         Phase::Committing => 4,
         Phase::InDoubt => 5,
-        Phase::Ended => 6,
+        Phase::Postcopy => 6,
+        Phase::PostcopyCut => 7,
+        Phase::Ended => 8,
     }
 }

@@ -53,6 +53,7 @@ pub(super) async fn migrate(options: &Migrate) -> Result<ExitCode, CliError> {
     let request = MigrateRequest {
         to: options.to.clone(),
         downtime_ms: options.downtime,
+        mode: options.mode,
         bandwidth_bits: options.bandwidth,
     };
     // Followed before the migration begins, so that nothing of it is missed.

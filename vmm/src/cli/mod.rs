@@ -24,7 +24,7 @@ use crate::control::client::ClientError;
 use crate::kvm::KvmError;
 use crate::kvm::cpu::{self, BaselineError, CpuModel};
 use crate::limits;
-use crate::migrate::{HostIdentity, MigrateError};
+use crate::migrate::{HostIdentity, MigrateError, Mode};
 use crate::process::{self, Ending, ProcessError};
 
 const EXIT_CODES: &str = "\
@@ -192,6 +192,9 @@ struct Migrate {
     /// How long the VM may stand still, milliseconds if no unit is said: 300ms, 2s
     #[arg(long, value_name = "TIME", default_value_t = DEFAULT_DOWNTIME_MS, value_parser = parse::downtime)]
     downtime: u64,
+    /// Whether the VM may run there before its memory is complete
+    #[arg(long, value_enum, default_value_t)]
+    mode: Mode,
     /// The most to send, bits a second: 100M, 1G [default: what the link carries]
     #[arg(long, value_name = "RATE", value_parser = parse::bandwidth)]
     bandwidth: Option<u64>,
@@ -486,11 +489,13 @@ mod tests {
             panic!("not parsed");
         };
         assert_eq!((migrate.downtime, migrate.bandwidth, migrate.control.json), (300, None, false));
-        let Ok(Command::Migrate(migrate)) =
-            parsed("vmm migrate --control c --to 127.0.0.1:1 --downtime 2s --bandwidth 100M --json")
-        else {
+        assert_eq!(migrate.mode, Mode::Hybrid);
+        let Ok(Command::Migrate(migrate)) = parsed(
+            "vmm migrate --control c --to 127.0.0.1:1 --downtime 2s --mode precopy --bandwidth 100M --json",
+        ) else {
             panic!("not parsed");
         };
         assert_eq!((migrate.downtime, migrate.bandwidth), (2000, Some(100_000_000)));
+        assert_eq!(migrate.mode, Mode::Precopy);
     }
 }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use crate::control::api::VmStatus;
 use crate::machine::BalloonStatus;
-use crate::migrate::report::{Phase, Progress, Report, Rungs};
+use crate::migrate::report::{IncomingPhase, Phase, Progress, Report, Rungs, WhyStopped};
 use crate::snapshot::SnapshotReport;
 
 /// Lines of `name  value`.
@@ -55,6 +55,12 @@ pub(super) fn status(status: &VmStatus) -> String {
     if let Some(incoming) = &status.incoming {
         let from = incoming.source.as_deref().unwrap_or("nobody yet");
         table.row("incoming", format_args!("from {from}, round {}", incoming.round));
+        if incoming.absent_pages > 0 {
+            table.row("on their way", format_args!("{} pages", incoming.absent_pages));
+        }
+        if let (IncomingPhase::Starved, Some(lack)) = (incoming.phase, &incoming.last_failure) {
+            table.row("starved", lack);
+        }
     }
     table.0
 }
@@ -67,6 +73,8 @@ pub(super) fn progress(progress: &Progress) -> String {
         Phase::Handover => "hand-over",
         Phase::Committing => "committing",
         Phase::InDoubt => "in doubt",
+        Phase::Postcopy => "post-copy",
+        Phase::PostcopyCut => "post-copy, connection lost",
         Phase::Ended => "ended",
     };
     let Rungs { zero, duplicate, in_place, host, site, source } = &progress.rungs;
@@ -97,7 +105,13 @@ pub(super) fn report(report: &Report) -> String {
     table.row("verified", report.verified);
     table.row("rounds", report.rounds);
     table.row("total", format_args!("{} ms", report.total_ms));
-    table.row("downtime", format_args!("{:.1} ms", report.downtime_ms));
+    table.row(
+        "downtime",
+        format_args!("{:.1} ms, {} ms asked for", report.downtime_ms, report.downtime_asked_ms),
+    );
+    if let Some(why) = report.why_stopped {
+        table.row("stopped", why_stopped(why));
+    }
     let Rungs { zero, duplicate, in_place, host, site, source } = &report.rungs;
     for (name, rung) in [
         ("zero", zero),
@@ -109,6 +123,27 @@ pub(super) fn report(report: &Report) -> String {
     ] {
         table.row(name, format_args!("{} pages, {}", rung.pages, bytes(rung.bytes)));
     }
+    if let Some(late) = &report.postcopy {
+        table.row(
+            "after it ran",
+            format_args!(
+                "{} pages: zero {}, host {}, site {}, source {}",
+                late.absent, late.zero, late.host, late.site, late.source
+            ),
+        );
+        table.row(
+            "faults",
+            format_args!(
+                "{}: host {}, site {}, source {}; the longest waited {}.{:03} ms",
+                late.faults,
+                late.faults_host,
+                late.faults_site,
+                late.faults_source,
+                late.longest_wait_us / 1000,
+                late.longest_wait_us % 1000
+            ),
+        );
+    }
     table.row("WAN", format_args!("{} out, {} in", bytes(report.wan_tx_bytes), bytes(report.wan_rx_bytes)));
     table.row("plain", format_args!("{} would have crossed without names", bytes(report.plain_bytes)));
     if report.wrong_pages > 0 {
@@ -118,6 +153,20 @@ pub(super) fn report(report: &Report) -> String {
         table.row("time-outs", report.site_timeouts);
     }
     table.0
+}
+
+fn why_stopped(why: WhyStopped) -> &'static str {
+    match why {
+        WhyStopped::Fits => "when the rest fitted the downtime",
+        WhyStopped::DoesNotConverge => {
+            "though the rest did not fit: the guest writes as fast as the link carries"
+        }
+        WhyStopped::PostcopyAsked => "after the first round, as asked: post-copy",
+        WhyStopped::PostcopyStalled => "since rounds did not leave less: post-copy",
+        WhyStopped::PostcopyRounds => "after the last round that may be: post-copy",
+        WhyStopped::PostcopyPredicted => "since no round to come would have fitted: post-copy",
+        WhyStopped::PostcopyGrew => "when the rest fitted, but it grew meanwhile: post-copy",
+    }
 }
 
 pub(super) fn snapshot(report: &SnapshotReport) -> String {

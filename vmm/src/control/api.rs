@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::machine::{BalloonStatus, Heartbeat};
+use crate::migrate::Mode;
 use crate::migrate::report::{IncomingStatus, Progress, Report};
 
 /// What a VM's process is doing.
@@ -111,6 +112,9 @@ pub struct MigrateRequest {
     /// How long the VM may stand still, milliseconds.
     #[serde(default = "default_downtime_ms")]
     pub downtime_ms: u64,
+    /// Whether the VM may run there before its memory is complete.
+    #[serde(default)]
+    pub mode: Mode,
     /// The most to send, bits a second; none for as much as the link carries.
     #[serde(default)]
     pub bandwidth_bits: Option<u64>,

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use page::{Gfn, PAGE_SIZE, Page, PageSet};
-use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
+use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags, SealFlags};
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::FromRangesError;
 use vm_memory::{
@@ -13,6 +13,7 @@ use vm_memory::{
     GuestRegionMmap, MemoryRegionAddress,
 };
 
+pub(crate) mod absent;
 pub(crate) mod buffers;
 
 use crate::limits::{LOW_RAM_END, MEMORY_GRANULE_BYTES, MEMORY_MAX_BYTES};
@@ -204,6 +205,24 @@ impl Memory {
     /// Where each extent is mapped in this process: for KVM's memory slots alone.
     pub(crate) fn host_addresses(&self) -> impl Iterator<Item = (Extent, u64)> + '_ {
         self.extents.iter().zip(self.mapping.iter()).map(|(e, region)| (*e, region.as_ptr().addr() as u64))
+    }
+
+    /// Where a frame is mapped in this process; `None` if it is not RAM.
+    fn host_address(&self, gfn: Gfn) -> Option<u64> {
+        let (region, at) = self.place(gfn)?;
+        Some(region.as_ptr().addr() as u64 + at.raw_value())
+    }
+
+    /// Gives up what stands in a run of frames within one extent: they read as zeros, and take no memory.
+    ///
+    /// # Errors
+    /// The system call's; also if the run is not RAM.
+    fn punch(&self, first: Gfn, pages: u64) -> io::Result<()> {
+        let within = |e: &&Extent| first.0 >= e.first_gfn && first.0 + pages <= e.first_gfn + e.pages;
+        let extent = self.extents.iter().find(within).ok_or(io::ErrorKind::InvalidInput)?;
+        let offset = extent.file_offset + (first.0 - extent.first_gfn) * PAGE_SIZE as u64;
+        let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(rustix::fs::fallocate(&self.file, how, offset, pages * PAGE_SIZE as u64)?)
     }
 
     /// Copies what there is of `len` bytes from a guest-physical address; shorter where RAM ends.

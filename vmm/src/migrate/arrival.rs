@@ -18,12 +18,13 @@ use super::clock::{Bulk, Clock, Meter};
 use super::error::chain;
 use super::identity::HostKey;
 use super::incoming::Greeting;
+use super::late::{self, LatePages};
 use super::pages::{self, CheckedPage, Pool};
 use super::report::{IncomingPhase, IncomingStatus, Rungs};
 use super::site::{SitePage, SitePages, SiteRung, SiteTold};
 use super::transport::{Close, WanBytes};
 use super::wires::{FromLink, LinkEvent, Wires};
-use super::{MigrateError, bundle, layout_of, limits};
+use super::{MigrateError, bundle, limits};
 use crate::config::{DeviceOptions, Serial};
 use crate::machine::{Machine, MachineDescription, Ownership, StopReason};
 use crate::memory::Memory;
@@ -65,12 +66,16 @@ pub(super) struct Shared {
 }
 
 pub(super) struct Arrival {
-    core: Destination,
+    pub(super) core: Destination,
     source: HostKey,
-    clock: Clock,
-    shared: Shared,
-    machine: Option<Arc<Machine>>,
-    memory: Option<Arc<Memory>>,
+    pub(super) clock: Clock,
+    pub(super) shared: Shared,
+    pub(super) machine: Option<Arc<Machine>>,
+    pub(super) memory: Option<Arc<Memory>>,
+    /// What the VM, which is to run before its memory is complete, lacks.
+    pub(super) late: Option<LatePages>,
+    /// Stopping and starting the VM for want of a page, one after the other.
+    pub(super) starving: Option<tokio::task::JoinHandle<()>>,
     wires: Option<Wires>,
     generation: u32,
     inbox: (mpsc::Sender<LinkEvent>, mpsc::Receiver<LinkEvent>),
@@ -82,7 +87,7 @@ pub(super) struct Arrival {
     helpers: JoinSet<()>,
     questions: BTreeMap<RequestId, AbortHandle>,
     decoding: usize,
-    failures: Vec<String>,
+    pub(super) failures: Vec<String>,
     spent: WanBytes,
     source_heartbeat_ns: u64,
     round: u32,
@@ -127,7 +132,7 @@ impl Arrival {
                 "this host's site is not asked for the VM's pages: the source is of another dedup domain, or has no --site"
             );
         }
-        let core = Destination::new(clock.now(), offer, site, link);
+        let core = Destination::new(clock.now(), offer, site, link, late::possible());
         Ok(Self {
             core,
             source,
@@ -135,6 +140,8 @@ impl Arrival {
             shared,
             machine: None,
             memory: None,
+            late: None,
+            starving: None,
             wires: Some(wires),
             generation: 0,
             inbox,
@@ -188,6 +195,7 @@ impl Arrival {
                     None => return self.finish().await,
                 },
                 () = drained.notified() => {}
+                faults = late::faults(self.late.as_ref()) => self.faults(faults),
                 () = sleep_until(deadline) => self.core.timeout(self.clock.now()),
                 _ = tick.tick() => self.measure(),
             }
@@ -199,9 +207,10 @@ impl Arrival {
             while let Some(action) = self.core.poll() {
                 self.act(action);
             }
-            let Some(failure) = self.failures.pop() else { return };
+            let Some(failure) = self.failures.pop() else { break };
             self.core.failed(failure);
         }
+        self.end_absence();
     }
 
     fn act(&mut self, action: Action) {
@@ -225,6 +234,9 @@ impl Arrival {
                 }
                 self.write(to, &page);
             }
+            Action::Absent(frames) => self.make_absent(frames),
+            Action::PauseVm { gfn, name } => self.starve(gfn, name),
+            Action::ResumeVm => self.feed(),
             Action::LoadState(bytes) => self.blocking(move |machine| {
                 let loaded =
                     bundle::unpack(&bytes).map_err(|e| e.to_string()).and_then(|(heartbeat, state)| {
@@ -264,14 +276,20 @@ impl Arrival {
         }
     }
 
-    fn write(&self, gfn: Gfn, page: &Page) {
-        match &self.memory {
-            Some(memory) => memory.write_page(gfn, page),
-            None => tracing::error!(%gfn, "a page for memory that does not exist: dropped"),
+    fn write(&mut self, gfn: Gfn, page: &Page) {
+        match (&self.late, &self.memory) {
+            (Some(late), _) => {
+                if let Err(error) = late.install(gfn, page) {
+                    tracing::error!(error = chain(&error), "a page that came late; it is looked for again");
+                    self.core.not_installed(self.clock.now(), gfn);
+                }
+            }
+            (None, Some(memory)) => memory.write_page(gfn, page),
+            (None, None) => tracing::error!(%gfn, "a page for memory that does not exist: dropped"),
         }
     }
 
-    fn install(&self, frames: &[Gfn], page: &VerifiedPage) {
+    pub(super) fn install(&mut self, frames: &[Gfn], page: &VerifiedPage) {
         for gfn in frames {
             self.write(*gfn, page.bytes());
         }
@@ -282,7 +300,7 @@ impl Arrival {
         let (results, serial) = (self.results.0.clone(), self.shared.serial.clone());
         let devices = Arc::clone(&self.shared.devices);
         self.helpers.spawn_blocking(move || {
-            let result = build(&description, &layout, &serial, &devices);
+            let result = super::build(&description, &layout, &serial, &devices);
             if let Err(tokio::sync::mpsc::error::SendError(Done::Prepared(Ok(machine)))) =
                 results.blocking_send(Done::Prepared(result))
             {
@@ -347,7 +365,11 @@ impl Arrival {
                     self.carry_out();
                 }
             }
-            Done::SitePages(checked) => checked.iter().for_each(|page| self.site_page(now, page)),
+            Done::SitePages(checked) => {
+                for page in &checked {
+                    self.site_page(now, page);
+                }
+            }
             Done::SiteMissing(request, ids) => self.core.site_missing(now, request, &ids),
             Done::Answered(request) => {
                 self.questions.remove(&request);
@@ -392,11 +414,12 @@ impl Arrival {
 
     fn runs_here(&mut self) {
         let Some(machine) = self.machine.clone() else { return };
-        self.core.running();
+        self.core.running(self.clock.now());
         // Written down before anybody can learn of it.
         self.record_fate();
         self.tell_status();
-        self.shared.status.send_modify(|status| status.phase = IncomingPhase::Running);
+        let phase = if self.late.is_some() { IncomingPhase::Postcopy } else { IncomingPhase::Running };
+        self.shared.status.send_modify(|status| status.phase = phase);
         self.shared.machine.send_replace(Some(Arc::clone(&machine)));
         if self.source_heartbeat_ns > 0 {
             let results = self.results.0.clone();
@@ -434,6 +457,7 @@ impl Arrival {
         let now = self.clock.now();
         match event.what {
             FromLink::Message(Message::Literals(batch)) => self.decode(batch),
+            FromLink::Message(Message::FaultPage { gfn, name, batch }) => self.fault_page(gfn, name, &batch),
             FromLink::Message(message) => {
                 match message {
                     Message::RoundEnd { round } => self.round = round.saturating_add(1),
@@ -449,7 +473,7 @@ impl Arrival {
             FromLink::Lost(error) => {
                 tracing::debug!(%error, "the connection from the source has ended");
                 self.drop_wires(Close::Done, "the connection has ended");
-                self.core.disconnected();
+                self.core.disconnected(now);
             }
         }
     }
@@ -474,12 +498,13 @@ impl Arrival {
                 self.generation += 1;
                 self.wires =
                     Some(Wires::destination(link, channels, self.generation, &self.inbox.0, &self.drained));
+                self.core.connected();
                 self.core.message(self.clock.now(), first);
             }
             Mail::Superseded => {
                 self.core.superseded();
                 self.carry_out();
-                self.core.disconnected();
+                self.core.disconnected(self.clock.now());
             }
             Mail::Resolve { run_here } => {
                 if let Err(error) = self.core.resolve(self.clock.now(), run_here) {
@@ -517,6 +542,7 @@ impl Arrival {
             let new = IncomingStatus {
                 round,
                 rungs: Rungs::from(stats),
+                absent_pages: self.core.absent_pages(),
                 wan_tx_bytes: wan.tx,
                 wan_rx_bytes: wan.rx,
                 ..status.clone()
@@ -559,19 +585,4 @@ fn send(results: &mpsc::Sender<Done>, done: Done) {
     if results.blocking_send(done).is_err() {
         tracing::debug!("the migration ended before its worker");
     }
-}
-
-fn build(
-    description: &[u8],
-    layout: &Layout,
-    serial: &Serial,
-    devices: &DeviceOptions,
-) -> Result<Arc<Machine>, String> {
-    let description: MachineDescription = serde_json::from_slice(description)
-        .map_err(|e| format!("the machine's description cannot be read: {e}"))?;
-    if layout_of(&description.extents).as_ref() != Some(layout) {
-        return Err("the machine's description and the offered memory layout differ".to_owned());
-    }
-    Machine::prepare(&description, serial, devices)
-        .map_err(|e| format!("the machine cannot be built here: {}", chain(&e)))
 }

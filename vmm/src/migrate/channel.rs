@@ -16,19 +16,32 @@ use super::{MigrateError, limits};
 fn name(channel: Channel) -> &'static str {
     match channel {
         Channel::Control => "control",
+        Channel::Faults => "faults",
         Channel::Wants => "wants",
         Channel::Names => "names",
         Channel::Literals => "literals",
     }
 }
 
-/// The byte that a stream begins with; the more urgent, the smaller.
+/// The byte that a stream begins with.
 fn tag(channel: Channel) -> u8 {
     match channel {
         Channel::Control => 1,
         Channel::Wants => 2,
         Channel::Names => 3,
         Channel::Literals => 4,
+        Channel::Faults => 5,
+    }
+}
+
+/// QUIC's priority of a stream: the greater, the more urgent.
+fn priority(channel: Channel) -> i32 {
+    match channel {
+        Channel::Control => 4,
+        Channel::Faults => 3,
+        Channel::Wants => 2,
+        Channel::Names => 1,
+        Channel::Literals => 0,
     }
 }
 
@@ -37,6 +50,7 @@ fn tag(channel: Channel) -> u8 {
 pub fn max_frame_bytes(channel: Channel) -> usize {
     match channel {
         Channel::Control => limits::MAX_CONTROL_FRAME_BYTES,
+        Channel::Faults => limits::MAX_FAULTS_FRAME_BYTES,
         Channel::Wants => limits::MAX_WANTS_FRAME_BYTES,
         Channel::Names => limits::MAX_NAMES_FRAME_BYTES,
         Channel::Literals => limits::MAX_LITERALS_FRAME_BYTES,
@@ -133,6 +147,30 @@ pub async fn open_destination(link: &Link) -> Result<DestinationChannels, Migrat
     .await
 }
 
+/// Opens the channel of faults, as the source. The other channels do not wait for it: a destination of the version before takes no such stream, and
+/// has to be there to refuse the offer.
+///
+/// # Errors
+/// If the connection is lost.
+pub async fn open_faults(link: Link) -> Result<(FrameWriter, FrameReader), MigrateError> {
+    let (faults, faults_in) = link.connection().open_bi().await.map_err(|e| lost(&link, &e))?;
+    let faults = FrameWriter::open(&link, Channel::Faults, faults).await?;
+    Ok((faults, FrameReader { channel: Channel::Faults, stream: faults_in, link }))
+}
+
+/// Takes the channel of faults, as the destination. A source of the version before never opens it.
+///
+/// # Errors
+/// If the connection is lost, or another channel is opened.
+pub async fn accept_faults(link: Link) -> Result<(FrameWriter, FrameReader), MigrateError> {
+    let (faults, faults_in) = link.connection().accept_bi().await.map_err(|e| lost(&link, &e))?;
+    let faults_in = FrameReader::open(&link, faults_in).await?;
+    if faults_in.channel != Channel::Faults {
+        return Err(frame_error(faults_in.channel, "it is open already, or not a two-way channel"));
+    }
+    Ok((FrameWriter::adopt(&link, Channel::Faults, faults)?, faults_in))
+}
+
 async fn within<T>(
     link: &Link,
     opening: impl Future<Output = Result<T, MigrateError>>,
@@ -156,7 +194,7 @@ async fn accept_uni(link: &Link) -> Result<FrameReader, MigrateError> {
 
 impl FrameWriter {
     fn adopt(link: &Link, channel: Channel, stream: SendStream) -> Result<Self, MigrateError> {
-        stream.set_priority(-i32::from(tag(channel))).map_err(|e| lost(link, &e))?;
+        stream.set_priority(priority(channel)).map_err(|e| lost(link, &e))?;
         Ok(Self { channel, stream, link: link.clone() })
     }
 
@@ -217,7 +255,7 @@ impl FrameReader {
     async fn open(link: &Link, mut stream: RecvStream) -> Result<Self, MigrateError> {
         let mut first = [0];
         stream.read_exact(&mut first).await.map_err(|e| lost(link, &e))?;
-        let all = [Channel::Control, Channel::Wants, Channel::Names, Channel::Literals];
+        let all = [Channel::Control, Channel::Faults, Channel::Wants, Channel::Names, Channel::Literals];
         let channel = all.into_iter().find(|c| tag(*c) == first[0]).ok_or_else(|| MigrateError::Frame {
             channel: "unknown",
             why: format!("a stream of the kind {}", first[0]).into(),

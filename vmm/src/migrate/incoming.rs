@@ -100,6 +100,11 @@ impl Server {
             | Message::RoundEnd { .. }
             | Message::State(_)
             | Message::Final { .. }
+            | Message::Absent { .. }
+            | Message::PageNames { .. }
+            | Message::Fault(_)
+            | Message::FaultPage { .. }
+            | Message::Complete { .. }
             | Message::Literals(_)
             | Message::Stale(_)
             | Message::Want(_)

@@ -52,6 +52,9 @@ pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The longest frame on the control channel: an offer.
 pub const MAX_CONTROL_FRAME_BYTES: usize = proto::MACHINE_BYTES + 4096;
 
+/// The longest frame of faults: a page with its full name.
+pub const MAX_FAULTS_FRAME_BYTES: usize = page::PAGE_SIZE + 256;
+
 /// The longest frame of wants.
 pub const MAX_WANTS_FRAME_BYTES: usize = proto::WANT_BATCH_PAGES * 10 + 64;
 

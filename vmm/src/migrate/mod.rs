@@ -15,9 +15,11 @@ mod bundle;
 pub mod channel;
 mod clock;
 mod congestion;
+mod dial;
 pub mod error;
 pub mod identity;
 mod incoming;
+mod late;
 pub mod limits;
 pub mod pages;
 pub mod report;
@@ -46,8 +48,33 @@ use ticket::Ticket;
 use transport::Endpoint;
 
 use crate::config::{DeviceOptions, Serial};
-use crate::machine::Machine;
+use crate::machine::{Machine, MachineDescription};
 use crate::memory::Extent;
+
+/// How a VM is to move.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// All of its memory first: the VM stands still for what is left when more rounds do not help.
+    Precopy,
+    /// As `precopy`; when what is left does not come to fit the downtime, the VM goes first and the rest follows it.
+    #[default]
+    Hybrid,
+    /// One round, then the VM; what it wrote meanwhile follows it.
+    Postcopy,
+}
+
+impl From<Mode> for migration_proto::Mode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Precopy => Self::Precopy,
+            Mode::Hybrid => Self::Hybrid,
+            Mode::Postcopy => Self::Postcopy,
+        }
+    }
+}
 
 /// What an operator asks of a migration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +83,8 @@ pub struct MigrateOptions {
     pub to: String,
     /// How long the guest may stand still at switchover, milliseconds.
     pub downtime_ms: u64,
+    /// Whether the VM may run there before its memory is complete.
+    pub mode: Mode,
     /// The most that bulk data may take of the link, bits a second; `None` leaves it to congestion control.
     pub bandwidth_bits: Option<u64>,
 }
@@ -106,7 +135,7 @@ impl Outgoing {
     /// # Errors
     /// [`MigrateError::NotInDoubt`] if it is not in doubt.
     pub fn resolve(&self, run_here: bool) -> Result<(), MigrateError> {
-        if self.progress.borrow().phase != Phase::InDoubt {
+        if !matches!(self.progress.borrow().phase, Phase::InDoubt | Phase::PostcopyCut) {
             return Err(MigrateError::NotInDoubt);
         }
         self.commands.try_send(Command::Resolve { run_here }).map_err(|_| MigrateError::NotInDoubt)
@@ -198,6 +227,22 @@ impl Incoming {
         }
         self.resolve.try_send(run_here).map_err(|_| MigrateError::NotInDoubt)
     }
+}
+
+/// The machine that a source described, empty. What it is given is this host's.
+fn build(
+    description: &[u8],
+    layout: &Layout,
+    serial: &Serial,
+    devices: &DeviceOptions,
+) -> Result<Arc<Machine>, String> {
+    let description: MachineDescription = serde_json::from_slice(description)
+        .map_err(|e| format!("the machine's description cannot be read: {e}"))?;
+    if layout_of(&description.extents).as_ref() != Some(layout) {
+        return Err("the machine's description and the offered memory layout differ".to_owned());
+    }
+    Machine::prepare(&description, serial, devices)
+        .map_err(|e| format!("the machine cannot be built here: {}", error::chain(&e)))
 }
 
 /// The protocol's view of RAM; `None` if it is not made of whole regions, or is more than the protocol carries.

@@ -107,6 +107,14 @@ pub fn encode(
     (Some(batch), sent)
 }
 
+/// Reads one page, names it and encodes it as a batch of its own.
+#[must_use]
+pub fn encode_one(memory: &Memory, domain: &Domain, gfn: Gfn) -> (PageHash, Vec<u8>) {
+    let mut page: Page = [0; PAGE_SIZE];
+    memory.read_page(gfn, &mut page);
+    (domain.name(&page), literal::encode(&[(gfn, &page)]))
+}
+
 /// Decodes a batch of literals and hashes its pages.
 ///
 /// # Errors

@@ -1,5 +1,7 @@
 //! What a migration tells its operator: progress while it runs, a report at its end.
 
+use migration_proto::source::{StopWhy, WhyPostcopy};
+use migration_proto::stats::PostcopyStats;
 use serde::{Deserialize, Serialize};
 
 /// Pages and bytes that one rung of the ladder gave.
@@ -71,6 +73,10 @@ pub enum Phase {
     Committing,
     /// Commit was sent and the connection was lost: paused here, asking again until answered or resolved by the operator.
     InDoubt,
+    /// The VM runs at the destination and fetches the rest of its memory from here.
+    Postcopy,
+    /// As `Postcopy`, without a connection: dialling until it stands again, or the operator lets go.
+    PostcopyCut,
     /// Ended.
     Ended,
 }
@@ -96,6 +102,88 @@ pub struct Progress {
     pub elapsed_ms: u64,
 }
 
+/// Why the virtual CPUs were stopped when they were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WhyStopped {
+    /// What was left fitted the downtime asked for.
+    Fits,
+    /// The guest writes as fast as the link carries, and the mode is pre-copy alone: the downtime may be longer than asked for.
+    DoesNotConverge,
+    /// Post-copy was asked for.
+    PostcopyAsked,
+    /// Post-copy, since rounds in a row did not leave less.
+    PostcopyStalled,
+    /// Post-copy, since there were as many rounds as there may be.
+    PostcopyRounds,
+    /// Post-copy, since rounds left less, but so little less that none to come would have fitted the downtime.
+    PostcopyPredicted,
+    /// Post-copy, since the guest wrote more than fitted the downtime before it stood still.
+    PostcopyGrew,
+}
+
+impl From<StopWhy> for WhyStopped {
+    fn from(why: StopWhy) -> Self {
+        match why {
+            StopWhy::Fits => Self::Fits,
+            StopWhy::DoesNotConverge => Self::DoesNotConverge,
+            StopWhy::Postcopy(WhyPostcopy::Asked) => Self::PostcopyAsked,
+            StopWhy::Postcopy(WhyPostcopy::Stalled) => Self::PostcopyStalled,
+            StopWhy::Postcopy(WhyPostcopy::Rounds) => Self::PostcopyRounds,
+            StopWhy::Postcopy(WhyPostcopy::Predicted) => Self::PostcopyPredicted,
+            StopWhy::Postcopy(WhyPostcopy::Grew) => Self::PostcopyGrew,
+        }
+    }
+}
+
+/// What happened to memory after the VM ran at the destination.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Postcopy {
+    /// Pages that were not there when it began to run.
+    pub absent: u64,
+    /// Of those, all-zero pages.
+    pub zero: u64,
+    /// Of those, from the destination's host.
+    pub host: u64,
+    /// Of those, from other hosts of the destination's site.
+    pub site: u64,
+    /// Of those, from the source.
+    pub source: u64,
+    /// Pages that a virtual CPU or a device waited for.
+    pub faults: u64,
+    /// Of those, given by the destination's host.
+    pub faults_host: u64,
+    /// Of those, given by other hosts of the site.
+    pub faults_site: u64,
+    /// Of those, given by the source.
+    pub faults_source: u64,
+    /// The longest that one waited, microseconds.
+    pub longest_wait_us: u64,
+    /// How often the VM stood still because nobody gave a page.
+    pub pauses: u64,
+    /// Connections after the one that the VM went over.
+    pub reconnects: u64,
+}
+
+impl From<PostcopyStats> for Postcopy {
+    fn from(stats: PostcopyStats) -> Self {
+        Self {
+            absent: stats.absent,
+            zero: stats.zero,
+            host: stats.host,
+            site: stats.site,
+            source: stats.source,
+            faults: stats.faults,
+            faults_host: stats.faults_host,
+            faults_site: stats.faults_site,
+            faults_source: stats.faults_source,
+            longest_wait_us: stats.longest_wait_us,
+            pauses: stats.pauses,
+            reconnects: stats.reconnects,
+        }
+    }
+}
+
 /// The report at the end.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
@@ -111,6 +199,12 @@ pub struct Report {
     pub total_ms: u64,
     /// From the virtual CPUs' stop at the source to the destination's word that they run, as the source timed it, milliseconds.
     pub downtime_ms: f64,
+    /// The downtime asked for, milliseconds.
+    pub downtime_asked_ms: u64,
+    /// Why the virtual CPUs were stopped when they were: the reason where the downtime is longer than asked for.
+    pub why_stopped: Option<WhyStopped>,
+    /// Where the VM ran at the destination before its memory was complete: what came after.
+    pub postcopy: Option<Postcopy>,
     /// Pages and bytes by rung.
     pub rungs: Rungs,
     /// Bytes sent on the WAN by the source, IP and UDP headers included.
@@ -137,7 +231,11 @@ pub enum IncomingPhase {
     /// The VM is complete here and its source was lost before Commit: it stands still until the source comes back or the
     /// operator resolves it.
     Held,
-    /// The VM runs here.
+    /// The VM runs here; some of its memory is still on its way.
+    Postcopy,
+    /// The VM lives here and stands still: nobody gives a page that it waits for. `last_failure` names the page.
+    Starved,
+    /// The VM runs here, and all of its memory is here.
     Running,
     /// The endpoint has been closed or has failed.
     Closed,
@@ -154,8 +252,10 @@ pub struct IncomingStatus {
     pub source: Option<String>,
     /// The round that it is in.
     pub round: u32,
-    /// Pages installed so far, by rung.
+    /// Pages installed so far, by rung; without those that came after the VM ran.
     pub rungs: Rungs,
+    /// Pages that the VM, which runs here, still lacks.
+    pub absent_pages: u64,
     /// Bytes sent on the WAN by this end, IP and UDP headers included.
     pub wan_tx_bytes: u64,
     /// Bytes received on the WAN by this end.

@@ -14,10 +14,11 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::channel::{self, SourceChannels};
 use super::clock::{Bulk, Clock, Meter, millis};
+use super::dial;
 use super::error::chain;
 use super::identity::HostIdentity;
 use super::pages::{self, Pool};
-use super::report::{Outcome, Phase, Progress, Report, Rungs};
+use super::report::{self, Phase, Postcopy, Progress, Report, Rungs, WhyStopped};
 use super::site::SitePages;
 use super::throttle::Throttle;
 use super::ticket::Ticket;
@@ -47,6 +48,14 @@ enum Done {
     Saved(Result<Vec<u8>, String>),
     /// The dial of this number has ended.
     Connected(u32, Result<(Link, Box<SourceChannels>), MigrateError>),
+}
+
+/// What came of an action while it was carried out: the protocol hears of it when it has no more to say.
+enum Outcome {
+    Failed(String),
+    FaultSent(Gfn, PageHash),
+    /// The connection that was to carry them is no more.
+    LiteralsLost(LiteralsSent),
 }
 
 /// Everything that a migration is given.
@@ -84,8 +93,10 @@ struct Driver {
     dials: u32,
     /// Names that wait for room on the names channel.
     hashed: VecDeque<(RegionId, Vec<(Gfn, PageHash)>)>,
-    /// What failed while actions were carried out.
-    failures: VecDeque<String>,
+    /// What came of actions while they were carried out.
+    outcomes: VecDeque<Outcome>,
+    /// Batches of literals that the present connection has been given and not passed on.
+    flying: Vec<LiteralsSent>,
     progress: watch::Sender<Progress>,
     commands: mpsc::Receiver<Command>,
     /// Bytes of connections that are no more.
@@ -94,6 +105,7 @@ struct Driver {
     notify_destination: bool,
     paused_at: Option<Instant>,
     downtime_ms: f64,
+    downtime_asked_ms: u64,
 }
 
 /// Carries out one migration to its end.
@@ -126,7 +138,7 @@ impl Driver {
                 return Err(MigrateError::NotMovable { why: format!("it has stopped: {reason:?}").into() });
             }
         };
-        let (endpoint, link, channels) = open(&ticket, &host, &mut commands).await?;
+        let (endpoint, link, channels) = dial::open(&ticket, &host, &mut commands).await?;
         tracing::info!(destination = %link.address(), key = %link.peer(), "connected to the destination");
         let throttle = Arc::new(Throttle::new(options.bandwidth_bits));
         let mut meter = Meter::new(Bulk::Out, throttle.bytes_per_s());
@@ -143,6 +155,7 @@ impl Driver {
                 .ok_or_else(|| unfit("its memory is not laid out in regions".to_owned()))?,
             machine: serde_json::to_vec(&description).map_err(|e| unfit(e.to_string()))?,
             downtime: Span::from_millis(options.downtime_ms),
+            mode: options.mode.into(),
             link: meter.measure(&link),
         };
         let (inbox, results) = (mpsc::channel(limits::INBOX_BOUND), mpsc::channel(limits::RESULTS_BOUND));
@@ -170,7 +183,8 @@ impl Driver {
             vm_jobs: JoinSet::new(),
             dials: 0,
             hashed: VecDeque::new(),
-            failures: VecDeque::new(),
+            outcomes: VecDeque::new(),
+            flying: Vec::new(),
             progress,
             commands,
             spent: WanBytes::default(),
@@ -178,6 +192,7 @@ impl Driver {
             notify_destination: false,
             paused_at: None,
             downtime_ms: 0.0,
+            downtime_asked_ms: options.downtime_ms,
         })
     }
 
@@ -225,8 +240,12 @@ impl Driver {
             while let Some(action) = self.core.poll() {
                 self.act(action);
             }
-            let Some(failure) = self.failures.pop_front() else { return };
-            self.core.failed(failure);
+            match self.outcomes.pop_front() {
+                None => return,
+                Some(Outcome::Failed(why)) => self.core.failed(why),
+                Some(Outcome::FaultSent(gfn, name)) => self.core.fault_sent(self.clock.now(), gfn, name),
+                Some(Outcome::LiteralsLost(sent)) => self.core.literals_sent(self.clock.now(), sent),
+            }
         }
     }
 
@@ -235,7 +254,8 @@ impl Driver {
             Action::Send(message) => self.send(&message),
             Action::StartDirtyLog => {
                 if let Err(error) = self.machine.start_dirty_log() {
-                    self.failures.push_back(format!("the dirty log could not be started: {error}"));
+                    self.outcomes
+                        .push_back(Outcome::Failed(format!("the dirty log could not be started: {error}")));
                 }
             }
             Action::CollectDirty => {
@@ -260,7 +280,13 @@ impl Driver {
                 let state = machine.save_state().map_err(|e| chain(&e));
                 Done::Saved(state.map(|state| bundle::pack(machine.heartbeat().last_unix_ns, &state)))
             }),
+            Action::SendFault(gfn) => self.send_fault(gfn),
             Action::Reconnect => self.reconnect(),
+            Action::PostcopyCut => tracing::warn!(
+                destination = %self.address,
+                "the VM runs at the destination and needs memory that is here, and the connection is lost. Dialling every second; if the \
+                 destination is gone for good, `vmm resolve --let-go` ends the VM's memory here"
+            ),
             Action::InDoubt => tracing::warn!(
                 destination = %self.address,
                 "IN DOUBT: the hand-over was sent and not answered. The VM is paused here and may run there. Asking again every second; \
@@ -272,6 +298,13 @@ impl Driver {
             }
             Action::Release => tracing::info!("the migration has ended; the VM lives at the destination"),
         }
+    }
+
+    /// A virtual CPU at the destination stands still for this page: it goes before whatever the workers do.
+    fn send_fault(&mut self, gfn: Gfn) {
+        let (name, batch) = pages::encode_one(self.machine.memory(), self.core.domain(), gfn);
+        self.send(&Message::FaultPage { gfn, name, batch });
+        self.outcomes.push_back(Outcome::FaultSent(gfn, name));
     }
 
     fn send(&mut self, message: &Message) {
@@ -290,7 +323,7 @@ impl Driver {
             }
         });
         if let Err(error) = submitted {
-            self.failures.push_back(error.to_string());
+            self.outcomes.push_back(Outcome::Failed(error.to_string()));
         }
     }
 
@@ -327,6 +360,8 @@ impl Driver {
             wires.link.close(Close::Failed, "the source asks over a new connection");
             self.spent += wires.link.wan_bytes();
         }
+        // The protocol's window of batches is to open again; what they held is asked for anew.
+        self.outcomes.extend(self.flying.drain(..).map(Outcome::LiteralsLost));
     }
 
     fn command(&mut self, command: Command) {
@@ -344,7 +379,10 @@ impl Driver {
         match done {
             Done::Hashed(region, names) => self.hashed.push_back((region, names)),
             Done::Encoded(channel, Some(batch), sent) => match &self.wires {
-                Some(wires) => wires.send_literals(channel, batch, sent),
+                Some(wires) => {
+                    self.flying.push(sent.clone());
+                    wires.send_literals(channel, batch, sent);
+                }
                 None => self.core.literals_sent(now, sent),
             },
             Done::Encoded(_, None, sent) => self.core.literals_sent(now, sent),
@@ -389,12 +427,20 @@ impl Driver {
         let now = self.clock.now();
         match event.what {
             FromLink::Message(message) => {
-                if let (Message::Running { .. }, Some(paused)) = (&message, self.paused_at) {
+                // Only the first: after a break in post-copy it is said again.
+                if matches!(message, Message::Running { .. })
+                    && let Some(paused) = self.paused_at.take()
+                {
                     self.downtime_ms = paused.elapsed().as_secs_f64() * 1000.0;
                 }
                 self.core.message(now, message);
             }
-            FromLink::LiteralsSent(sent) => self.core.literals_sent(now, sent),
+            FromLink::LiteralsSent(sent) => {
+                if let Some(at) = self.flying.iter().position(|flying| *flying == sent) {
+                    self.flying.swap_remove(at);
+                }
+                self.core.literals_sent(now, sent);
+            }
             FromLink::Undecodable(error) => {
                 self.core.failed(format!("the destination sent what cannot be decoded: {error}"))
             }
@@ -477,15 +523,20 @@ impl Driver {
             self.spent += bytes;
         }
         if self.notify_destination && !heard {
-            tokio::spawn(tell_abort(self.endpoint.clone(), self.address, self.ticket.key, self.migration));
+            tokio::spawn(dial::tell_abort(
+                self.endpoint.clone(),
+                self.address,
+                self.ticket.key,
+                self.migration,
+            ));
         } else {
             self.endpoint.settle().await;
         }
         match end {
-            End::Completed => Ok(self.report(Outcome::Completed, None)),
+            End::Completed => Ok(self.report(report::Outcome::Completed, None)),
             End::LetGo => {
                 let reason = "in doubt, and let go by the operator: the VM was ended here".to_owned();
-                Ok(self.report(Outcome::InDoubt, Some(reason)))
+                Ok(self.report(report::Outcome::InDoubt, Some(reason)))
             }
             End::Aborted(AbortReason::Cancelled) => Err(MigrateError::Cancelled),
             End::Aborted(AbortReason::Disconnected) => {
@@ -509,7 +560,7 @@ impl Driver {
         }
     }
 
-    fn report(&self, outcome: Outcome, reason: Option<String>) -> Report {
+    fn report(&self, outcome: report::Outcome, reason: Option<String>) -> Report {
         let (stats, there) = (self.core.stats(), self.core.destination_stats());
         Report {
             outcome,
@@ -518,6 +569,9 @@ impl Driver {
             rounds: stats.rounds,
             total_ms: millis(self.clock.elapsed()),
             downtime_ms: self.downtime_ms,
+            downtime_asked_ms: self.downtime_asked_ms,
+            why_stopped: self.core.stop_why().map(WhyStopped::from),
+            postcopy: self.core.postcopy_stats().map(Postcopy::from),
             rungs: Rungs::from(there),
             wan_tx_bytes: self.spent.tx,
             wan_rx_bytes: self.spent.rx,
@@ -525,23 +579,6 @@ impl Driver {
             wrong_pages: there.wrong,
             site_timeouts: there.site_timeouts,
         }
-    }
-}
-
-/// The first connection, unless the operator changes their mind.
-async fn open(
-    ticket: &Ticket,
-    host: &Arc<HostIdentity>,
-    commands: &mut mpsc::Receiver<Command>,
-) -> Result<(Endpoint, Link, SourceChannels), MigrateError> {
-    let connecting = async {
-        let (endpoint, link) = Endpoint::open(ticket, host).await?;
-        let channels = channel::open_source(&link).await?;
-        Ok((endpoint, link, channels))
-    };
-    tokio::select! {
-        connected = connecting => connected,
-        Some(Command::Cancel) = commands.recv() => Err(MigrateError::Cancelled),
     }
 }
 
@@ -553,6 +590,8 @@ fn phase_of(progress: SourceProgress) -> Phase {
         SourceProgress::Handover => Phase::Handover,
         SourceProgress::Committing => Phase::Committing,
         SourceProgress::InDoubt => Phase::InDoubt,
+        SourceProgress::Postcopy => Phase::Postcopy,
+        SourceProgress::PostcopyCut => Phase::PostcopyCut,
         SourceProgress::Ended => Phase::Ended,
     }
 }
@@ -561,33 +600,4 @@ fn random() -> Result<[u8; 16], getrandom::Error> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes)?;
     Ok(bytes)
-}
-
-/// Tells a destination that may be holding the VM that it is not to run it. Tries for [`limits::NOTIFY_TIMEOUT`]; a
-/// destination that does not hear it goes on holding, and its operator is told so there.
-async fn tell_abort(
-    endpoint: Endpoint,
-    address: std::net::SocketAddr,
-    key: Option<super::identity::HostKey>,
-    migration: MigrationId,
-) {
-    let message = Message::Abort { migration, reason: "the VM runs on at the source".to_owned() };
-    let once = async || {
-        let link = endpoint.connect(address, key).await?;
-        let mut channels = channel::open_source(&link).await?;
-        channels.control.send(migration_proto::wire::encode(&message).into()).await?;
-        channels.control.flush().await?;
-        link.close(Close::Done, "said");
-        Ok::<(), MigrateError>(())
-    };
-    let trying = async {
-        while let Err(error) = once().await {
-            tracing::warn!(%error, "the destination cannot be told that the VM runs on here; trying again");
-            tokio::time::sleep(limits::NOTIFY_PAUSE).await;
-        }
-    };
-    if timeout(limits::NOTIFY_TIMEOUT, trying).await.is_err() {
-        tracing::warn!(%address, "the destination was not told that the VM runs on here: if it holds the VM, `vmm resolve --let-go` there");
-    }
-    endpoint.settle().await;
 }

@@ -37,6 +37,11 @@ impl Throttle {
         }
     }
 
+    /// Charges `bytes` that do not wait their turn: what comes after waits longer.
+    pub fn charge_ahead(&self, bytes: usize) {
+        self.charge(Instant::now(), bytes);
+    }
+
     /// Charges `bytes` and says how long to wait before they may pass.
     fn charge(&self, now: Instant, bytes: usize) -> Duration {
         let Some(rate) = self.bytes_per_s else { return Duration::ZERO };
@@ -70,6 +75,13 @@ mod tests {
         let later = Instant::now() + Duration::from_secs(100);
         assert_eq!(throttle.charge(later, 1_000_000), Duration::ZERO);
         assert!(throttle.charge(later, 1) >= Duration::from_millis(900));
+    }
+
+    #[test]
+    fn what_goes_ahead_is_paid_for_by_what_comes_after() {
+        let throttle = Throttle::new(Some(8_000_000));
+        throttle.charge_ahead(1_000_000);
+        assert!(throttle.charge(Instant::now(), 1) >= Duration::from_millis(900));
     }
 
     #[test]

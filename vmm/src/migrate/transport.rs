@@ -371,7 +371,7 @@ fn transport_config() -> TransportConfig {
         .max_ack_delay(Some(limits::MAX_ACK_DELAY));
     let mut config = TransportConfig::default();
     config
-        .max_concurrent_bidi_streams(1u8.into())
+        .max_concurrent_bidi_streams(2u8.into())
         .max_concurrent_uni_streams(2u8.into())
         .max_idle_timeout(Some(IdleTimeout::try_from(limits::IDLE_TIMEOUT).expect("a few seconds fit")))
         .keep_alive_interval(Some(limits::KEEP_ALIVE))

@@ -13,7 +13,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::channel::{DestinationChannels, FrameReader, FrameWriter, SourceChannels};
+use super::channel::{self, DestinationChannels, FrameReader, FrameWriter, SourceChannels};
 use super::throttle::Throttle;
 use super::transport::{Close, Link, WanBytes};
 use super::{MigrateError, limits};
@@ -119,6 +119,7 @@ pub struct Wires {
     /// The connection.
     pub link: Link,
     control: Outbox,
+    faults: Outbox,
     wants: Option<Outbox>,
     names: Option<Outbox>,
     literals: Option<Outbox>,
@@ -151,11 +152,20 @@ impl Wires {
         let context = Context { generation, inbox, drained, throttle: Arc::clone(throttle) };
         let mut tasks = JoinSet::new();
         let control = write_to(&mut tasks, &context, channels.control, Channel::Control);
+        let faults = both_ways(&mut tasks, &context, channel::open_faults(link.clone()));
         let names = write_to(&mut tasks, &context, channels.names, Channel::Names);
         let literals = write_to(&mut tasks, &context, channels.literals, Channel::Literals);
         tasks.spawn(read(channels.control_in, context.clone()));
         tasks.spawn(read(channels.wants, context));
-        Self { link, control, wants: None, names: Some(names), literals: Some(literals), _tasks: tasks }
+        Self {
+            link,
+            control,
+            faults,
+            wants: None,
+            names: Some(names),
+            literals: Some(literals),
+            _tasks: tasks,
+        }
     }
 
     /// Starts the tasks of a destination's link.
@@ -171,16 +181,18 @@ impl Wires {
         let context = Context { generation, inbox, drained, throttle: Arc::new(Throttle::new(None)) };
         let mut tasks = JoinSet::new();
         let control = write_to(&mut tasks, &context, channels.control, Channel::Control);
+        let faults = both_ways(&mut tasks, &context, channel::accept_faults(link.clone()));
         let wants = write_to(&mut tasks, &context, channels.wants, Channel::Wants);
         tasks.spawn(read(channels.control_in, context.clone()));
         tasks.spawn(read(channels.names, context.clone()));
         tasks.spawn(read(channels.literals, context));
-        Self { link, control, wants: Some(wants), names: None, literals: None, _tasks: tasks }
+        Self { link, control, faults, wants: Some(wants), names: None, literals: None, _tasks: tasks }
     }
 
     fn outbox(&self, channel: Channel) -> Option<&Outbox> {
         match channel {
             Channel::Control => Some(&self.control),
+            Channel::Faults => Some(&self.faults),
             Channel::Wants => self.wants.as_ref(),
             Channel::Names => self.names.as_ref(),
             Channel::Literals => self.literals.as_ref(),
@@ -211,7 +223,7 @@ impl Wires {
     /// Whether some queue is so long that nothing should be read that could add to it.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        [Channel::Control, Channel::Wants, Channel::Names, Channel::Literals]
+        [Channel::Control, Channel::Faults, Channel::Wants, Channel::Names, Channel::Literals]
             .into_iter()
             .filter_map(|channel| self.outbox(channel))
             .any(Outbox::is_full)
@@ -240,14 +252,37 @@ fn write_to(tasks: &mut JoinSet<()>, context: &Context, writer: FrameWriter, cha
     outbox
 }
 
+/// The channel that goes both ways and is opened beside the others. What is queued waits for it.
+fn both_ways(
+    tasks: &mut JoinSet<()>,
+    context: &Context,
+    opening: impl Future<Output = Result<(FrameWriter, FrameReader), MigrateError>> + Send + 'static,
+) -> Outbox {
+    let outbox = Outbox::new();
+    let (queue, context) = (outbox.clone(), context.clone());
+    tasks.spawn(async move {
+        match opening.await {
+            Ok((writer, reader)) => {
+                tokio::join!(write(writer, Channel::Faults, queue, context.clone()), read(reader, context));
+            }
+            Err(error @ MigrateError::Frame { .. }) => context.tell(FromLink::Lost(error)).await,
+            // A lost connection is told by the reader of the control channel.
+            Err(error) => tracing::debug!(%error, "there is no channel of faults"),
+        }
+    });
+    outbox
+}
+
 async fn write(mut writer: FrameWriter, channel: Channel, outbox: Outbox, context: Context) {
     loop {
         let item = outbox.pop().await;
         context.drained.notify_one();
         let result = match item {
             Outbound::Frame { frame, literals } => {
-                if matches!(channel, Channel::Names | Channel::Literals) {
-                    context.throttle.pass(frame.len()).await;
+                match channel {
+                    Channel::Names | Channel::Literals => context.throttle.pass(frame.len()).await,
+                    Channel::Faults => context.throttle.charge_ahead(frame.len()),
+                    Channel::Control | Channel::Wants => {}
                 }
                 let result = writer.send(frame).await;
                 if let (Ok(()), Some(sent)) = (&result, literals) {

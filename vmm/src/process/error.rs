@@ -60,6 +60,16 @@ pub enum ProcessError {
         /// What to do.
         advice: &'static str,
     },
+    /// The VM came by post-copy and is not all here.
+    #[error(
+        "cannot {operation}: {pages} pages of the VM's memory are still on their way here; wait for them"
+    )]
+    Incomplete {
+        /// What was asked.
+        operation: &'static str,
+        /// How many.
+        pages: u64,
+    },
     /// A snapshot is being written.
     #[error("cannot {operation}: a snapshot of the VM is being written; wait for its end")]
     Busy {
@@ -103,7 +113,7 @@ impl ProcessError {
             // Whatever else ends a migration stands at the other end or on the way to it.
             Self::Migration(_) => 502,
             Self::InDoubt => 504,
-            Self::Busy { .. } => 409,
+            Self::Busy { .. } | Self::Incomplete { .. } => 409,
             Self::Snapshot(error) => error.http_status(),
             Self::Socket(_)
             | Self::Machine(_)
@@ -127,7 +137,7 @@ impl ProcessError {
             Self::TooLate(_) => "too_late",
             Self::Migration(error) => error.code(),
             Self::InDoubt => "in_doubt",
-            Self::Busy { .. } => "busy",
+            Self::Busy { .. } | Self::Incomplete { .. } => "busy",
             Self::Snapshot(error) => error.code(),
             Self::Socket(_)
             | Self::Machine(_)

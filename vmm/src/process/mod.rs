@@ -246,14 +246,14 @@ impl Process {
     }
 
     fn start_migration(self: &Arc<Self>, request: MigrateRequest) -> Result<Migration, ProcessError> {
-        let machine = self.machine_at_rest("migrate")?;
+        let machine = self.machine_complete("migrate")?;
         let (state, _) = self.state();
         if state != VmState::Running {
             return Err(wrong_state("migrate", state));
         }
-        let MigrateRequest { to, downtime_ms, bandwidth_bits } = request;
-        let options = MigrateOptions { to: to.clone(), downtime_ms, bandwidth_bits };
-        tracing::info!(to, downtime_ms, bandwidth_bits, "a migration begins");
+        let MigrateRequest { to, downtime_ms, mode, bandwidth_bits } = request;
+        let options = MigrateOptions { to: to.clone(), downtime_ms, mode, bandwidth_bits };
+        tracing::info!(to, downtime_ms, ?mode, bandwidth_bits, "a migration begins");
         let outgoing =
             Outgoing::start(Arc::clone(&machine), self.site_pages(), Arc::clone(&self.host), options);
         let (ended, end) = watch::channel(None);
@@ -306,6 +306,11 @@ impl Process {
         if migration.in_doubt() {
             return Err(ProcessError::TooLate("it is in doubt; `vmm resolve` ends that"));
         }
+        if matches!(migration.outgoing.progress().borrow().phase, Phase::Postcopy | Phase::PostcopyCut) {
+            return Err(ProcessError::TooLate(
+                "the VM runs at the destination, and the rest of its memory follows",
+            ));
+        }
         migration.outgoing.cancel();
         let mut end = migration.end.clone();
         match tokio::time::timeout(limits::CANCEL_WAIT, end.wait_for(Option::is_some)).await {
@@ -349,6 +354,24 @@ impl Process {
                 stage.machine.clone().ok_or_else(|| wrong_state(operation, state))
             }
         }
+    }
+
+    /// As [`Process::machine_at_rest`], for what reads all of memory.
+    fn machine_complete(&self, operation: &'static str) -> Result<Arc<Machine>, ProcessError> {
+        let machine = self.machine_at_rest(operation)?;
+        let pages = self.stage().incoming.as_ref().map_or(0, |incoming| {
+            let status = incoming.status();
+            let status = status.borrow();
+            match status.phase {
+                IncomingPhase::Postcopy | IncomingPhase::Starved => status.absent_pages.max(1),
+                IncomingPhase::Listening
+                | IncomingPhase::Receiving
+                | IncomingPhase::Held
+                | IncomingPhase::Running
+                | IncomingPhase::Closed => 0,
+            }
+        });
+        if pages == 0 { Ok(machine) } else { Err(ProcessError::Incomplete { operation, pages }) }
     }
 
     fn stage(&self) -> MutexGuard<'_, Stage> {
@@ -413,7 +436,11 @@ impl Stage {
                 VmState::Receiving,
                 Some(format!("a VM arrives from {}", status.source.as_deref().unwrap_or("its source"))),
             ),
-            IncomingPhase::Listening | IncomingPhase::Running => (
+            // The machine is given to the process in a moment.
+            IncomingPhase::Listening
+            | IncomingPhase::Running
+            | IncomingPhase::Postcopy
+            | IncomingPhase::Starved => (
                 VmState::Receiving,
                 status.last_failure.map(|failure| format!("the last attempt failed: {failure}")),
             ),
@@ -443,7 +470,7 @@ fn wrong_state(operation: &'static str, state: VmState) -> ProcessError {
 }
 
 fn check_request(request: &MigrateRequest) -> Result<(), ProcessError> {
-    let MigrateRequest { to, downtime_ms, bandwidth_bits } = request;
+    let MigrateRequest { to, downtime_ms, mode: _, bandwidth_bits } = request;
     let wrong = |message: String| Err(ProcessError::BadRequest(message));
     if to.is_empty() || to.len() > limits::DESTINATION_BYTES {
         return wrong(format!(
@@ -468,10 +495,16 @@ fn check_request(request: &MigrateRequest) -> Result<(), ProcessError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::migrate::Mode;
 
     #[test]
     fn a_ticket_that_cannot_be_read_begins_no_migration() {
-        let request = |to: &str| MigrateRequest { to: to.to_owned(), downtime_ms: 300, bandwidth_bits: None };
+        let request = |to: &str| MigrateRequest {
+            to: to.to_owned(),
+            downtime_ms: 300,
+            mode: Mode::Hybrid,
+            bandwidth_bits: None,
+        };
         let key = "0".repeat(63);
         for bad in [format!("127.0.0.1:7201#{key}"), "127.0.0.1".to_owned()] {
             let error = check_request(&request(&bad)).unwrap_err();

@@ -67,7 +67,7 @@ impl Process {
         }
         let (machine, busy) = {
             let _step = self.steps.lock().await;
-            let machine = self.machine_at_rest("take a snapshot")?;
+            let machine = self.machine_complete("take a snapshot")?;
             let (state, _) = self.state();
             if state == VmState::Created {
                 return Err(wrong_state("take a snapshot", state));
