@@ -15,7 +15,7 @@ use vmm::migrate::channel;
 use vmm::migrate::report::{IncomingPhase, Outcome, Phase};
 use vmm::migrate::ticket::Ticket;
 use vmm::migrate::transport::Endpoint;
-use vmm::migrate::{MigrateError, MigrateOptions, Outgoing};
+use vmm::migrate::{MigrateError, MigrateOptions, Mode, Outgoing};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_running_guest_moves_and_has_lost_nothing() {
@@ -69,7 +69,12 @@ async fn a_cancelled_or_refused_migration_leaves_the_guest_running() {
     a.ready().await;
     let incoming = b.listen().await;
     // Slow enough to be cancelled in the middle.
-    let options = MigrateOptions { to: incoming.ticket(), downtime_ms: 1, bandwidth_bits: Some(8_000_000) };
+    let options = MigrateOptions {
+        to: incoming.ticket(),
+        downtime_ms: 1,
+        mode: Mode::Precopy,
+        bandwidth_bits: Some(8_000_000),
+    };
     let outgoing = Outgoing::start(Arc::clone(&machine), None, Arc::clone(&a.identity), options);
     let mut progress = outgoing.progress();
     in_time("names", progress.wait_for(|p| p.phase == Phase::Precopy && p.wan_tx_bytes > 100_000))
@@ -108,6 +113,7 @@ async fn offer_with_feature(a: &Host, machine: &Machine, ticket: &str, feature: 
         vm: machine.ownership().vm,
         epoch: machine.ownership().epoch,
         domain: page::Domain::unkeyed().id(),
+        mode: migration_proto::Mode::Precopy,
         layout: Layout::new(vec![extent]).unwrap(),
         machine: serde_json::to_vec(&description).unwrap(),
     });

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
 use vmm::config::{BootProtocol, CpuChoice, DeviceOptions, Serial, VmConfig};
 use vmm::machine::{Machine, RunState};
-use vmm::migrate::{HostIdentity, Incoming, MigrateOptions, Outgoing};
+use vmm::migrate::{HostIdentity, Incoming, MigrateOptions, Mode, Outgoing};
 
 const MEMORY_BYTES: u64 = 64 << 20;
 
@@ -71,7 +71,8 @@ impl Host {
     }
 
     pub(crate) fn migrate(&self, machine: &Arc<Machine>, to: &str) -> Outgoing {
-        let options = MigrateOptions { to: to.to_owned(), downtime_ms: 300, bandwidth_bits: None };
+        let options =
+            MigrateOptions { to: to.to_owned(), downtime_ms: 300, mode: Mode::Hybrid, bandwidth_bits: None };
         Outgoing::start(Arc::clone(machine), None, Arc::clone(&self.identity), options)
     }
 
