@@ -3,8 +3,10 @@
 //! Whoever sends a VM here chooses the ids that its host asks for, so an id is not its own hash: it is mixed with two secrets of the map, as foldhash
 //! does, and ids that fall together in one map are not known to anybody.
 
+#[cfg(feature = "node")]
+use std::collections::HashSet;
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     hash::{BuildHasher, Hasher, RandomState},
 };
 
@@ -13,6 +15,7 @@ use page::ShortId;
 /// A map by short id.
 pub(crate) type IdMap<V> = HashMap<ShortId, V, IdState>;
 /// A set of short ids.
+#[cfg(feature = "node")]
 pub(crate) type IdSet = HashSet<ShortId, IdState>;
 
 /// The secrets of one map.

@@ -49,7 +49,6 @@ mod fetch;
 pub mod flight;
 #[cfg(feature = "node")]
 mod flood;
-#[cfg(feature = "node")]
 mod id_map;
 #[cfg(feature = "node")]
 pub mod identity;

@@ -190,7 +190,7 @@ impl SiteClient {
         let mut connection = self.open().await?;
         for ids in ids.chunks(LOCAL_RESOLVE_IDS) {
             connection.send(&Request::Resolve { ids: ids.to_vec() }).await?;
-            let mut question = Question::new(ids.to_vec());
+            let mut question = Question::new(ids);
             loop {
                 match connection.answer().await? {
                     Answer::Pages { rung, pages } => {

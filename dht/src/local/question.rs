@@ -3,22 +3,20 @@
 use page::ShortId;
 
 use super::error::SiteError;
+use crate::id_map::IdMap;
 
 /// One Resolve request, as its answers come in.
 #[derive(Debug)]
 pub(super) struct Question {
-    /// Ascending, each once.
-    ids: Vec<ShortId>,
-    /// Which of `ids` were answered.
-    answered: Vec<bool>,
+    /// Whether each id was answered.
+    answered: IdMap<bool>,
     open: usize,
 }
 
 impl Question {
-    pub(super) fn new(mut ids: Vec<ShortId>) -> Self {
-        ids.sort_unstable();
-        ids.dedup();
-        Self { answered: vec![false; ids.len()], open: ids.len(), ids }
+    pub(super) fn new(ids: &[ShortId]) -> Self {
+        let answered: IdMap<bool> = ids.iter().map(|id| (*id, false)).collect();
+        Self { open: answered.len(), answered }
     }
 
     /// The peer has given the page of `id`, or said that it is missing.
@@ -26,8 +24,8 @@ impl Question {
     /// # Errors
     /// [`SiteError::Unasked`], [`SiteError::AnsweredTwice`].
     pub(super) fn answered(&mut self, id: ShortId) -> Result<(), SiteError> {
-        let place = self.ids.binary_search(&id).map_err(|_| SiteError::Unasked { id })?;
-        if std::mem::replace(&mut self.answered[place], true) {
+        let answered = self.answered.get_mut(&id).ok_or(SiteError::Unasked { id })?;
+        if std::mem::replace(answered, true) {
             return Err(SiteError::AnsweredTwice { id });
         }
         self.open -= 1;
@@ -57,7 +55,7 @@ mod tests {
             asked in prop::collection::vec(0u64..12, 0..12),
             answers in prop::collection::vec(0u64..16, 0..24),
         ) {
-            let mut question = Question::new(asked.iter().copied().map(ShortId).collect());
+            let mut question = Question::new(&asked.iter().copied().map(ShortId).collect::<Vec<_>>());
             let mut open: BTreeSet<u64> = asked.iter().copied().collect();
             for id in answers {
                 let said = question.answered(ShortId(id));
