@@ -4,7 +4,7 @@
 //! rescan replaces what changed and a removed content gives way to others that hold the same pages.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
     hash::{BuildHasherDefault, Hasher},
     num::NonZeroU64,
 };
@@ -173,14 +173,17 @@ impl HostIndex {
                 indexed.unsettled.insert(Gfn(page.into()));
             }
             let Some(now) = now.map(|id| ShortId(id.get())) else { continue };
-            match self.places.get(&now).copied() {
-                None => {
-                    self.places.insert(now, place);
+            // One look at the table: it is far larger than a cache, and this is where a scan's time beside hashing goes.
+            match self.places.entry(now) {
+                Entry::Vacant(free) => {
+                    free.insert(place);
                     added.extend((!unsettled).then_some(now));
                 }
-                Some(other) if other == place => added.extend((settles && !unsettled).then_some(now)),
-                Some(other) if !unsettled => elsewhere.push((now, place, other)),
-                Some(_) => {}
+                Entry::Occupied(taken) if *taken.get() == place => {
+                    added.extend((settles && !unsettled).then_some(now));
+                }
+                Entry::Occupied(taken) if !unsettled => elsewhere.push((now, place, *taken.get())),
+                Entry::Occupied(_) => {}
             }
         }
         for (id, place, other) in elsewhere {

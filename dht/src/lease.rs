@@ -471,12 +471,19 @@ impl OwnerTable {
     ) {
         let usable: Vec<Option<&Holder>> =
             self.holders.iter().map(|slot| slot.as_ref().filter(|holder| usable(holder.member))).collect();
+        // Of each shard that is asked about: whose lease runs there.
+        let mut running: Vec<Option<Vec<Option<&Holder>>>> = vec![None; SHARDS];
         for (id, at) in ids.iter().zip(0u32..) {
             let shard = ShardId::of(*id);
-            for claim in self.shards[shard.index()].entries.claims_of(id.0) {
-                let holder = usable[usize::from(claim.holder())];
-                let runs = |holder: &&Holder| holder.shares.get(&shard).is_some_and(|s| s.until > now);
-                if let Some(holder) = holder.filter(runs) {
+            let claims = self.shards[shard.index()].entries.claims_of(id.0);
+            if claims.is_empty() {
+                continue;
+            }
+            let runs = |holder: &&Holder| holder.shares.get(&shard).is_some_and(|share| share.until > now);
+            let running = running[shard.index()]
+                .get_or_insert_with(|| usable.iter().map(|holder| holder.filter(runs)).collect());
+            for claim in claims {
+                if let Some(holder) = running[usize::from(claim.holder())] {
                     found(at, holder.member, claim.hearsay());
                 }
             }
