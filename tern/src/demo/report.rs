@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use guest_images::pagestorm::report::Report as SelfCheck;
 use serde::Serialize;
-use vmm::migrate::report::{Outcome, Report as MigrationReport, Rung, Rungs};
+use vmm::migrate::report::{Outcome, Postcopy, Report as MigrationReport, Rung, Rungs, WhyStopped};
 
 use crate::demo::bound::Bound;
 use crate::demo::content::MIX_IN_WORDS;
@@ -55,6 +55,9 @@ pub(crate) struct Report {
     total_ms: u64,
     downtime_ms: f64,
     vmm_downtime_ms: f64,
+    why_stopped: Option<WhyStopped>,
+    /// What came after the VM ran at site B; none where all of its memory went before it.
+    postcopy: Option<Postcopy>,
     rounds: u32,
     rungs: Rungs,
     wrong_pages: u64,
@@ -95,6 +98,8 @@ impl Report {
             total_ms: migration.total_ms,
             downtime_ms: guest_downtime_ms,
             vmm_downtime_ms: migration.downtime_ms,
+            why_stopped: migration.why_stopped,
+            postcopy: migration.postcopy,
             rounds: migration.rounds,
             rungs: migration.rungs,
             wrong_pages: migration.wrong_pages,
@@ -175,6 +180,16 @@ fn ratio(part: u64, whole: u64) -> f64 {
     part as f64 / whole.max(1) as f64
 }
 
+fn show_postcopy(f: &mut fmt::Formatter<'_>, late: &Postcopy) -> fmt::Result {
+    writeln!(
+        f,
+        "Post-copy           {} pages came after it ran; of {} that it waited for the longest took {:.1} ms",
+        late.absent,
+        late.faults,
+        late.longest_wait_us as f64 / 1e3
+    )
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const BAR: usize = 30;
@@ -229,6 +244,7 @@ impl fmt::Display for Report {
             "Downtime            {:.1} ms as the guest saw it ({:.1} ms as the vmm timed it)",
             self.downtime_ms, self.vmm_downtime_ms
         )?;
+        self.postcopy.iter().try_for_each(|late| show_postcopy(f, late))?;
         writeln!(
             f,
             "Memory verified     {}",
@@ -267,7 +283,7 @@ mod tests {
                 total_ms: 1234,
                 downtime_ms: 70.0,
                 downtime_asked_ms: 300,
-                why_stopped: Some(vmm::migrate::report::WhyStopped::Fits),
+                why_stopped: Some(WhyStopped::Fits),
                 postcopy: None,
                 rungs: Rungs { site: Rung { pages: 10, bytes: 40_960 }, ..Rungs::default() },
                 wan_tx_bytes: 900,
