@@ -9,7 +9,7 @@ use crate::{
     membership::Role,
     node::{Peer, blocking},
     sample::Sampling,
-    shard::ShardId,
+    shard::{SHARDS, ShardId},
     wire::{IndexRequest, IndexResponse},
 };
 use futures::{StreamExt, stream::FuturesUnordered};
@@ -115,30 +115,36 @@ fn announcement_bytes(announcement: &Announcement) -> u64 {
 async fn tick(peer: &Arc<Peer>) {
     let mut interval = tokio::time::interval(UPKEEP_EVERY);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut strange = vec![false; SHARDS];
     for shard in ShardId::all().cycle() {
         interval.tick().await;
         let (worker, now) = (Arc::clone(peer), Instant::now());
+        let was_strange = strange[shard.index()];
         let work = move || {
             worker.contents.tidy();
             worker.page_client.tidy(now);
-            sweep(&worker, shard, now);
+            let owned = sweep(&worker, shard, was_strange, now);
             review(&worker, now);
+            !owned
         };
-        blocking(work).await;
+        strange[shard.index()] = blocking(work).await;
         peer.news.notify_one();
     }
 }
 
-/// Drops what has run out. A shard in turn is looked at as a whole: one that is not owned any more goes then, for until then it may come back.
-fn sweep(peer: &Peer, turn: ShardId, now: Instant) {
+/// Drops what has run out. A shard in turn is looked at as a whole: one that is owned neither now nor was at its last turn goes then. Not before: when
+/// members come and go, holders see this peer as an owner earlier than it does itself, and would not tell again what they have told. Says whether
+/// the shard is owned.
+fn sweep(peer: &Peer, turn: ShardId, was_strange: bool, now: Instant) -> bool {
     let owned = {
         let site = peer.site();
         site.shards().owners(turn).contains(&site.me())
     };
-    peer.owned().sweep(turn, owned, now);
+    peer.owned().sweep(turn, owned || !was_strange, now);
     let run_out = peer.owned().run_out(now);
     // One at a time, so that others have their turn at the table.
     run_out.into_iter().for_each(|shard| peer.owned().sweep(shard, true, now));
+    owned
 }
 
 /// Looks whether the host still holds the names that are announced.
