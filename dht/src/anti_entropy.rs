@@ -63,7 +63,8 @@ async fn make(peer: &Arc<Peer>, repair: &mut Repair, ask: Ask) -> Option<()> {
     peer.lan.take(0).await;
     let answer = tokio::time::timeout(LOOKUP_TIMEOUT, peer.network.index(to, request)).await;
     if answer.is_err() {
-        tracing::info!(peer = %to, "an owner did not answer about a shard of both; skipping it for a while");
+        let address = peer.address_of(&to);
+        tracing::info!(peer = %to, %address, "an owner did not answer about a shard of both; skipping it for a while");
         peer.site().timed_out(owner, Role::Owner, Instant::now());
     }
     let response = match answer.ok()? {

@@ -2,20 +2,19 @@
 //!
 //! What is decided here stands in [`crate::mesh`]; this carries it out on the swarm.
 
-use std::{collections::BTreeSet, num::NonZeroUsize, time::Instant};
+use std::{num::NonZeroUsize, time::Instant};
 
 use libp2p::{
     Multiaddr, PeerId,
     core::ConnectedPoint,
     kad,
-    multiaddr::Protocol,
     swarm::{DialError, dial_opts::DialOpts},
 };
 
 use crate::{
     limits::{
-        BOOTSTRAP_EVERY, BOOTSTRAP_LARGE_EVERY, DIALS_PER_TICK, KNOWN_ADDRESSES, MEETING_TIMEOUT, MEETINGS,
-        REFRESH_ABOVE, REFRESH_CLOSEST, REFRESH_PAUSE,
+        BOOTSTRAP_EVERY, BOOTSTRAP_LARGE_EVERY, DIALS_PER_TICK, MEETING_TIMEOUT, MEETINGS, REFRESH_ABOVE,
+        REFRESH_CLOSEST, REFRESH_PAUSE,
     },
     network::Driver,
     node::Peer,
@@ -138,7 +137,7 @@ impl Driver {
 
     pub(crate) fn on_connected(&mut self, peer: PeerId, endpoint: &ConnectedPoint) {
         self.mesh.connected(member(&peer), endpoint.is_dialer(), Instant::now());
-        self.peer.connected(peer, endpoint.get_remote_address());
+        self.peer.connected(peer, endpoint);
     }
 
     /// The last connection to a peer is gone. Unless this end let it go, that may mean that the peer is gone: one to stay connected to is
@@ -173,9 +172,9 @@ impl Driver {
         }
     }
 
-    /// A connected peer said that it is a member, and where it listens.
-    pub(crate) fn met(&mut self, peer: PeerId, listen: &[Multiaddr]) {
-        self.peer.joined(peer, listen);
+    /// A connected peer said that it is a member.
+    pub(crate) fn met(&mut self, peer: PeerId) {
+        self.peer.joined(peer);
         self.look_at_members();
         for met in self.meetings.remove(&member(&peer)).unwrap_or_default() {
             // Nobody may be waiting any more.
@@ -240,42 +239,5 @@ impl Driver {
             }
             other => tracing::trace!(?other, "kad"),
         }
-    }
-}
-
-/// The addresses to dial a peer at: of those that it listens on, the ones at the IP address that it was met at, if there are any (others may be
-/// of networks that it shares with somebody else, or its loopback, where this host listens too).
-pub(crate) fn dialable(listen: &[Multiaddr], met_at: &Multiaddr) -> Vec<Multiaddr> {
-    let loopback = |address: &Multiaddr| match ip(address) {
-        Some(Protocol::Ip4(ip)) => ip.is_loopback(),
-        Some(Protocol::Ip6(ip)) => ip.is_loopback(),
-        Some(_) | None => false,
-    };
-    let distinct: BTreeSet<&Multiaddr> = listen.iter().collect();
-    let (there, elsewhere): (Vec<_>, Vec<_>) =
-        distinct.into_iter().partition(|address| ip(address) == ip(met_at));
-    let some = if there.is_empty() {
-        elsewhere.into_iter().filter(|address| !loopback(address)).collect()
-    } else {
-        there
-    };
-    some.into_iter().take(KNOWN_ADDRESSES).cloned().collect()
-}
-
-fn ip(address: &Multiaddr) -> Option<Protocol<'_>> {
-    address.iter().next()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_peer_is_dialled_where_it_was_met_and_never_at_somebody_elses_loopback() {
-        let address = |text: &str| text.parse::<Multiaddr>().unwrap();
-        let listen = ["/ip4/127.0.0.1/tcp/1", "/ip4/10.0.0.2/tcp/1", "/ip4/192.168.0.2/tcp/1"].map(address);
-        assert_eq!(dialable(&listen, &address("/ip4/10.0.0.2/tcp/999")), [listen[1].clone()]);
-        assert_eq!(dialable(&listen, &address("/ip4/127.0.0.1/tcp/999")), [listen[0].clone()]);
-        assert_eq!(dialable(&listen, &address("/ip6/fe80::1/tcp/9")), [listen[1].clone(), listen[2].clone()]);
     }
 }

@@ -36,6 +36,7 @@ pub(crate) struct Counters {
     refused_over_share: AtomicU64,
     malformed_requests: AtomicU64,
     refused_connections: AtomicU64,
+    broken_connections: AtomicU64,
     connections_over_limit: AtomicU64,
 }
 
@@ -134,6 +135,10 @@ impl Counters {
         add(&self.refused_connections, 1);
     }
 
+    pub(crate) fn broken_connection(&self) {
+        add(&self.broken_connections, 1);
+    }
+
     pub(crate) fn connection_over_limit(&self) {
         add(&self.connections_over_limit, 1);
     }
@@ -169,6 +174,7 @@ impl Counters {
             refused_over_share: self.refused_over_share.load(Relaxed),
             malformed_requests: self.malformed_requests.load(Relaxed),
             refused_connections: self.refused_connections.load(Relaxed),
+            broken_connections: self.broken_connections.load(Relaxed),
             connections_over_limit: self.connections_over_limit.load(Relaxed),
         }
     }

@@ -55,6 +55,8 @@ pub mod identity;
 #[cfg(feature = "node")]
 pub mod index;
 #[cfg(feature = "node")]
+mod known;
+#[cfg(feature = "node")]
 pub mod lease;
 pub mod limits;
 pub mod local;
@@ -86,6 +88,8 @@ mod page_server;
 pub mod proof;
 #[cfg(feature = "node")]
 pub mod recent;
+#[cfg(feature = "node")]
+mod refusal;
 #[cfg(feature = "node")]
 pub mod repair;
 #[cfg(feature = "node")]

@@ -224,6 +224,7 @@ impl Page {
             refused_over_share,
             malformed_requests,
             refused_connections,
+            broken_connections,
             connections_over_limit,
         } = *counters;
         let what = "Pages asked of this host that it no longer held.";
@@ -240,9 +241,13 @@ impl Page {
         );
         self.counters(
             "tern_dht_refused_connections_total",
-            "Connections that were refused: not of this site, or too many.",
+            "Connections that were not made: with a stranger, broken in the handshake, or one too many.",
             "reason",
-            &[("unauthenticated", refused_connections), ("limit", connections_over_limit)],
+            &[
+                ("unauthenticated", refused_connections),
+                ("broken", broken_connections),
+                ("limit", connections_over_limit),
+            ],
         );
     }
 }

@@ -25,14 +25,15 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     behaviour::{Behaviour, BehaviourEvent, Protocols},
     config::NodeConfig,
-    connections::{dialable, member},
+    connections::member,
     error::NodeError,
     estimate::SizeEstimate,
+    known::bare,
     limits::{HANDSHAKE_LOG_EVERY, REJOIN_EVERY},
     mesh::{Mesh, Refresh},
     node::Peer,
+    refusal::{Refusal, chain},
     requests::{Ask, RequestId},
-    secure::SecureError,
     shard::{MemberId, ShardId},
     wire::{IndexRequest, IndexResponse},
 };
@@ -290,9 +291,10 @@ impl Driver {
                 self.peer.counters.connection_over_limit();
                 tracing::debug!(%cause, "a connection was refused");
             }
-            SwarmEvent::IncomingConnectionError { error, .. } if for_pages(&error) => {}
+            // This very peer, which joins by its own address: the dial says so.
+            SwarmEvent::IncomingConnectionError { error: ListenError::LocalPeerId { .. }, .. } => {}
             SwarmEvent::IncomingConnectionError { send_back_addr, error, .. } => {
-                self.refused("incoming", &send_back_addr.to_string(), &error);
+                self.not_made("incoming", &send_back_addr, &error);
             }
             SwarmEvent::OutgoingConnectionError { peer_id, error, .. } => self.on_dial_error(peer_id, &error),
             SwarmEvent::ListenerError { error, .. } => {
@@ -303,9 +305,6 @@ impl Driver {
     }
 
     fn joined_by(&mut self, address: &Multiaddr, peer: PeerId) {
-        let bare = |address: &Multiaddr| -> Multiaddr {
-            address.iter().filter(|part| !matches!(part, Protocol::P2p(_))).collect()
-        };
         for join in self.join.iter_mut().filter(|join| bare(&join.address) == bare(address)) {
             // A peer that restarted may have another identity by now.
             join.peer = Some(peer);
@@ -329,11 +328,7 @@ impl Driver {
             }
             DialError::Transport(failures) => {
                 for (address, failure) in failures {
-                    if unreachable(failure) {
-                        tracing::debug!(%address, error = %failure, "nobody answers there");
-                    } else {
-                        self.refused("outgoing", &address.to_string(), failure);
-                    }
+                    self.not_made("outgoing", address, failure);
                 }
             }
             other => tracing::debug!(?peer, error = %other, "not connected"),
@@ -350,8 +345,26 @@ impl Driver {
         }
     }
 
-    /// A connection failed before both ends were authenticated.
-    fn refused(&mut self, direction: &str, address: &str, error: &(dyn Error + 'static)) {
+    /// A connection failed before both ends were authenticated, if it is a failure.
+    fn not_made(&mut self, direction: &str, address: &Multiaddr, error: &(dyn Error + 'static)) {
+        match Refusal::of(error) {
+            Refusal::ForPages => {}
+            Refusal::Unreachable => tracing::debug!(%address, error = chain(error), "nobody answers there"),
+            Refusal::Stranger => self.refused(direction, address, error),
+            Refusal::Broken => {
+                self.peer.counters.broken_connection();
+                tracing::debug!(
+                    direction,
+                    %address,
+                    error = chain(error),
+                    "a connection broke, or took too long, before it was authenticated: the other end is frozen, gone or slow"
+                );
+            }
+        }
+    }
+
+    /// The other end is not of this site.
+    fn refused(&mut self, direction: &str, address: &Multiaddr, error: &(dyn Error + 'static)) {
         self.peer.counters.refused_connection();
         let now = Instant::now();
         let quiet = |at: Instant| now.saturating_duration_since(at) < HANDSHAKE_LOG_EVERY;
@@ -361,7 +374,7 @@ impl Driver {
         self.last_refusal_logged = Some(now);
         tracing::warn!(
             direction,
-            address,
+            %address,
             error = chain(error),
             "a connection failed before it was authenticated: the other end has a different site key, or is not a peer of a site"
         );
@@ -374,7 +387,7 @@ impl Driver {
             }
             BehaviourEvent::Identify(other) => tracing::trace!(?other, "identify"),
             BehaviourEvent::Ping(ping::Event { peer, result: Err(error), .. }) => {
-                tracing::info!(%peer, %error, "a peer does not answer its ping; closing the connection");
+                tracing::info!(%peer, address = %self.peer.address_of(&peer), %error, "a peer does not answer its ping; closing the connection");
                 self.lose(peer);
                 // An error says that it is closed already.
                 let _ = self.swarm.disconnect_peer_id(peer);
@@ -388,14 +401,14 @@ impl Driver {
     /// A peer said what it speaks: if that is this site's index in this domain, it is a member.
     fn identified(&mut self, peer: PeerId, info: &identify::Info) {
         let speaks: HashSet<_> = info.protocols.iter().collect();
+        let addresses = self.peer.listens(peer, &info.listen_addrs);
         if speaks.contains(&self.protocols.kad) {
-            let met_at = self.peer.directory().get(&member(&peer)).map(|known| known.met_at.clone());
-            for address in met_at.iter().flat_map(|met_at| dialable(&info.listen_addrs, met_at)) {
+            for address in addresses {
                 self.swarm.behaviour_mut().kad.add_address(&peer, address);
             }
         }
         if speaks.contains(&self.protocols.index) {
-            self.met(peer, &info.listen_addrs);
+            self.met(peer);
         } else {
             self.meetings.remove(&member(&peer));
             tracing::warn!(%peer, "a peer of this site is in another dedup domain, or of another version; no pages are shared with it");
@@ -471,56 +484,4 @@ fn reply<R>(
 ) {
     // Whoever asked may have given up meanwhile; then there is nobody to tell.
     let _ = replies.remove(&id).map(|reply| reply.send(result));
-}
-
-/// An error and its sources in one line; libp2p's wrappers repeat each other, or say nothing.
-fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut texts = Vec::new();
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        texts.push(error.to_string());
-        cause = error.source();
-    }
-    texts.retain(|text| !text.is_empty());
-    texts.dedup();
-    texts.join(": ")
-}
-
-/// Whether a connection is not the swarm's because it is for pages, and in the hands of whoever serves them (or closed, when too many are new).
-fn for_pages(error: &(dyn Error + 'static)) -> bool {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        match error.downcast_ref::<SecureError>() {
-            Some(SecureError::ForPages { .. } | SecureError::TooManyForPages { .. }) => return true,
-            Some(_) => return false,
-            None => {}
-        }
-        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        cause = inner.map(|inner| inner as &(dyn Error + 'static)).or_else(|| error.source());
-    }
-    false
-}
-
-/// Whether a dial failed because nothing answers there, as opposed to somebody who does not know the site's key.
-fn unreachable(error: &(dyn Error + 'static)) -> bool {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if let Some(io) = error.downcast_ref::<io::Error>() {
-            let kind = io.kind();
-            if matches!(
-                kind,
-                io::ErrorKind::ConnectionRefused
-                    | io::ErrorKind::HostUnreachable
-                    | io::ErrorKind::NetworkUnreachable
-                    | io::ErrorKind::AddrNotAvailable
-            ) {
-                return true;
-            }
-            if let Some(inner) = io.get_ref() {
-                return unreachable(inner);
-            }
-        }
-        cause = error.source();
-    }
-    false
 }

@@ -1,6 +1,7 @@
 //! The peer: its state, and its life from start to SIGTERM.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, VecDeque},
     os::fd::OwnedFd,
     path::Path,
@@ -8,7 +9,7 @@ use std::{
     time::Instant,
 };
 
-use libp2p::{Multiaddr, PeerId};
+use libp2p::{Multiaddr, PeerId, core::ConnectedPoint};
 use page::{Domain, ShortId};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -19,7 +20,7 @@ use crate::{
     announce::Announcer,
     anti_entropy, behaviour,
     config::{Fault, NodeConfig},
-    connections::{dialable, member},
+    connections::member,
     content::{
         Content, Contents, Source,
         check::CheckKey,
@@ -32,6 +33,7 @@ use crate::{
     fetch::OnTheWay,
     flood,
     index::ContentId,
+    known::Known,
     lease::OwnerTable,
     limits::{
         COMMANDS, FETCHES_EACH, FLOOD_IN_FLIGHT, LAN_BURST_DIVISOR, LISTEN_ADDRESSES, PAGE_ARRIVALS,
@@ -53,7 +55,6 @@ use crate::{
     secure::Secure,
     shard::{MemberId, ShardId},
     upkeep,
-    wire::HolderPeer,
 };
 
 /// A peer's state, shared by its tasks. Where several locks are held at once, they are taken in the order of the fields.
@@ -89,24 +90,6 @@ pub(crate) struct Peer {
     recent: Mutex<RecentHolders>,
     /// Where the latest pages came from, for a report that one was wrong.
     sources: Mutex<VecDeque<(ShortId, MemberId)>>,
-}
-
-/// A member that this peer has met, or a connected peer that may become one.
-#[derive(Clone, Debug)]
-pub(crate) struct Known {
-    pub(crate) peer_id: PeerId,
-    /// The other end of its latest connection.
-    pub(crate) met_at: Multiaddr,
-    /// Where to dial it.
-    pub(crate) addresses: Vec<Multiaddr>,
-    pub(crate) connected: bool,
-}
-
-impl Known {
-    /// As an owner names it to others.
-    pub(crate) fn as_holder(&self) -> HolderPeer {
-        HolderPeer { peer: self.peer_id, address: self.addresses.first().cloned() }
-    }
 }
 
 /// A registered memory; dropping it takes the memory out.
@@ -215,24 +198,31 @@ impl Peer {
         }
     }
 
-    pub(crate) fn connected(&self, peer_id: PeerId, address: &Multiaddr) {
-        let known = Known { peer_id, met_at: address.clone(), addresses: Vec::new(), connected: true };
+    pub(crate) fn connected(&self, peer_id: PeerId, endpoint: &ConnectedPoint) {
         let mut directory = self.directory();
-        let known = directory.entry(member(&peer_id)).or_insert(known);
-        known.connected = true;
-        known.met_at = address.clone();
+        directory.entry(member(&peer_id)).or_insert_with(|| Known::new(peer_id)).connect(endpoint);
+    }
+
+    /// A connected peer said where it listens; returns where to dial it.
+    pub(crate) fn listens(&self, peer_id: PeerId, listen: &[Multiaddr]) -> Vec<Multiaddr> {
+        // It may be disconnected by now, and no member.
+        let mut directory = self.directory();
+        let Some(known) = directory.get_mut(&member(&peer_id)) else { return Vec::new() };
+        known.listens(listen);
+        known.addresses.clone()
     }
 
     /// A connected peer turned out to be a member of this site and domain.
-    pub(crate) fn joined(&self, peer_id: PeerId, listen: &[Multiaddr]) {
-        let id = member(&peer_id);
-        if let Some(known) = self.directory().get_mut(&id) {
-            known.addresses = dialable(listen, &known.met_at);
-        }
-        if self.site().joined(id) {
-            tracing::info!(%peer_id, "a peer joined");
+    pub(crate) fn joined(&self, peer_id: PeerId) {
+        if self.site().joined(member(&peer_id)) {
+            tracing::info!(%peer_id, address = %self.address_of(&peer_id), "a peer joined");
             self.rehome();
         }
+    }
+
+    /// Where a peer listens, for the log; empty if that is not known.
+    pub(crate) fn address_of(&self, peer_id: &PeerId) -> Cow<'static, str> {
+        self.directory().get(&member(peer_id)).map_or(Cow::Borrowed(""), Known::address)
     }
 
     /// There is no connection to a peer any more; a member is still known.

@@ -3,9 +3,10 @@
 use std::{sync::atomic::Ordering, time::Instant};
 
 use crate::{
+    known::Known,
     limits::STATUS_PEERS,
     membership::{Membership, Role},
-    node::{Known, Peer},
+    node::Peer,
     shard::MemberId,
     status::{IndexStatus, Members, PeerStatus, SiteStatus, Waiting},
     trust::Verdict,
@@ -78,7 +79,7 @@ fn peer(site: &Membership, member: MemberId, known: &Known, now: Instant) -> Pee
     };
     PeerStatus {
         peer_id: known.peer_id.to_string(),
-        address: known.met_at.to_string(),
+        address: known.address().into_owned(),
         connected: known.connected,
         answering: site.answering(member, Role::Owner, now) && site.answering(member, Role::Holder, now),
         skipped_as_owner_ms: left_ms(site.skipped_until(member, Role::Owner)),

@@ -12,8 +12,9 @@ use page::ShortId;
 use crate::{
     batch::PageBatch,
     config::Fault,
+    known::Known,
     limits::{HOLDERS_PER_NAME, LOOKUP_TURN, REQUEST_TIMEOUT},
-    node::{Known, Peer, blocking},
+    node::{Peer, blocking},
     shard::MemberId,
     wire::{Claim, HolderPeer, IndexRequest, IndexResponse},
 };

@@ -66,7 +66,7 @@ pub struct Members {
 pub struct PeerStatus {
     /// Its libp2p identity.
     pub peer_id: String,
-    /// The address of the latest connection.
+    /// Where it listens: what it says itself, or where it was dialled and answered; empty if neither is known.
     pub address: String,
     /// Whether there is a connection to it now.
     pub connected: bool,
@@ -181,8 +181,11 @@ pub struct Counters {
     pub refused_over_share: u64,
     /// Requests of other peers that were cut off because they were malformed.
     pub malformed_requests: u64,
-    /// Connections that failed before a peer was authenticated (a wrong site key, for one).
+    /// Connections with somebody who has a different site key, or is not a peer of a site.
     pub refused_connections: u64,
+    /// Connections that were reset, or took too long, before the other end was authenticated: it may be of the site, and frozen, killed or slow.
+    #[serde(default)]
+    pub broken_connections: u64,
     /// Connections that were refused because there were too many.
     pub connections_over_limit: u64,
 }

@@ -147,8 +147,8 @@ impl Text {
             count.stale_misses, count.wrong_pages, count.failed_requests
         ));
         self.line(format_args!(
-            "refused   {} requests (busy), {} requests (beyond their peer's share), {} requests (malformed), {} connections (not of this site), {} connections (too many)",
-            count.refused_requests, count.refused_over_share, count.malformed_requests, count.refused_connections, count.connections_over_limit
+            "refused   {} requests (busy), {} requests (beyond their peer's share), {} requests (malformed), {} connections (not of this site), {} connections (broken in the handshake), {} connections (too many)",
+            count.refused_requests, count.refused_over_share, count.malformed_requests, count.refused_connections, count.broken_connections, count.connections_over_limit
         ));
     }
 }

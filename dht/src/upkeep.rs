@@ -96,7 +96,8 @@ async fn send(peer: &Arc<Peer>, due: Due) -> (Due, Option<Answer>) {
             None
         }
         Err(_) => {
-            tracing::info!(peer = %to, "an owner did not answer an announcement; skipping it for a while");
+            let address = peer.address_of(&to);
+            tracing::info!(peer = %to, %address, "an owner did not answer an announcement; skipping it for a while");
             peer.counters.failed_request();
             peer.site().timed_out(owner, Role::Owner, Instant::now());
             None

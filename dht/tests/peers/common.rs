@@ -115,6 +115,11 @@ impl Peer {
         SiteClient::connect(&self.socket).await.unwrap()
     }
 
+    /// The address that it printed, as a status shows it.
+    pub(crate) fn listens(&self) -> &str {
+        self.address.split_once("/p2p/").unwrap().0
+    }
+
     /// Its process id, as in /proc.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()

@@ -5,6 +5,7 @@
 //! another key; whole VMs arrive at a site of twelve in the workspace's own tests.)
 
 use std::{
+    collections::BTreeSet,
     process::{Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -93,6 +94,37 @@ async fn owners_killed_and_frozen_in_the_middle_of_a_lookup_cost_no_page_that_ot
     status_until(&client, "the thawed peer to be back", |status| status.ready && known(status) == PEERS - 2)
         .await;
     finds_all(&client, &asked).await;
+    let counters = client.status().await.unwrap().counters;
+    assert_eq!(counters.refused_connections, 0, "the frozen and the killed one are of this site");
+    let alive: Vec<&Peer> = (0..PEERS).filter(|n| *n != killed).map(|n| &peers[n]).collect();
+    every_address_is_one_that_was_printed(&alive).await;
+}
+
+/// Whoever dialled whom: a peer is shown where it listens, and not where it dials from.
+async fn every_address_is_one_that_was_printed(alive: &[&Peer]) {
+    for at in alive {
+        let status = ready(&at.client().await, alive.len() - 1).await;
+        let shown: BTreeSet<&str> = status.peers.iter().map(|peer| peer.address.as_str()).collect();
+        let others = alive.iter().filter(|peer| peer.pid() != at.pid());
+        assert_eq!(shown, others.map(|peer| peer.listens()).collect());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_comes_back_is_known_by_where_it_listens_now() {
+    let site = Site::new();
+    let a = site.peer("a", &[], &[]);
+    let c = site.peer("c", &[&a], &[]);
+    let identity = site.identity("b.key", [7; 32]);
+    let more = ["--identity", identity.to_str().unwrap()];
+    for _ in 0..3 {
+        let mut b = site.peer("b", &[&a, &c], &more);
+        every_address_is_one_that_was_printed(&[&a, &b, &c]).await;
+        b.kill();
+        for left in [&a, &c] {
+            ready(&left.client().await, 1).await;
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -86,6 +86,7 @@ fn expected(status: &SiteStatus) -> Samples {
         ("refused_over_share", "tern_dht_refused_requests_total{reason=\"share\"}"),
         ("malformed_requests", "tern_dht_refused_requests_total{reason=\"malformed\"}"),
         ("refused_connections", "tern_dht_refused_connections_total{reason=\"unauthenticated\"}"),
+        ("broken_connections", "tern_dht_refused_connections_total{reason=\"broken\"}"),
         ("connections_over_limit", "tern_dht_refused_connections_total{reason=\"limit\"}"),
     ];
     let counters = counters.as_object().unwrap();

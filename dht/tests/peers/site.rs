@@ -1,5 +1,7 @@
 //! A site of several real peers on loopback.
 
+use std::{io::Write, net::TcpStream};
+
 use crate::common::{Site, dht, ids, memory, pages, read, ready, resolve, until, whole};
 use dht::FoundOn;
 
@@ -97,6 +99,31 @@ async fn a_peer_with_another_key_never_gets_in() {
     assert!(resolve(&at_stranger, ids(at_b.domain(), &held)).await.is_empty());
     assert_eq!(resolve(&at_b, ids(at_b.domain(), &held)).await.len(), 100);
     assert!(at_stranger.status().await.unwrap().counters.refused_connections > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_breaks_is_not_called_a_strangers() {
+    let site = Site::new();
+    let a = site.peer("a", &[], &[]);
+    let port: u16 = a.address.split('/').nth(4).unwrap().parse().unwrap();
+    let client = a.client().await;
+    drop(TcpStream::connect(("127.0.0.1", port)).unwrap());
+    let broken = until("the connection to be counted", || async {
+        let counters = client.status().await.unwrap().counters;
+        (counters.broken_connections > 0).then_some(counters)
+    })
+    .await;
+    assert_eq!((broken.broken_connections, broken.refused_connections), (1, 0));
+    assert!(!read(&a.log).contains("different site key"));
+    // Somebody who speaks something else is one.
+    let mut stranger = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    until("the stranger to be counted", || async {
+        let counters = client.status().await.unwrap().counters;
+        (counters.refused_connections == 1 && counters.broken_connections == 1).then_some(())
+    })
+    .await;
+    assert!(read(&a.log).contains("different site key"));
 }
 
 /// A holder that misbehaves as `fault` says, beside one that does not: everything is found, and nothing wrong.
