@@ -64,6 +64,18 @@ impl Protocols {
     }
 }
 
+impl Protocols {
+    /// The dedup domain of a peer of this site, in hex, by what it speaks.
+    pub(crate) fn domain<'a>(&self, spoken: &'a [StreamProtocol]) -> Option<&'a str> {
+        let site = self.kad.as_ref().strip_suffix("kad/1")?;
+        let domain = |name: &'a StreamProtocol| {
+            let (domain, _version) = name.as_ref().strip_prefix(site)?.split_once("/index/")?;
+            Some(domain)
+        };
+        spoken.iter().find_map(domain)
+    }
+}
+
 /// A swarm that does not listen yet.
 pub(crate) fn swarm(config: &NodeConfig, secure: Arc<Secure>) -> (Swarm<Behaviour>, Protocols) {
     let protocols = Protocols::new(&config.site_key, config.domain.id());

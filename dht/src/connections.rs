@@ -19,6 +19,7 @@ use crate::{
     network::Driver,
     node::Peer,
     shard::{MemberId, ShardId},
+    status::How,
     wire::HolderPeer,
 };
 
@@ -116,14 +117,14 @@ impl Driver {
             | DialError::NoAddresses
             | DialError::LocalPeerId { .. } => {
                 if !self.mesh.is_connected(member(&peer)) {
-                    self.lose(peer);
+                    self.lose(peer, How::Unreachable);
                 }
             }
         }
     }
 
     /// A peer cannot be reached: it is no member until it is heard of again.
-    pub(crate) fn lose(&mut self, peer: PeerId) {
+    pub(crate) fn lose(&mut self, peer: PeerId, how: How) {
         let (lost, now) = (member(&peer), Instant::now());
         {
             let site = self.peer.site();
@@ -131,7 +132,7 @@ impl Driver {
             owned.for_each(|shard| self.refresh.hurry(shard, now));
         }
         self.meetings.remove(&lost);
-        self.peer.left(peer);
+        self.peer.left(peer, how);
         self.look_at_members();
     }
 
@@ -142,11 +143,11 @@ impl Driver {
 
     /// The last connection to a peer is gone. Unless this end let it go, that may mean that the peer is gone: one to stay connected to is
     /// dialled once more, and lost if it does not answer; another one is found out when it is asked next.
-    pub(crate) fn on_disconnected(&mut self, peer: PeerId) {
+    pub(crate) fn on_disconnected(&mut self, peer: PeerId, how: Option<How>) {
         let gone = member(&peer);
         self.mesh.disconnected(gone);
-        self.peer.disconnected(peer);
         let let_go = self.closing.remove(&gone);
+        self.peer.disconnected(peer, how.filter(|_| !let_go));
         if !let_go && self.kept.contains(&gone) {
             self.dial(peer);
         }

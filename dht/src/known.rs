@@ -7,7 +7,7 @@ use std::{borrow::Cow, collections::BTreeSet};
 
 use libp2p::{Multiaddr, PeerId, core::ConnectedPoint, multiaddr::Protocol};
 
-use crate::{limits::KNOWN_ADDRESSES, wire::HolderPeer};
+use crate::{limits::KNOWN_ADDRESSES, status::How, wire::HolderPeer};
 
 /// A member that this peer has met, or a connected peer that may become one.
 #[derive(Clone, Debug)]
@@ -18,13 +18,15 @@ pub(crate) struct Known {
     pub(crate) connected: bool,
     /// The address that this end dialled for the connection there is, without the peer's id.
     dialled: Option<Multiaddr>,
+    /// How its last connection ended, unless there is one, or this end closed it.
+    pub(crate) ended: Option<How>,
     /// The IP address at the other end of its latest connection.
     met_ip: Option<Protocol<'static>>,
 }
 
 impl Known {
     pub(crate) fn new(peer_id: PeerId) -> Self {
-        Self { peer_id, addresses: Vec::new(), connected: false, dialled: None, met_ip: None }
+        Self { peer_id, addresses: Vec::new(), connected: false, dialled: None, ended: None, met_ip: None }
     }
 
     /// There is a connection to it, or one more.
@@ -32,7 +34,7 @@ impl Known {
         if !self.connected {
             self.dialled = None;
         }
-        self.connected = true;
+        (self.connected, self.ended) = (true, None);
         self.met_ip = ip(endpoint.get_remote_address()).map(Protocol::acquire);
         if let ConnectedPoint::Dialer { address, .. } = endpoint {
             let address = bare(address);

@@ -49,11 +49,15 @@ mod fetch;
 pub mod flight;
 #[cfg(feature = "node")]
 mod flood;
+#[cfg(feature = "node")]
+mod gone;
 mod id_map;
 #[cfg(feature = "node")]
 pub mod identity;
 #[cfg(feature = "node")]
 pub mod index;
+#[cfg(feature = "node")]
+mod joins;
 #[cfg(feature = "node")]
 mod known;
 #[cfg(feature = "node")]
@@ -104,6 +108,8 @@ mod round_trip;
 pub mod sample;
 #[cfg(feature = "node")]
 mod secure;
+#[cfg(feature = "node")]
+mod seldom;
 #[cfg(feature = "node")]
 mod serve;
 #[cfg(feature = "node")]

@@ -324,6 +324,18 @@ pub const SEARCHES: usize = 32;
 pub const COMMANDS: usize = 256;
 /// How often failed handshakes are logged at most; whoever may connect can cause them.
 pub const HANDSHAKE_LOG_EVERY: Duration = Duration::from_secs(10);
+/// How often it is logged that a peer to join by still does not answer.
+pub const JOIN_LOG_EVERY: Duration = Duration::from_secs(300);
+/// How often the same is logged again of a peer that is no member and comes back all the time.
+pub const SAY_AGAIN: Duration = Duration::from_secs(600);
+/// Of how many it is remembered that it was logged.
+pub const SAID: usize = 256;
+/// Characters of a dedup domain's fingerprint in the log.
+pub const DOMAIN_SHORT: usize = 8;
+/// For how long a peer that is gone is listed in a status.
+pub const GONE_KEPT: Duration = Duration::from_secs(3600);
+/// How many of them at most.
+pub const GONE_PEERS: usize = 256;
 /// How often leases and failed announcements are looked at; one shard is swept each time.
 pub const UPKEEP_EVERY: Duration = Duration::from_secs(1);
 /// Peers that a status lists one by one; with the rest of it that stays below a frame of the local socket.

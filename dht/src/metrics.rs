@@ -21,6 +21,8 @@ pub fn text(status: &SiteStatus) -> String {
         waiting,
         members,
         peers: _,
+        joins_silent,
+        gone,
         contents,
         index,
         counters,
@@ -33,6 +35,10 @@ pub fn text(status: &SiteStatus) -> String {
     page.gauge("tern_dht_ready", what, u64::from(*ready));
     page.waiting(waiting);
     page.members(members);
+    let what = "Peers that were members within the last hour and are gone.";
+    page.gauge("tern_dht_peers_gone", what, gone.len() as u64);
+    let what = "Addresses to join by that do not answer.";
+    page.gauge("tern_dht_joins_silent", what, joins_silent.len() as u64);
     page.contents(contents);
     page.index(index);
     page.names(counters);

@@ -28,13 +28,17 @@ use crate::{
     connections::member,
     error::NodeError,
     estimate::SizeEstimate,
+    gone,
+    joins::plain,
     known::bare,
-    limits::{HANDSHAKE_LOG_EVERY, REJOIN_EVERY},
+    limits::{DOMAIN_SHORT, HANDSHAKE_LOG_EVERY, REJOIN_EVERY},
     mesh::{Mesh, Refresh},
     node::Peer,
-    refusal::{Refusal, chain},
+    refusal::{Refusal, chain, root},
     requests::{Ask, RequestId},
+    seldom::Seldom,
     shard::{MemberId, ShardId},
+    status::How,
     wire::{IndexRequest, IndexResponse},
 };
 
@@ -119,7 +123,10 @@ pub(crate) struct Driver {
     pub(crate) peer: Arc<Peer>,
     pub(crate) me: MemberId,
     index_replies: HashMap<OutboundRequestId, Reply<IndexResponse>>,
-    join: Vec<Join>,
+    /// Peers of other domains that were told of.
+    foreign: Seldom<MemberId>,
+    /// New identities that were told of.
+    renamed: Seldom<(Multiaddr, PeerId)>,
     last_refusal_logged: Option<Instant>,
     pub(crate) mesh: Mesh,
     /// The members to stay connected to, by the membership's version.
@@ -140,14 +147,6 @@ pub(crate) struct Driver {
     pub(crate) bootstrapped: Instant,
 }
 
-/// A peer to join by.
-struct Join {
-    address: Multiaddr,
-    peer: Option<PeerId>,
-    /// It turned out to be this very peer.
-    myself: bool,
-}
-
 impl Driver {
     pub(crate) fn new(
         swarm: Swarm<Behaviour>,
@@ -155,13 +154,6 @@ impl Driver {
         peer: Arc<Peer>,
         config: &NodeConfig,
     ) -> Self {
-        let join = config.join.iter().map(|address| {
-            let peer = address.iter().find_map(|part| match part {
-                Protocol::P2p(peer) => Some(peer),
-                _ => None,
-            });
-            Join { address: address.clone(), peer, myself: false }
-        });
         let (me, now) = (member(swarm.local_peer_id()), Instant::now());
         Self {
             swarm,
@@ -169,7 +161,8 @@ impl Driver {
             peer,
             me,
             index_replies: HashMap::new(),
-            join: join.collect(),
+            foreign: Seldom::default(),
+            renamed: Seldom::default(),
             last_refusal_logged: None,
             mesh: Mesh::new(me, config.mesh),
             kept: BTreeSet::new(),
@@ -233,16 +226,17 @@ impl Driver {
 
     /// Dials the peers to join by that are not members.
     pub(crate) fn rejoin(&mut self) {
-        for join in self.join.iter().filter(|join| !join.myself) {
-            let dial = match join.peer {
-                Some(peer) if self.swarm.is_connected(&peer) => continue,
-                Some(peer) if self.peer.site().contains(member(&peer)) => continue,
-                Some(peer) => DialOpts::peer_id(peer).addresses(vec![join.address.clone()]).build(),
-                None => DialOpts::unknown_peer_id().address(join.address.clone()).build(),
+        let present =
+            |peer: &PeerId| self.swarm.is_connected(peer) || self.peer.site().contains(member(peer));
+        let due = self.peer.joins().due(present);
+        for (address, peer) in due {
+            let dial = match peer {
+                Some(peer) => DialOpts::peer_id(peer).addresses(vec![bare(&address)]).build(),
+                None => DialOpts::unknown_peer_id().address(address.clone()).build(),
             };
             if let Err(error) = self.swarm.dial(dial) {
                 // A dial is under way already, or the limits say no: both pass.
-                tracing::debug!(address = %join.address, %error, "not dialled");
+                tracing::debug!(%address, %error, "not dialled");
             }
         }
     }
@@ -279,13 +273,13 @@ impl Driver {
             SwarmEvent::ConnectionEstablished { peer_id, endpoint, .. } => {
                 tracing::debug!(%peer_id, ?endpoint, "connected");
                 if let ConnectedPoint::Dialer { address, .. } = &endpoint {
-                    self.joined_by(address, peer_id);
+                    self.answered(address, peer_id);
                 }
                 self.on_connected(peer_id, &endpoint);
             }
             SwarmEvent::ConnectionClosed { peer_id, num_established: 0, cause, .. } => {
                 tracing::debug!(%peer_id, ?cause, "disconnected");
-                self.on_disconnected(peer_id);
+                self.on_disconnected(peer_id, gone::how(cause.as_ref()));
             }
             SwarmEvent::IncomingConnectionError { error: ListenError::Denied { cause }, .. } => {
                 self.peer.counters.connection_over_limit();
@@ -304,31 +298,44 @@ impl Driver {
         }
     }
 
-    fn joined_by(&mut self, address: &Multiaddr, peer: PeerId) {
-        for join in self.join.iter_mut().filter(|join| bare(&join.address) == bare(address)) {
-            // A peer that restarted may have another identity by now.
-            join.peer = Some(peer);
+    /// A dialled address answered.
+    fn answered(&mut self, address: &Multiaddr, peer: PeerId) {
+        if self.peer.joins().answered(address, peer) {
+            tracing::info!(address = plain(address), %peer, "a peer to join by answers now");
+        }
+    }
+
+    /// A dialled address did not answer, or not as a peer of this site.
+    fn not_answered(&mut self, address: &Multiaddr, error: &(dyn Error + 'static)) {
+        self.not_made("outgoing", address, error);
+        let error = root(error);
+        if self.peer.joins().failed(address, &error, Instant::now()) {
+            let address = plain(address);
+            tracing::warn!(
+                address,
+                error,
+                "a peer to join by does not answer; it is dialled again and again"
+            );
         }
     }
 
     fn on_dial_error(&mut self, peer: Option<PeerId>, error: &DialError) {
         match error {
             DialError::LocalPeerId { address } => {
-                for join in self
-                    .join
-                    .iter_mut()
-                    .filter(|join| address.to_string().starts_with(&join.address.to_string()))
-                {
-                    join.myself = true;
+                if self.peer.joins().myself(address) {
+                    let address = plain(address);
+                    tracing::info!(address, "--join names this very peer's address; it is not dialled again");
                 }
             }
             DialError::WrongPeerId { obtained, address } => {
-                tracing::info!(%address, %obtained, "a peer has a new identity");
-                self.joined_by(address, *obtained);
+                if self.renamed.say((bare(address), *obtained), Instant::now()) {
+                    tracing::info!(address = plain(address), %obtained, "a peer has a new identity");
+                }
+                self.answered(address, *obtained);
             }
             DialError::Transport(failures) => {
                 for (address, failure) in failures {
-                    self.not_made("outgoing", address, failure);
+                    self.not_answered(address, failure);
                 }
             }
             other => tracing::debug!(?peer, error = %other, "not connected"),
@@ -337,11 +344,8 @@ impl Driver {
             self.not_dialled(peer, error);
         }
         // A dead peer that was joined by under an identity may come back under another one.
-        for join in self.join.iter_mut().filter(|join| join.peer == peer && peer.is_some()) {
-            let named = join.address.iter().any(|part| matches!(part, Protocol::P2p(_)));
-            if !named {
-                join.peer = None;
-            }
+        if let Some(peer) = peer {
+            self.peer.joins().lost(peer);
         }
     }
 
@@ -388,7 +392,8 @@ impl Driver {
             BehaviourEvent::Identify(other) => tracing::trace!(?other, "identify"),
             BehaviourEvent::Ping(ping::Event { peer, result: Err(error), .. }) => {
                 tracing::info!(%peer, address = %self.peer.address_of(&peer), %error, "a peer does not answer its ping; closing the connection");
-                self.lose(peer);
+                let late = matches!(error, ping::Failure::Timeout);
+                self.lose(peer, if late { How::TimedOut } else { How::Reset });
                 // An error says that it is closed already.
                 let _ = self.swarm.disconnect_peer_id(peer);
             }
@@ -411,7 +416,32 @@ impl Driver {
             self.met(peer);
         } else {
             self.meetings.remove(&member(&peer));
-            tracing::warn!(%peer, "a peer of this site is in another dedup domain, or of another version; no pages are shared with it");
+            self.not_a_member(peer, info);
+        }
+    }
+
+    /// A peer of this site does not speak this peer's index.
+    fn not_a_member(&mut self, peer: PeerId, info: &identify::Info) {
+        if !self.foreign.say(member(&peer), Instant::now()) {
+            return;
+        }
+        let address = self.peer.address_of(&peer);
+        let short = |domain: &str| domain.chars().take(DOMAIN_SHORT).collect::<String>();
+        let ours = hex::encode(self.peer.domain().id().0);
+        match self.protocols.domain(&info.protocols) {
+            Some(theirs) if theirs != ours => tracing::warn!(
+                %peer,
+                %address,
+                its_domain = short(theirs),
+                this_domain = short(&ours),
+                "a peer of this site is in another dedup domain, and no pages are shared with it: start it with the same --domain-key"
+            ),
+            Some(_) | None => tracing::warn!(
+                %peer,
+                %address,
+                its_version = info.agent_version,
+                "a peer of this site speaks another version of the index, and no pages are shared with it: update it or this one"
+            ),
         }
     }
 

@@ -32,7 +32,9 @@ use crate::{
     error::{ContentError, NodeError},
     fetch::OnTheWay,
     flood,
+    gone::Gone,
     index::ContentId,
+    joins::Joins,
     known::Known,
     lease::OwnerTable,
     limits::{
@@ -54,6 +56,7 @@ use crate::{
     sample::Sampling,
     secure::Secure,
     shard::{MemberId, ShardId},
+    status::How,
     upkeep,
 };
 
@@ -82,10 +85,12 @@ pub(crate) struct Peer {
     /// Wakes the announcer.
     pub(crate) news: Notify,
     listening: Mutex<Vec<String>>,
+    joins: Mutex<Joins>,
     site: Mutex<Membership>,
     owned: Mutex<OwnerTable>,
     announcer: Mutex<Announcer>,
     directory: Mutex<BTreeMap<MemberId, Known>>,
+    gone: Mutex<Gone>,
     /// Who served this host lately.
     recent: Mutex<RecentHolders>,
     /// Where the latest pages came from, for a report that one was wrong.
@@ -149,10 +154,12 @@ impl Peer {
             searching: Semaphore::new(SEARCHES),
             news: Notify::new(),
             listening: Mutex::default(),
+            joins: Mutex::new(Joins::new(&config.join)),
             site: Mutex::new(Membership::new(MemberId::of_peer(&peer_id.to_bytes()))),
             owned: Mutex::new(OwnerTable::with_room(config.owner_entries, config.lease)),
             announcer: Mutex::new(Announcer::new(config.lease, serial, now)),
             directory: Mutex::default(),
+            gone: Mutex::default(),
             recent: Mutex::default(),
             sources: Mutex::default(),
         })
@@ -180,6 +187,16 @@ impl Peer {
 
     pub(crate) fn directory(&self) -> MutexGuard<'_, BTreeMap<MemberId, Known>> {
         lock(&self.directory)
+    }
+
+    /// The peers to join by.
+    pub(crate) fn joins(&self) -> MutexGuard<'_, Joins> {
+        lock(&self.joins)
+    }
+
+    /// The members of late that are gone.
+    pub(crate) fn gone(&self) -> MutexGuard<'_, Gone> {
+        lock(&self.gone)
     }
 
     pub(crate) fn recent(&self) -> MutexGuard<'_, RecentHolders> {
@@ -214,8 +231,11 @@ impl Peer {
 
     /// A connected peer turned out to be a member of this site and domain.
     pub(crate) fn joined(&self, peer_id: PeerId) {
-        if self.site().joined(member(&peer_id)) {
-            tracing::info!(%peer_id, address = %self.address_of(&peer_id), "a peer joined");
+        let id = member(&peer_id);
+        if self.site().joined(id) {
+            let address = self.address_of(&peer_id);
+            tracing::info!(%peer_id, %address, "a peer joined");
+            self.gone().back(id, &address);
             self.rehome();
         }
     }
@@ -225,29 +245,38 @@ impl Peer {
         self.directory().get(&member(peer_id)).map_or(Cow::Borrowed(""), Known::address)
     }
 
-    /// There is no connection to a peer any more; a member is still known.
-    pub(crate) fn disconnected(&self, peer_id: PeerId) {
+    /// There is no connection to a peer any more; a member is still known. `how` it ended, unless this end closed it.
+    pub(crate) fn disconnected(&self, peer_id: PeerId, how: Option<How>) {
         let id = member(&peer_id);
         let stays = self.site().contains(id);
         let mut directory = self.directory();
         match directory.get_mut(&id) {
-            Some(known) if stays => known.connected = false,
+            Some(known) if stays => (known.connected, known.ended) = (false, how),
             Some(_) | None => {
                 directory.remove(&id);
             }
         }
     }
 
-    /// A peer cannot be reached: it is no member any more.
-    pub(crate) fn left(&self, peer_id: PeerId) {
+    /// A peer cannot be reached, as `how` says if its last connection does not: it is no member any more.
+    pub(crate) fn left(&self, peer_id: PeerId, how: How) {
         let id = member(&peer_id);
-        if self.site().left(id) {
-            tracing::info!(%peer_id, "a peer is gone");
+        let was = self.site().left(id);
+        let (address, how) = {
+            let mut directory = self.directory();
+            let known = directory.get(&id);
+            let last =
+                known.map_or_else(Default::default, |known| (known.address(), known.ended, known.connected));
+            let (address, ended, connected) = last;
+            if !connected {
+                directory.remove(&id);
+            }
+            (address, ended.unwrap_or(how))
+        };
+        if was {
+            tracing::info!(%peer_id, %address, %how, "a peer is gone");
+            self.gone().left(id, peer_id, address.into_owned(), how, Instant::now());
             self.rehome();
-        }
-        let mut directory = self.directory();
-        if directory.get(&id).is_some_and(|known| !known.connected) {
-            directory.remove(&id);
         }
     }
 

@@ -76,6 +76,22 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
     texts.join(": ")
 }
 
+/// What is at the bottom of an error, in few words.
+pub(crate) fn root(error: &(dyn Error + 'static)) -> String {
+    let mut last = error;
+    loop {
+        let inner = last.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        match inner.map(|inner| inner as &(dyn Error + 'static)).or_else(|| last.source()) {
+            Some(cause) => last = cause,
+            None => break,
+        }
+    }
+    match last.downcast_ref::<io::Error>() {
+        Some(io) if io.raw_os_error().is_some() => io.kind().to_string(),
+        Some(_) | None => last.to_string(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use libp2p::PeerId;

@@ -24,6 +24,8 @@ impl Peer {
             shards_rehoming: backlog.shards_behind as u64,
         };
         let host_names = self.contents.index().len() as u64;
+        let now = Instant::now();
+        let (joins_silent, gone) = (self.joins().silent(now), self.gone().list(now));
         let (members, peers, shards_owned) = self.peers();
         let owned = self.owned();
         let index = IndexStatus {
@@ -41,6 +43,8 @@ impl Peer {
             waiting,
             members,
             peers,
+            joins_silent,
+            gone,
             contents,
             index,
             counters: self.counters.show(self.contents.stale_misses.load(Ordering::Relaxed)),

@@ -1,5 +1,7 @@
 //! What a peer says about itself: `dht status`.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// A peer's state at one moment.
@@ -20,6 +22,12 @@ pub struct SiteStatus {
     pub members: Members,
     /// Other peers of the site, those in trouble first; of a very large site the first [`STATUS_PEERS`](crate::limits::STATUS_PEERS).
     pub peers: Vec<PeerStatus>,
+    /// Addresses of `--join` that do not answer, or not as a peer of this site.
+    #[serde(default)]
+    pub joins_silent: Vec<JoinStatus>,
+    /// Peers that were members within the last hour and are gone, the latest first; at most [`GONE_PEERS`](crate::limits::GONE_PEERS).
+    #[serde(default)]
+    pub gone: Vec<GonePeer>,
     /// Memories and files that this peer serves.
     pub contents: Vec<ContentStatus>,
     /// The index.
@@ -86,6 +94,55 @@ pub struct PeerStatus {
     pub left_out_ms: u64,
     /// Wrong pages that came from it.
     pub wrong_pages: u64,
+}
+
+/// An address to join by that does not answer.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct JoinStatus {
+    /// The address, as `--join` takes it.
+    pub address: String,
+    /// For how many seconds it has not answered.
+    pub silent_s: u64,
+    /// What became of the last attempt.
+    pub error: String,
+}
+
+/// A peer that was a member and is gone.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct GonePeer {
+    /// Its libp2p identity.
+    pub peer_id: String,
+    /// Where it listened; empty if that was not known.
+    pub address: String,
+    /// For how many seconds it has been gone.
+    pub gone_s: u64,
+    /// How.
+    pub how: How,
+}
+
+/// How a peer went.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum How {
+    /// Its connection was closed at its end: it was stopped, or killed.
+    Left,
+    /// It did not answer in time: it is frozen, or the network is cut.
+    TimedOut,
+    /// Its connection was reset.
+    Reset,
+    /// It did not answer when it was dialled, after this end had let its connection go.
+    Unreachable,
+}
+
+impl fmt::Display for How {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Left => "it closed the connection",
+            Self::TimedOut => "it did not answer in time",
+            Self::Reset => "the connection was reset",
+            Self::Unreachable => "it could not be reached",
+        })
+    }
 }
 
 /// A registered memory, an added file, or a retained checkpoint.

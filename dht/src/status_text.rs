@@ -5,7 +5,7 @@ use std::{
     time::SystemTime,
 };
 
-use crate::status::{ContentStatus, Counters, PeerStatus, SiteStatus};
+use crate::status::{ContentStatus, Counters, GonePeer, JoinStatus, PeerStatus, SiteStatus};
 
 /// A peer's state in some lines.
 pub(crate) fn describe(status: &SiteStatus) -> String {
@@ -14,6 +14,7 @@ pub(crate) fn describe(status: &SiteStatus) -> String {
     for address in &status.listen {
         text.line(format_args!("listening {address}"));
     }
+    text.line(format_args!("domain    {}", status.domain));
     text.line(format_args!("content   {}", readiness(status)));
     status.contents.iter().for_each(|content| text.content(content));
     let members = &status.members;
@@ -28,6 +29,14 @@ pub(crate) fn describe(status: &SiteStatus) -> String {
     if let Some(more) = members.known.checked_sub(status.peers.len() as u64).filter(|more| *more > 0) {
         text.line(format_args!("  and {more} more"));
     }
+    status.joins_silent.iter().for_each(|join| {
+        let JoinStatus { address, silent_s, error } = join;
+        text.line(format_args!("join      {address} has not answered for {}: {error}", span(*silent_s)));
+    });
+    status.gone.iter().for_each(|gone| {
+        let GonePeer { peer_id, address, gone_s, how } = gone;
+        text.line(format_args!("gone      {peer_id} {address} for {}: {how}", span(*gone_s)));
+    });
     let index = &status.index;
     text.line(format_args!("index     {} names of this host", index.host_names));
     text.line(format_args!(
@@ -39,6 +48,12 @@ pub(crate) fn describe(status: &SiteStatus) -> String {
 }
 
 fn readiness(status: &SiteStatus) -> String {
+    let alone = status.members.known == 0 && !status.joins_silent.is_empty();
+    if status.ready && alone {
+        let joins = status.joins_silent.iter();
+        let joins = joins.map(|join| format!("--join {} does not answer ({})", join.address, join.error));
+        return format!("all indexed, but joined nobody: {}", joins.collect::<Vec<_>>().join(", "));
+    }
     if status.ready {
         return "all indexed and announced".to_owned();
     }
@@ -59,7 +74,11 @@ fn readiness(status: &SiteStatus) -> String {
 /// How long ago a time in seconds since 1970 is, in its largest unit.
 fn ago(at: u64) -> String {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs());
-    let seconds = now.saturating_sub(at);
+    span(now.saturating_sub(at))
+}
+
+/// A time in its largest unit.
+fn span(seconds: u64) -> String {
     match seconds {
         0..60 => format!("{seconds} s"),
         60..3600 => format!("{} min", seconds / 60),

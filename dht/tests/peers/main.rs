@@ -12,5 +12,6 @@ mod leases;
 mod metrics;
 mod repair;
 mod retain;
+mod seen;
 mod site;
 mod trust;
