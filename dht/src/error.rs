@@ -5,6 +5,8 @@ use std::{io, net::SocketAddr, path::PathBuf};
 use libp2p::{Multiaddr, TransportError};
 use thiserror::Error;
 
+use crate::limits::SOCKET_PATH_BYTES;
+
 /// Errors of the peer.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -77,6 +79,24 @@ pub enum NodeError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// Something else than a socket stands where the local socket is to be.
+    #[error(
+        "{} exists and is not a socket: it is left as it is; choose another path for --local, or remove it", path.display()
+    )]
+    NotASocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The local socket's path is longer than the kernel takes.
+    #[error(
+        "the socket's path {} has {length} bytes, and a Unix socket's has {SOCKET_PATH_BYTES} bytes at most: choose a shorter one", path.display()
+    )]
+    LocalSocketTooLong {
+        /// The path.
+        path: PathBuf,
+        /// Its bytes.
+        length: usize,
     },
     /// Another process serves the local socket.
     #[error("another process serves the local socket {}; stop it or choose another path", path.display())]

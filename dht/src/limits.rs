@@ -18,6 +18,10 @@ pub const MEMORY_EXTENTS: usize = 1024;
 pub const MEMORY_PAGES: u64 = 1 << 30;
 /// Bytes of a file's path, as in Linux's PATH_MAX.
 pub const PATH_BYTES: usize = 4096;
+/// Bytes of a Unix socket's path, without its final NUL (`sun_path` of unix(7)).
+pub const SOCKET_PATH_BYTES: usize = 107;
+/// Local connections that the kernel queues before they are accepted.
+pub const SOCKET_BACKLOG: i32 = 128;
 /// Bytes of a peer id or an address in text.
 pub const PEER_TEXT_BYTES: usize = 256;
 /// Bytes of an error's text on the local socket.

@@ -29,7 +29,7 @@ use super::{
 use crate::{
     limits::{
         CLIENT_TOLD_QUEUE, LOCAL_ANSWER_TIMEOUT, LOCAL_RESOLVE_IDS, MEMORY_EXTENTS, MEMORY_NAME_BYTES,
-        MEMORY_PAGES, PATH_BYTES, REREGISTER_EVERY,
+        MEMORY_PAGES, PATH_BYTES, REREGISTER_EVERY, SOCKET_PATH_BYTES,
     },
     status::SiteStatus,
 };
@@ -372,6 +372,10 @@ struct Connection {
 
 impl Connection {
     async fn open(socket: &Path) -> Result<(Self, Welcome), SiteError> {
+        let length = socket.as_os_str().len();
+        if length > SOCKET_PATH_BYTES {
+            return Err(SiteError::SocketPathTooLong { socket: socket.to_owned(), length });
+        }
         let stream = UnixStream::connect(socket)
             .await
             .map_err(|source| SiteError::Connect { socket: socket.to_owned(), source })?;

@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use super::protocol::{FailureCode, PROTOCOL_VERSION};
 pub use crate::codec::CodecError;
+use crate::limits::SOCKET_PATH_BYTES;
 
 /// Errors of [`SiteClient`](crate::SiteClient).
 #[derive(Debug, Error)]
@@ -19,6 +20,16 @@ pub enum SiteError {
         socket: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// The socket's path is longer than the kernel takes.
+    #[error(
+        "the socket's path {} has {length} bytes, and a Unix socket's has {SOCKET_PATH_BYTES} bytes at most", socket.display()
+    )]
+    SocketPathTooLong {
+        /// The socket.
+        socket: PathBuf,
+        /// The path's bytes.
+        length: usize,
     },
     /// The connection broke.
     #[error("the connection to the site's peer broke")]

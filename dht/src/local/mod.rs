@@ -11,3 +11,5 @@ pub mod protocol;
 mod question;
 #[cfg(feature = "node")]
 pub(crate) mod server;
+#[cfg(feature = "node")]
+mod socket;

@@ -1,14 +1,10 @@
 //! The peer's end of the local socket.
 
 use std::{
-    fs::Permissions,
     io::{self, IoSlice},
     mem::MaybeUninit,
-    os::{
-        fd::OwnedFd,
-        unix::{fs::PermissionsExt, net::UnixStream as StdStream},
-    },
-    path::{Path, PathBuf},
+    os::fd::OwnedFd,
+    path::Path,
     sync::Arc,
 };
 
@@ -17,14 +13,17 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use tokio::{
     io::{AsyncWriteExt, Interest},
     net::{
-        UnixListener, UnixStream,
+        UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf},
     },
     sync::{Semaphore, mpsc},
     time::timeout,
 };
 
-use super::protocol::{Answer, DomainBlock, FailureCode, PROTOCOL_VERSION, Request, pages_head, take_frame};
+use super::{
+    protocol::{Answer, DomainBlock, FailureCode, PROTOCOL_VERSION, Request, pages_head, take_frame},
+    socket::BoundSocket,
+};
 use crate::{
     batch::PageBatch,
     codec::CodecError,
@@ -35,35 +34,14 @@ use crate::{
     resolve::Part,
 };
 
-/// A bound local socket; its file goes with it.
+/// The local socket of a peer; its path goes with it.
 #[derive(Debug)]
-pub(crate) struct LocalSocket {
-    listener: UnixListener,
-    path: PathBuf,
-}
+pub(crate) struct LocalSocket(BoundSocket);
 
 impl LocalSocket {
-    /// Binds `path` with mode 0600. A socket file that nobody serves is replaced.
+    /// Binds `path` with mode 0600. A socket that nobody serves is replaced.
     pub(crate) fn bind(path: &Path) -> Result<Self, NodeError> {
-        let failed = |source| NodeError::LocalSocket { path: path.to_owned(), source };
-        match StdStream::connect(path) {
-            Ok(_) => return Err(NodeError::LocalSocketLive { path: path.to_owned() }),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                std::fs::remove_file(path).map_err(failed)?;
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(failed(error)),
-        }
-        // Bound under another name and moved into place once it is private: nobody connects before that.
-        let private = path.with_extension(format!("new.{}", std::process::id()));
-        let bind = || {
-            let listener = UnixListener::bind(&private)?;
-            std::fs::set_permissions(&private, Permissions::from_mode(0o600))?;
-            std::fs::rename(&private, path)?;
-            Ok(listener)
-        };
-        let listener = bind().map_err(failed)?;
-        Ok(Self { listener, path: path.to_owned() })
+        BoundSocket::bind(path).map(Self)
     }
 
     /// Serves connections until it is dropped.
@@ -73,7 +51,7 @@ impl LocalSocket {
         loop {
             let permit = Arc::clone(&room).acquire_owned().await.expect("the semaphore is never closed");
             while connections.try_join_next().is_some() {}
-            match self.listener.accept().await {
+            match self.0.listener.accept().await {
                 Ok((stream, _)) => {
                     let peer = Arc::clone(&peer);
                     connections.spawn(async move {
@@ -92,14 +70,6 @@ impl LocalSocket {
                     tokio::time::sleep(crate::limits::ACCEPT_PAUSE).await;
                 }
             }
-        }
-    }
-}
-
-impl Drop for LocalSocket {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::debug!(path = %self.path.display(), %error, "the local socket's file was gone already");
         }
     }
 }

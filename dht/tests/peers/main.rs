@@ -10,6 +10,7 @@ mod host;
 mod large;
 mod leases;
 mod metrics;
+mod operator;
 mod repair;
 mod retain;
 mod seen;
