@@ -1,17 +1,17 @@
 //! The command line of `dht`, also reached as `tern dht`.
 
 use std::{
-    io::{self, Write},
+    io::{self, IsTerminal, Write},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
 
-use anyhow::Context;
-use clap::{Parser, Subcommand};
+use anyhow::{Context, bail};
+use clap::{Parser, Subcommand, ValueEnum};
 use libp2p::Multiaddr;
-use page::{Domain, ShortId};
+use page::{Domain, PAGE_SIZE, Page, ShortId, is_zero};
 
 use crate::{
     SiteClient,
@@ -19,6 +19,7 @@ use crate::{
         Budgets, Fault, MeshLimits, NodeConfig, Retention, parse_address, parse_bytes, parse_fault,
         parse_percent,
     },
+    content::file::ServedFile,
     identity::{SiteKey, peer_identity},
     limits::{CONNECTIONS, LEASE, MESH, OWNER_ENTRIES},
     metrics, node, status_text,
@@ -42,9 +43,11 @@ enum Command {
     },
     /// Runs this host's peer until SIGTERM or SIGINT.
     Serve(Box<Serve>),
-    /// Has the peer index and serve files. A file that changes, grows or is replaced is read again; one that is deleted is let go.
+    /// Has the peer index and serve files, for as long as its process lasts: after a restart add them again, or name them with `dht serve --add`.
+    ///
+    /// A file that changes, grows or is replaced is read again; one that is deleted is let go.
     Add {
-        /// The files.
+        /// The files: regular ones, not block devices.
         #[arg(required = true)]
         files: Vec<PathBuf>,
         #[command(flatten)]
@@ -61,11 +64,17 @@ enum Command {
         #[arg(long)]
         metrics: bool,
     },
-    /// Shows who holds a page.
+    /// Shows who holds a page; exit code 1 if nobody is known to.
     Locate {
         /// The page's name in hex, whole (64 digits) or its first 16 digits.
-        #[arg(value_parser = parse_name)]
-        name: ShortId,
+        #[arg(value_parser = parse_name, required_unless_present = "file", conflicts_with = "file")]
+        name: Option<ShortId>,
+        /// Instead of a name: a file that has the page. Its name in the peer's domain is shown along.
+        #[arg(long)]
+        file: Option<PathBuf>,
+        /// Which page of FILE, of 4096 bytes, counted from 0.
+        #[arg(long, value_name = "N", requires = "file", default_value_t = 0)]
+        page: u32,
         #[command(flatten)]
         peer: PeerSocket,
         /// As one JSON array.
@@ -98,6 +107,9 @@ struct Serve {
     /// The Unix socket for the processes of this host.
     #[arg(long)]
     local: PathBuf,
+    /// A file to index and serve from the start, as `dht add` does; may be given several times. One that cannot be served ends the peer.
+    #[arg(long, value_name = "FILE")]
+    add: Vec<PathBuf>,
     /// This peer's own key, created if absent; without it the peer has a new identity at each start.
     #[arg(long)]
     identity: Option<PathBuf>,
@@ -117,6 +129,9 @@ struct Serve {
     /// Where to serve metrics for Prometheus over plain HTTP (GET /metrics): IP:PORT. Whoever reaches it may read them.
     #[arg(long, value_name = "IP:PORT")]
     metrics: Option<SocketAddr>,
+    /// How to log, on standard error; `TERN_LOG` filters (`TERN_LOG=dht=debug`).
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
     /// Members up to which everyone is connected to everyone; low to have a small site behave as a large one.
     #[arg(long, hide = true, default_value_t = MESH)]
     mesh: usize,
@@ -134,6 +149,15 @@ struct Serve {
     fault: Option<Fault>,
 }
 
+/// How to log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
 fn parse_name(text: &str) -> Result<ShortId, String> {
     let digits = text.chars().all(|c| c.is_ascii_hexdigit());
     let front = text.get(..16).filter(|_| digits && matches!(text.len(), 16 | 64));
@@ -144,15 +168,19 @@ fn parse_name(text: &str) -> Result<ShortId, String> {
 /// Runs a command; errors go to standard error.
 #[must_use]
 pub fn run(cli: Cli) -> ExitCode {
-    let serving = matches!(cli.command, Command::Serve(_));
-    // Kademlia warns when the first peer of a site finds nobody to ask, which is as it should be.
-    start_log(if serving { "info,libp2p_kad=error" } else { "warn" });
+    match &cli.command {
+        // Kademlia warns when the first peer of a site finds nobody to ask, which is as it should be.
+        Command::Serve(serve) => start_log(serve.log_format, "info,libp2p_kad=error"),
+        Command::Keygen { .. } | Command::Add { .. } | Command::Status { .. } | Command::Locate { .. } => {
+            start_log(LogFormat::Text, "warn");
+        }
+    }
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error.into()),
     };
     match runtime.block_on(execute(cli.command)) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => failed(&error),
     }
 }
@@ -163,17 +191,30 @@ fn failed(error: &anyhow::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Logs to standard error; `RUST_LOG` chooses what. A process that has a log already keeps it.
-fn start_log(default: &str) {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false);
-    // It fails only if the embedding binary has set up its own.
-    let _ = log.try_init();
+/// Logs to standard error; `TERN_LOG` chooses what. A process that has a log already keeps it.
+fn start_log(format: LogFormat, default: &str) {
+    let chosen = std::env::var("TERN_LOG").ok().filter(|chosen| !chosen.is_empty());
+    let filter = tracing_subscriber::EnvFilter::builder().parse_lossy(chosen.as_deref().unwrap_or(default));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal());
+    let started = match format {
+        LogFormat::Text => log.try_init(),
+        LogFormat::Json => log.json().flatten_event(true).try_init(),
+    };
+    if let Err(error) = started {
+        // Only a program that embeds this command line and logs already comes here.
+        tracing::debug!(error, "logging was set up before");
+    }
 }
 
-async fn execute(command: Command) -> anyhow::Result<()> {
+async fn execute(command: Command) -> anyhow::Result<ExitCode> {
     match command {
+        Command::Locate { name, file, page, peer, json } => {
+            return locate(&connect(&peer).await?, name, file.as_deref().map(|file| (file, page)), json)
+                .await;
+        }
         Command::Keygen { out } => keygen(out),
         Command::Serve(serve) => serve_peer(*serve).await,
         Command::Add { files, peer } => {
@@ -192,11 +233,47 @@ async fn execute(command: Command) -> anyhow::Result<()> {
                 (false, false) => status_text::describe(&status),
             })
         }
-        Command::Locate { name, peer, json } => {
-            let holders = connect(&peer).await?.locate(name).await?;
-            print(&if json { holders_json(&holders)? } else { holders_text(&holders) })
+    }?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Shows who holds the page of `name`, or that of a file.
+async fn locate(
+    client: &SiteClient,
+    name: Option<ShortId>,
+    of_file: Option<(&Path, u32)>,
+    json: bool,
+) -> anyhow::Result<ExitCode> {
+    let id = match (name, of_file) {
+        (Some(name), _) => name,
+        (None, Some((file, number))) => {
+            let name = client.domain().name(&*page_of_file(file, number)?);
+            if !json {
+                print(&format!("page {number} of {} is {name}\n", file.display()))?;
+            }
+            name.short()
         }
+        (None, None) => unreachable!("the command line has one of them"),
+    };
+    let holders = client.locate(id).await?;
+    print(&if json { holders_json(&holders)? } else { holders_text(&holders) })?;
+    Ok(if holders.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn page_of_file(path: &Path, number: u32) -> anyhow::Result<Box<Page>> {
+    let file = ServedFile::open(path)?;
+    let mut page = Box::new([0; PAGE_SIZE]);
+    let there = file.read_run(number, &mut page[..]);
+    if !there.with_context(|| format!("cannot read {}", path.display()))? {
+        bail!("{} has {} pages, counted from 0: there is no page {number}", path.display(), file.pages());
     }
+    if is_zero(&page) {
+        bail!(
+            "page {number} of {} is all zeroes: such pages are never asked for, so nobody has them indexed",
+            path.display()
+        );
+    }
+    Ok(page)
 }
 
 fn keygen(out: Option<PathBuf>) -> anyhow::Result<()> {
@@ -220,6 +297,7 @@ async fn serve_peer(serve: Serve) -> anyhow::Result<()> {
         listen: serve.listen,
         join: serve.join,
         local: serve.local,
+        files: serve.add.iter().map(std::path::absolute).collect::<Result<_, _>>().context("--add")?,
         retention: serve
             .retain
             .zip(serve.retain_budget)

@@ -30,6 +30,8 @@ pub struct NodeConfig {
     pub join: Vec<Multiaddr>,
     /// The local socket.
     pub local: PathBuf,
+    /// Files to serve from the start, by their absolute paths.
+    pub files: Vec<PathBuf>,
     /// Where memories of VMs that left are kept, if they are.
     pub retention: Option<Retention>,
     /// What the peer may use for itself.
@@ -49,7 +51,7 @@ pub struct NodeConfig {
 /// Where checkpoints are retained.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Retention {
-    /// The directory, made if absent. One peer uses it at a time.
+    /// The directory, made if absent (the one that it is in is not). One peer uses it at a time.
     pub dir: PathBuf,
     /// Bytes that the checkpoints in it may take, headers and tables included.
     pub budget_bytes: u64,

@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr, path::PathBuf};
 
-use libp2p::{Multiaddr, TransportError};
+use libp2p::Multiaddr;
 use thiserror::Error;
 
 use crate::limits::SOCKET_PATH_BYTES;
@@ -30,12 +30,18 @@ pub enum NodeError {
         header: &'static str,
     },
     /// A key file cannot be written.
-    #[error("cannot write the key file {} (an existing key is never overwritten)", path.display())]
+    #[error("cannot write the key file {}", path.display())]
     WriteKey {
         /// The file.
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// A key would go where a file stands.
+    #[error("{} exists, and an existing key is never overwritten: choose another file", path.display())]
+    KeyExists {
+        /// The file.
+        path: PathBuf,
     },
     /// The system gives no random bytes.
     #[error("the system gives no random bytes for a key: {0}")]
@@ -49,10 +55,16 @@ pub enum NodeError {
     /// The peer cannot listen.
     #[error("cannot listen on {address}")]
     Listen {
-        /// Where.
-        address: Multiaddr,
+        /// Where, as IP:PORT.
+        address: String,
         /// Why.
-        source: TransportError<io::Error>,
+        source: io::Error,
+    },
+    /// The address is another host's.
+    #[error("cannot listen on {address}: this host has no such address; give one of its own")]
+    ListenElsewhere {
+        /// Where, as IP:PORT.
+        address: String,
     },
     /// Another process listens there.
     #[error("another process listens on {address} already; stop it, or listen elsewhere")]
@@ -123,6 +135,19 @@ pub enum NodeError {
         /// Why.
         source: io::Error,
     },
+    /// The directory that is to hold the one of retained checkpoints is not there.
+    #[error(
+        "cannot keep checkpoints in {}: {} does not exist; mount its volume, or make it", path.display(), parent.display()
+    )]
+    RetainNowhere {
+        /// The directory of checkpoints.
+        path: PathBuf,
+        /// The one that it is to be made in.
+        parent: PathBuf,
+    },
+    /// A file that was to be served from the start cannot be.
+    #[error("--add: {0}")]
+    Add(ContentError),
     /// Another peer uses the directory of retained checkpoints.
     #[error("another peer keeps its checkpoints in {}; give each its own directory", path.display())]
     RetainInUse {
@@ -147,7 +172,7 @@ pub enum ContentError {
         source: io::Error,
     },
     /// It is not a regular file.
-    #[error("{name} is not a regular file")]
+    #[error("{name} is not a regular file: block devices, directories and pipes are not served")]
     NotAFile {
         /// What.
         name: String,

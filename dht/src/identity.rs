@@ -59,7 +59,7 @@ impl SiteKey {
     /// Writes a new key file, readable by its owner alone.
     ///
     /// # Errors
-    /// [`NodeError::WriteKey`], also if the file exists.
+    /// [`NodeError::KeyExists`] and [`NodeError::WriteKey`].
     pub fn write_new(&self, path: &Path) -> Result<(), NodeError> {
         write_new(path, &self.to_text())
     }
@@ -119,7 +119,10 @@ fn write_new(path: &Path, text: &str) -> Result<(), NodeError> {
         file.write_all(text.as_bytes())?;
         file.sync_all()
     };
-    write().map_err(|source| NodeError::WriteKey { path: path.to_owned(), source })
+    write().map_err(|source| match source.kind() {
+        io::ErrorKind::AlreadyExists => NodeError::KeyExists { path: path.to_owned() },
+        _ => NodeError::WriteKey { path: path.to_owned(), source },
+    })
 }
 
 fn read_key(path: &Path, expected: &'static str, header: &'static str) -> Result<[u8; 32], NodeError> {
@@ -158,7 +161,7 @@ mod tests {
         assert_eq!(SiteKey::read(&path).unwrap().0, key.0);
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let error = SiteKey::generate().unwrap().write_new(&path).unwrap_err();
-        assert!(matches!(error, NodeError::WriteKey { .. }));
+        assert!(matches!(error, NodeError::KeyExists { .. }));
         assert_eq!(SiteKey::read(&path).unwrap().0, key.0);
     }
 

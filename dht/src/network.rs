@@ -4,7 +4,6 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     error::Error,
     io,
-    net::IpAddr,
     sync::Arc,
     time::Instant,
 };
@@ -34,6 +33,7 @@ use crate::{
     limits::{DOMAIN_SHORT, HANDSHAKE_LOG_EVERY, REJOIN_EVERY},
     mesh::{Mesh, Refresh},
     node::Peer,
+    page_client::socket_address,
     refusal::{Refusal, chain, root},
     requests::{Ask, RequestId},
     seldom::Seldom,
@@ -181,10 +181,8 @@ impl Driver {
     /// Listens; returns the first address, with this peer's identity, as `--join` takes it.
     pub(crate) async fn listen(&mut self, address: Multiaddr) -> Result<Multiaddr, NodeError> {
         not_in_use(&address)?;
-        let listener = self
-            .swarm
-            .listen_on(address.clone())
-            .map_err(|source| NodeError::Listen { address: address.clone(), source })?;
+        let listener =
+            self.swarm.listen_on(address.clone()).map_err(|error| cannot_listen(&address, &error))?;
         loop {
             match self.swarm.select_next_some().await {
                 SwarmEvent::NewListenAddr { listener_id, address } if listener_id == listener => {
@@ -487,18 +485,27 @@ impl Driver {
     }
 }
 
+/// Says why in one sentence: libp2p's error is a chain of wrappers without words around the system's.
+fn cannot_listen(address: &Multiaddr, error: &(dyn std::error::Error + 'static)) -> NodeError {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    let code = cause.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+    let source = code.map_or_else(|| io::Error::other(cause.to_string()), io::Error::from_raw_os_error);
+    let address = socket_address(address).map_or_else(|| address.to_string(), |address| address.to_string());
+    match source.kind() {
+        io::ErrorKind::AddrNotAvailable => NodeError::ListenElsewhere { address },
+        _ => NodeError::Listen { address, source },
+    }
+}
+
 /// libp2p's listeners share their port (SO_REUSEPORT), so a second peer at one address would take half of the first one's connections.
 /// A listener that does not share finds out.
 fn not_in_use(address: &Multiaddr) -> Result<(), NodeError> {
-    let mut parts = address.iter();
-    let ip: IpAddr = match parts.next() {
-        Some(Protocol::Ip4(ip)) => ip.into(),
-        Some(Protocol::Ip6(ip)) => ip.into(),
-        // Not an address over TCP: libp2p says so.
-        Some(_) | None => return Ok(()),
-    };
-    let Some(Protocol::Tcp(port)) = parts.next() else { return Ok(()) };
-    match std::net::TcpListener::bind((ip, port)) {
+    // Not an address over TCP: libp2p says so.
+    let Some(over_tcp) = socket_address(address) else { return Ok(()) };
+    match std::net::TcpListener::bind(over_tcp) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             Err(NodeError::ListenInUse { address: address.clone() })
         }

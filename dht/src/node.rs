@@ -363,7 +363,9 @@ impl Peer {
                 Ended::Removed => {}
                 Ended::Replaced => peer.reopen(id),
                 Ended::Gone => {
-                    tracing::info!(content = ?peer.contents.file_path(id), "a file is gone, and is not served any more");
+                    if let Some(path) = peer.contents.file_path(id) {
+                        tracing::info!(path = %path.display(), "a file is gone, and is not served any more");
+                    }
                     peer.contents.remove(id);
                 }
             }
@@ -455,6 +457,9 @@ where
     let (swarm, protocols) = behaviour::swarm(&config, Arc::clone(&secure));
     let peer = Arc::new(Peer::new(&config, Network { commands }, secure)?);
     peer.load_retained()?;
+    for file in &config.files {
+        peer.add_file(file).map_err(NodeError::Add)?;
+    }
     let mut driver = Driver::new(swarm, protocols, Arc::clone(&peer), &config);
     let address = driver.listen(config.listen.clone()).await?;
     tracing::info!(peer_id = peer.peer_id(), %address, local = %config.local.display(), "serving");

@@ -166,7 +166,8 @@ async fn dial(addresses: &[Multiaddr]) -> Result<TcpStream, ConnectError> {
     Err(failed)
 }
 
-fn socket_address(address: &Multiaddr) -> Option<SocketAddr> {
+/// The address over TCP that a multiaddr begins with.
+pub(crate) fn socket_address(address: &Multiaddr) -> Option<SocketAddr> {
     let mut parts = address.iter();
     let ip: IpAddr = match parts.next()? {
         Protocol::Ip4(ip) => ip.into(),

@@ -41,6 +41,7 @@ impl Holder {
             listen: "/ip4/127.0.0.1/tcp/0".parse().unwrap(),
             join: Vec::new(),
             local: dir.path().join("socket"),
+            files: Vec::new(),
             retention: None,
             budgets: Budgets::default(),
             metrics: None,

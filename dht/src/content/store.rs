@@ -63,6 +63,20 @@ pub(crate) struct Store {
     writing: tokio::sync::Mutex<()>,
 }
 
+/// Makes the directory if it is absent, but not those above it: on a volume that is not mounted the checkpoints would fill the disk below.
+fn make(dir: &Path) -> Result<(), NodeError> {
+    match DirBuilder::new().mode(0o700).create(dir) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => Ok(()),
+        Err(error) => Err(match dir.parent() {
+            Some(parent) if error.kind() == io::ErrorKind::NotFound => {
+                NodeError::RetainNowhere { path: dir.to_owned(), parent: parent.to_owned() }
+            }
+            Some(_) | None => NodeError::Retain { path: dir.to_owned(), source: error },
+        }),
+    }
+}
+
 /// A file that goes unless it is finished.
 struct Unfinished<'a> {
     path: &'a Path,
@@ -80,11 +94,11 @@ impl Drop for Unfinished<'_> {
 }
 
 impl Store {
-    /// Takes the directory, made if absent, and clears away what a killed peer did not finish.
+    /// Takes the directory, made if absent (in one that is there), and clears away what a killed peer did not finish.
     pub(crate) fn open(retention: &Retention) -> Result<Self, NodeError> {
         let dir = retention.dir.clone();
         let failed = |source| NodeError::Retain { path: dir.clone(), source };
-        DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(failed)?;
+        make(&dir)?;
         let lock = File::open(&dir).map_err(failed)?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
