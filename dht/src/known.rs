@@ -5,9 +5,13 @@
 
 use std::{borrow::Cow, collections::BTreeSet};
 
-use libp2p::{Multiaddr, PeerId, core::ConnectedPoint, multiaddr::Protocol};
+use libp2p::{Multiaddr, PeerId, core::ConnectedPoint, multiaddr::Protocol, swarm::ConnectionId};
 
-use crate::{limits::KNOWN_ADDRESSES, status::How, wire::HolderPeer};
+use crate::{
+    limits::{KNOWN_ADDRESSES, LISTEN_ADDRESSES},
+    status::How,
+    wire::HolderPeer,
+};
 
 /// A member that this peer has met, or a connected peer that may become one.
 #[derive(Clone, Debug)]
@@ -20,19 +24,29 @@ pub(crate) struct Known {
     dialled: Option<Multiaddr>,
     /// How its last connection ended, unless there is one, or this end closed it.
     pub(crate) ended: Option<How>,
+    /// On which of the connections there are it said where it listens, and where.
+    said: Option<(ConnectionId, Vec<Multiaddr>)>,
     /// The IP address at the other end of its latest connection.
     met_ip: Option<Protocol<'static>>,
 }
 
 impl Known {
     pub(crate) fn new(peer_id: PeerId) -> Self {
-        Self { peer_id, addresses: Vec::new(), connected: false, dialled: None, ended: None, met_ip: None }
+        Self {
+            peer_id,
+            addresses: Vec::new(),
+            connected: false,
+            dialled: None,
+            ended: None,
+            said: None,
+            met_ip: None,
+        }
     }
 
     /// There is a connection to it, or one more.
     pub(crate) fn connect(&mut self, endpoint: &ConnectedPoint) {
         if !self.connected {
-            self.dialled = None;
+            (self.dialled, self.said) = (None, None);
         }
         (self.connected, self.ended) = (true, None);
         self.met_ip = ip(endpoint.get_remote_address()).map(Protocol::acquire);
@@ -54,6 +68,27 @@ impl Known {
             addresses.truncate(KNOWN_ADDRESSES);
         }
         self.addresses = addresses;
+    }
+
+    /// It says on a connection where it listens. Returns what it said on another one that there still is, if no address of that is the same:
+    /// they are two processes with one identity.
+    pub(crate) fn said_otherwise(
+        &mut self,
+        connection: ConnectionId,
+        listen: &[Multiaddr],
+    ) -> Option<Vec<Multiaddr>> {
+        let (first, said) = self.said.get_or_insert_with(|| (connection, Vec::new()));
+        if *first == connection {
+            *said = listen.iter().take(LISTEN_ADDRESSES).map(bare).collect();
+            return None;
+        }
+        let same = listen.iter().any(|address| said.contains(&bare(address)));
+        (!same && !listen.is_empty() && !said.is_empty()).then(|| said.clone())
+    }
+
+    /// One of several connections is gone.
+    pub(crate) fn closed_one(&mut self, connection: ConnectionId) {
+        self.said.take_if(|(said, _)| *said == connection);
     }
 
     /// Its first address, for people; empty if none is known.
@@ -146,6 +181,24 @@ mod tests {
             known.as_holder().address,
             Some(listens),
             "it is known still, and not where it dials from"
+        );
+    }
+
+    #[test]
+    fn two_processes_with_one_identity_are_found_out_while_both_are_connected() {
+        let mut known = Known::new(PeerId::random());
+        let [one, two] = [1, 2].map(ConnectionId::new_unchecked);
+        let [here, there] = ["/ip4/10.0.0.1/tcp/4160", "/ip4/10.0.0.2/tcp/4160"].map(|text| [address(text)]);
+        assert_eq!(known.said_otherwise(one, &here), None);
+        assert_eq!(known.said_otherwise(two, &here), None, "a second connection of one process");
+        assert_eq!(known.said_otherwise(two, &there), Some(here.to_vec()));
+        assert_eq!(known.said_otherwise(one, &there), None, "it has moved: both say the same now");
+        assert_eq!(known.said_otherwise(two, &there), None);
+        known.closed_one(one);
+        assert_eq!(
+            known.said_otherwise(two, &here),
+            None,
+            "it was restarted, and the first connection is gone"
         );
     }
 

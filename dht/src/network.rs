@@ -16,7 +16,7 @@ use libp2p::{
     multiaddr::Protocol,
     ping,
     request_response::{self, InboundFailure, Message, OutboundRequestId, ResponseChannel},
-    swarm::{DialError, ListenError, SwarmEvent, dial_opts::DialOpts},
+    swarm::{ConnectionId, DialError, ListenError, SwarmEvent, dial_opts::DialOpts},
 };
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
@@ -125,6 +125,8 @@ pub(crate) struct Driver {
     index_replies: HashMap<OutboundRequestId, Reply<IndexResponse>>,
     /// Peers of other domains that were told of.
     foreign: Seldom<MemberId>,
+    /// Peers in two places that were told of.
+    doubled: Seldom<MemberId>,
     /// New identities that were told of.
     renamed: Seldom<(Multiaddr, PeerId)>,
     last_refusal_logged: Option<Instant>,
@@ -162,6 +164,7 @@ impl Driver {
             me,
             index_replies: HashMap::new(),
             foreign: Seldom::default(),
+            doubled: Seldom::default(),
             renamed: Seldom::default(),
             last_refusal_logged: None,
             mesh: Mesh::new(me, config.mesh),
@@ -228,6 +231,11 @@ impl Driver {
             |peer: &PeerId| self.swarm.is_connected(peer) || self.peer.site().contains(member(peer));
         let due = self.peer.joins().due(present);
         for (address, peer) in due {
+            // The swarm does not dial what it listens on itself, and does not say so.
+            if self.swarm.listeners().any(|own| *own == bare(&address)) {
+                self.own(&address);
+                continue;
+            }
             let dial = match peer {
                 Some(peer) => DialOpts::peer_id(peer).addresses(vec![bare(&address)]).build(),
                 None => DialOpts::unknown_peer_id().address(address.clone()).build(),
@@ -275,6 +283,9 @@ impl Driver {
                 }
                 self.on_connected(peer_id, &endpoint);
             }
+            SwarmEvent::ConnectionClosed { peer_id, connection_id, num_established: 1.., .. } => {
+                self.peer.closed_one(&peer_id, connection_id);
+            }
             SwarmEvent::ConnectionClosed { peer_id, num_established: 0, cause, .. } => {
                 tracing::debug!(%peer_id, ?cause, "disconnected");
                 self.on_disconnected(peer_id, gone::how(cause.as_ref()));
@@ -303,6 +314,14 @@ impl Driver {
         }
     }
 
+    /// A dialled address is this very peer's.
+    fn own(&mut self, address: &Multiaddr) {
+        if self.peer.joins().myself(address) {
+            let address = plain(address);
+            tracing::info!(address, "--join names this very peer's address; it is not dialled");
+        }
+    }
+
     /// A dialled address did not answer, or not as a peer of this site.
     fn not_answered(&mut self, address: &Multiaddr, error: &(dyn Error + 'static)) {
         self.not_made("outgoing", address, error);
@@ -319,12 +338,7 @@ impl Driver {
 
     fn on_dial_error(&mut self, peer: Option<PeerId>, error: &DialError) {
         match error {
-            DialError::LocalPeerId { address } => {
-                if self.peer.joins().myself(address) {
-                    let address = plain(address);
-                    tracing::info!(address, "--join names this very peer's address; it is not dialled again");
-                }
-            }
+            DialError::LocalPeerId { address } => self.own(address),
             DialError::WrongPeerId { obtained, address } => {
                 if self.renamed.say((bare(address), *obtained), Instant::now()) {
                     tracing::info!(address = plain(address), %obtained, "a peer has a new identity");
@@ -384,8 +398,8 @@ impl Driver {
 
     fn on_behaviour(&mut self, event: BehaviourEvent) {
         match event {
-            BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. }) => {
-                self.identified(peer_id, &info);
+            BehaviourEvent::Identify(identify::Event::Received { connection_id, peer_id, info }) => {
+                self.identified(peer_id, connection_id, &info);
             }
             BehaviourEvent::Identify(other) => tracing::trace!(?other, "identify"),
             BehaviourEvent::Ping(ping::Event { peer, result: Err(error), .. }) => {
@@ -402,7 +416,17 @@ impl Driver {
     }
 
     /// A peer said what it speaks: if that is this site's index in this domain, it is a member.
-    fn identified(&mut self, peer: PeerId, info: &identify::Info) {
+    fn identified(&mut self, peer: PeerId, connection: ConnectionId, info: &identify::Info) {
+        if let Some(other) = self.peer.said_otherwise(&peer, connection, &info.listen_addrs)
+            && self.doubled.say(member(&peer), Instant::now())
+        {
+            tracing::warn!(
+                %peer,
+                listens = ?info.listen_addrs,
+                and = ?other,
+                "a peer is in two places at once: two hosts use the same --identity file; give each its own"
+            );
+        }
         let speaks: HashSet<_> = info.protocols.iter().collect();
         let addresses = self.peer.listens(peer, &info.listen_addrs);
         if speaks.contains(&self.protocols.kad) {

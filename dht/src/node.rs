@@ -9,7 +9,7 @@ use std::{
     time::Instant,
 };
 
-use libp2p::{Multiaddr, PeerId, core::ConnectedPoint};
+use libp2p::{Multiaddr, PeerId, core::ConnectedPoint, swarm::ConnectionId};
 use page::{Domain, ShortId};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -227,6 +227,23 @@ impl Peer {
         let Some(known) = directory.get_mut(&member(&peer_id)) else { return Vec::new() };
         known.listens(listen);
         known.addresses.clone()
+    }
+
+    /// As [`Known::said_otherwise`].
+    pub(crate) fn said_otherwise(
+        &self,
+        peer_id: &PeerId,
+        connection: ConnectionId,
+        listen: &[Multiaddr],
+    ) -> Option<Vec<Multiaddr>> {
+        self.directory().get_mut(&member(peer_id))?.said_otherwise(connection, listen)
+    }
+
+    /// One of several connections to a peer is gone.
+    pub(crate) fn closed_one(&self, peer_id: &PeerId, connection: ConnectionId) {
+        if let Some(known) = self.directory().get_mut(&member(peer_id)) {
+            known.closed_one(connection);
+        }
     }
 
     /// A connected peer turned out to be a member of this site and domain.

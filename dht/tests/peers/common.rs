@@ -50,7 +50,12 @@ impl Site {
     }
 
     pub(crate) fn peer_with_key(&self, name: &str, key: &Path, join: &[&Peer], more: &[&str]) -> Peer {
-        self.start(dht(), name, key, "127.0.0.1", join, more)
+        self.start(dht(), name, key, "127.0.0.1:0", join, more)
+    }
+
+    /// A peer that listens at a certain address.
+    pub(crate) fn peer_at(&self, listen: &str, name: &str, more: &[&str]) -> Peer {
+        self.start(dht(), name, &self.key, listen, &[], more)
     }
 
     /// A peer that another program starts: one that puts it into a namespace, and then becomes the peer or outlives it.
@@ -64,7 +69,7 @@ impl Site {
     ) -> Peer {
         let mut command = Command::new(wrapper[0]);
         command.args(&wrapper[1..]).arg(env!("CARGO_BIN_EXE_dht"));
-        self.start(command, name, &self.key, ip, join, more)
+        self.start(command, name, &self.key, &format!("{ip}:0"), join, more)
     }
 
     fn start(
@@ -72,13 +77,13 @@ impl Site {
         mut command: Command,
         name: &str,
         key: &Path,
-        ip: &str,
+        listen: &str,
         join: &[&Peer],
         more: &[&str],
     ) -> Peer {
         let socket = self.path(&format!("{name}.sock"));
         let log = self.path(&format!("{name}.log"));
-        command.arg("serve").arg("--site-key").arg(key).arg("--listen").arg(format!("{ip}:0"));
+        command.arg("serve").arg("--site-key").arg(key).arg("--listen").arg(listen);
         command.arg("--local").arg(&socket).args(more);
         for peer in join {
             command.arg("--join").arg(&peer.address);

@@ -80,3 +80,30 @@ async fn a_peer_of_another_domain_is_told_of_with_both_domains_and_what_to_do() 
         assert!(line.contains(other.listens()), "{line}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_joins_by_its_own_address_says_so_and_does_not_miss_it() {
+    let site = Site::new();
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let a = site.peer_at(&free, "a", &["--join", &free]);
+    until("the log to say so", || async {
+        read(&a.log).contains("--join names this very peer's address").then_some(())
+    })
+    .await;
+    assert!(ready(&a.client().await, 0).await.joins_silent.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_peers_with_one_identity_are_found_out() {
+    let site = Site::new();
+    let a = site.peer("a", &[], &[]);
+    let identity = site.identity("copied.key", [3; 32]);
+    let more = ["--identity", identity.to_str().unwrap()];
+    let _b = site.peer("b", &[&a], &more);
+    ready(&a.client().await, 1).await;
+    let _copy = site.peer("copy", &[&a], &more);
+    until("the copy to be noticed", || async {
+        read(&a.log).contains("two hosts use the same --identity file").then_some(())
+    })
+    .await;
+}
