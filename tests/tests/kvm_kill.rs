@@ -9,7 +9,6 @@ use tern_tests::real::lab::run;
 use tern_tests::real::{Guest, Host, Journey, Lab, Site, Terms, Vm, Wan, limits, until};
 use vmm::control::api::{VmState, VmStatus};
 use vmm::control::client::ClientError;
-use vmm::migrate::Mode;
 use vmm::migrate::report::{IncomingPhase, Outcome, Phase, Report};
 
 /// When the process is killed.
@@ -63,8 +62,7 @@ impl Scene {
         let destination = Vm::receive(&lab, &b, "destination", Some(site_b.peers[0].socket())).await;
         let wan = Wan::to(&destination.ticket().await, 40_000_000, Duration::from_millis(400));
         let before = source.self_check().await;
-        // All of memory goes first: what becomes of a VM that went before its memory is post-copy's story.
-        let terms = Terms { downtime_ms: 1, mode: Mode::Precopy, ..Terms::default() };
+        let terms = Terms { downtime_ms: 1, ..Terms::default() };
         let journey = Journey::start(&source, wan.ticket(), terms).await;
         Self { lab, a, site_a, site_b, source, destination, _wan: wan, journey, before }
     }

@@ -60,7 +60,8 @@ fn assert_sound(report: &Report) -> Postcopy {
 async fn a_guest_faster_than_the_link_goes_first_and_its_memory_follows() {
     let mut scene = Scene::new(50 * MBIT, Duration::from_millis(20)).await;
     let before = scene.source.self_check().await;
-    let report = Journey::whole(&scene.source, scene.wan.ticket(), Terms::default()).await.expect("it moves");
+    let report =
+        Journey::whole(&scene.source, scene.wan.ticket(), terms(Mode::Hybrid)).await.expect("it moves");
     let late = assert_sound(&report);
     let why = report.why_stopped.expect("it was stopped");
     assert!(!matches!(why, WhyStopped::Fits | WhyStopped::DoesNotConverge), "{report:#?}");

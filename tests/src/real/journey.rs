@@ -21,8 +21,9 @@ pub struct Terms {
 }
 
 impl Default for Terms {
+    /// All of memory first, whatever the machine's load does to the guest's pace: post-copy has stories of its own.
     fn default() -> Self {
-        Self { downtime_ms: DEFAULT_DOWNTIME_MS, mode: Mode::default(), bandwidth_bits: None }
+        Self { downtime_ms: DEFAULT_DOWNTIME_MS, mode: Mode::Precopy, bandwidth_bits: None }
     }
 }
 
