@@ -121,7 +121,7 @@ async fn what_the_site_holds_is_not_sent_after_it_ran_either() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broken_link_in_post_copy_goes_on_where_it_stopped() {
-    let mut scene = Scene::new(20 * MBIT, Duration::from_millis(50)).await;
+    let mut scene = Scene::new(50 * MBIT, Duration::from_millis(50)).await;
     let mut journey = Journey::start(&scene.source, scene.wan.ticket(), terms(Mode::Postcopy)).await;
     journey.until_phase(Phase::Postcopy).await;
     scene.wan.cut(Cut::BOTH);
@@ -140,7 +140,7 @@ async fn a_broken_link_in_post_copy_goes_on_where_it_stopped() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_source_that_dies_in_post_copy_leaves_a_vm_that_stands_still_and_says_why() {
-    let mut scene = Scene::new(20 * MBIT, Duration::from_millis(50)).await;
+    let mut scene = Scene::new(50 * MBIT, Duration::from_millis(50)).await;
     let mut journey = Journey::start(&scene.source, scene.wan.ticket(), terms(Mode::Postcopy)).await;
     journey.until_phase(Phase::Postcopy).await;
     scene.source.process().kill().await;

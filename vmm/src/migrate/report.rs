@@ -1,6 +1,6 @@
 //! What a migration tells its operator: progress while it runs, a report at its end.
 
-use migration_proto::source::{StopWhy, WhyPostcopy};
+use migration_proto::source::{SourceProgress, StopWhy, WhyPostcopy};
 use migration_proto::stats::PostcopyStats;
 use serde::{Deserialize, Serialize};
 
@@ -79,6 +79,22 @@ pub enum Phase {
     PostcopyCut,
     /// Ended.
     Ended,
+}
+
+impl From<SourceProgress> for Phase {
+    fn from(progress: SourceProgress) -> Self {
+        match progress {
+            SourceProgress::Offering => Self::Offering,
+            SourceProgress::Precopy => Self::Precopy,
+            SourceProgress::StopAndCopy => Self::StopAndCopy,
+            SourceProgress::Handover => Self::Handover,
+            SourceProgress::Committing => Self::Committing,
+            SourceProgress::InDoubt => Self::InDoubt,
+            SourceProgress::Postcopy => Self::Postcopy,
+            SourceProgress::PostcopyCut => Self::PostcopyCut,
+            SourceProgress::Ended => Self::Ended,
+        }
+    }
 }
 
 /// Progress of a running migration.

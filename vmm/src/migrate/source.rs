@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use migration_proto::source::{Action, End, LiteralsSent, Source, SourceConfig, SourceProgress};
+use migration_proto::source::{Action, End, LiteralsSent, Source, SourceConfig};
 use migration_proto::timer::Span;
 use migration_proto::wire::{Channel, Message};
 use migration_proto::{AbortReason, MigrationId};
@@ -472,7 +472,7 @@ impl Driver {
     fn tell_progress(&self) {
         let (stats, wan) = (self.core.stats(), self.wan_bytes());
         let new = Progress {
-            phase: phase_of(self.core.progress()),
+            phase: Phase::from(self.core.progress()),
             round: stats.rounds.saturating_sub(1),
             round_pages: stats.round_pages,
             named_pages: stats.named_pages,
@@ -579,20 +579,6 @@ impl Driver {
             wrong_pages: there.wrong,
             site_timeouts: there.site_timeouts,
         }
-    }
-}
-
-fn phase_of(progress: SourceProgress) -> Phase {
-    match progress {
-        SourceProgress::Offering => Phase::Offering,
-        SourceProgress::Precopy => Phase::Precopy,
-        SourceProgress::StopAndCopy => Phase::StopAndCopy,
-        SourceProgress::Handover => Phase::Handover,
-        SourceProgress::Committing => Phase::Committing,
-        SourceProgress::InDoubt => Phase::InDoubt,
-        SourceProgress::Postcopy => Phase::Postcopy,
-        SourceProgress::PostcopyCut => Phase::PostcopyCut,
-        SourceProgress::Ended => Phase::Ended,
     }
 }
 
