@@ -81,15 +81,31 @@ impl Layout {
     }
 }
 
-/// What stands at a frame.
+/// What stands at a frame, by a name of the kind `N`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Entry {
+pub enum Entry<N = ShortId> {
     /// The zero page.
     Zero,
-    /// The page with this short id.
-    Name(ShortId),
+    /// The page with this name.
+    Name(N),
     /// What stands at this other frame.
     Duplicate(Gfn),
+}
+
+/// A name as an entry has it on the wire.
+pub(crate) trait EntryName: Copy {
+    fn write(self, out: &mut Writer);
+    fn read(input: &mut Reader<'_>) -> Result<Self, WireError>;
+}
+
+impl EntryName for ShortId {
+    fn write(self, out: &mut Writer) {
+        out.bytes(&self.0.to_be_bytes());
+    }
+
+    fn read(input: &mut Reader<'_>) -> Result<Self, WireError> {
+        Ok(Self(u64::from_be_bytes(input.array("short id")?)))
+    }
 }
 
 const END: u8 = 0;
@@ -98,7 +114,7 @@ const ZERO: u8 = 2;
 const NAME: u8 = 3;
 const DUPLICATE: u8 = 4;
 
-impl Entry {
+impl<N> Entry<N> {
     fn kind(&self) -> u8 {
         match self {
             Self::Zero => ZERO,
@@ -109,9 +125,10 @@ impl Entry {
 }
 
 /// Writes the entries of `region`, which must lie in it, ascending.
-pub(crate) fn write_entries(out: &mut Writer, region: RegionId, entries: &[(Gfn, Entry)]) {
+pub(crate) fn write_entries<N: EntryName>(out: &mut Writer, region: RegionId, entries: &[(Gfn, Entry<N>)]) {
     let mut next = region.first();
-    let consecutive = |(a, x): &(Gfn, Entry), (b, y): &(Gfn, Entry)| a.0 + 1 == b.0 && x.kind() == y.kind();
+    let consecutive =
+        |(a, x): &(Gfn, Entry<N>), (b, y): &(Gfn, Entry<N>)| a.0 + 1 == b.0 && x.kind() == y.kind();
     for run in entries.chunk_by(consecutive) {
         let Some((first, entry)) = run.first() else { continue };
         if first.0 > next.0 {
@@ -123,7 +140,7 @@ pub(crate) fn write_entries(out: &mut Writer, region: RegionId, entries: &[(Gfn,
         for (gfn, entry) in run {
             match entry {
                 Entry::Zero => {}
-                Entry::Name(id) => out.bytes(&id.0.to_be_bytes()),
+                Entry::Name(name) => name.write(out),
                 Entry::Duplicate(of) => out.frame(*gfn, *of),
             }
         }
@@ -133,7 +150,10 @@ pub(crate) fn write_entries(out: &mut Writer, region: RegionId, entries: &[(Gfn,
 }
 
 /// Reads the entries of `region`.
-pub(crate) fn read_entries(input: &mut Reader<'_>, region: RegionId) -> Result<Vec<(Gfn, Entry)>, WireError> {
+pub(crate) fn read_entries<N: EntryName>(
+    input: &mut Reader<'_>,
+    region: RegionId,
+) -> Result<Vec<(Gfn, Entry<N>)>, WireError> {
     let (mut next, end) = (region.first().0, region.first().0 + REGION_PAGES as u64);
     let mut entries = Vec::new();
     loop {
@@ -149,7 +169,7 @@ pub(crate) fn read_entries(input: &mut Reader<'_>, region: RegionId) -> Result<V
             let entry = match kind {
                 SKIP => break,
                 ZERO => Entry::Zero,
-                NAME => Entry::Name(ShortId(u64::from_be_bytes(input.array("short id")?))),
+                NAME => Entry::Name(N::read(input)?),
                 DUPLICATE => Entry::Duplicate(input.frame("duplicate's frame", gfn)?),
                 _ => return Err(WireError::OutOfRange { field: "run kind" }),
             };
@@ -189,13 +209,14 @@ mod tests {
 
         #[test]
         fn damage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
-            read_entries(&mut Reader::new(&bytes), RegionId(3)).ok();
+            read_entries::<ShortId>(&mut Reader::new(&bytes), RegionId(3)).ok();
         }
     }
 
     #[test]
     fn a_region_of_zero_pages_takes_a_handful_of_bytes() {
-        let entries: Vec<_> = (0..REGION_PAGES as u64).map(|gfn| (Gfn(gfn), Entry::Zero)).collect();
+        let entries: Vec<_> =
+            (0..REGION_PAGES as u64).map(|gfn| (Gfn(gfn), Entry::<ShortId>::Zero)).collect();
         let mut out = Writer::default();
         write_entries(&mut out, RegionId(0), &entries);
         assert_eq!(out.finish().len(), 4);

@@ -4,18 +4,16 @@
 //! absent  := form (1 byte) , body: the absent frames of one region, at least one
 //!   0 bitmap     64 bytes; bit i of byte b is the region's frame 8 b + i
 //!   1 runs       count (varint, 1..=256), each: frames to skip (varint), frames that are absent (varint, at least 1)
-//! names   := run* , run kind 0: as in a manifest, but for kind 3
-//!   1 skip       not in this record
-//!   2 zero       all-zero pages
+//! names   := run* , run kind 0: as in a manifest, but for
 //!   3 name       length × 32 bytes: full names
-//!   4 duplicate  length × a frame of an earlier record of this connection, or of this one, that was given the same name: zigzag
-//!                varint difference to the duplicate's own frame
+//!   4 duplicate  of a frame of an earlier record of this connection, or of this one
 //! ```
 //! In post-copy pages are installed one by one under a VM that runs, so no root vouches for them: each has to have its full name. A
 //! duplicate stands for the other frame's name, never for its bytes, which the VM may have overwritten.
 
 use page::{Gfn, PageHash, REGION_PAGES, RegionId};
 
+use crate::manifest::{Entry, EntryName};
 use crate::wire::{Reader, WireError, Writer};
 
 /// How the VM is to move.
@@ -34,15 +32,17 @@ pub enum Mode {
 /// would be a preimage of SHA-256.
 pub const ABSENT_NAME: PageHash = PageHash([0xab; 32]);
 
-/// What belongs at an absent frame.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum FullName {
-    /// The zero page.
-    Zero,
-    /// The page that was named for this other absent frame.
-    Duplicate(Gfn),
-    /// The page with this name.
-    Name(PageHash),
+/// What belongs at an absent frame: the zero page, the page with this full name, or the page that was named for this other absent frame.
+pub type FullName = Entry<PageHash>;
+
+impl EntryName for PageHash {
+    fn write(self, out: &mut Writer) {
+        out.bytes(&self.0);
+    }
+
+    fn read(input: &mut Reader<'_>) -> Result<Self, WireError> {
+        input.name("full name")
+    }
 }
 
 const BITMAP: u8 = 0;
@@ -50,12 +50,6 @@ const RUNS: u8 = 1;
 const BITMAP_BYTES: usize = REGION_PAGES / 8;
 /// Every other frame.
 const MOST_RUNS: usize = REGION_PAGES / 2;
-
-const END: u8 = 0;
-const SKIP: u8 = 1;
-const ZERO: u8 = 2;
-const NAME: u8 = 3;
-const DUPLICATE: u8 = 4;
 
 /// Writes the absent frames of `region`, which lie in it, ascending: as runs or as a bitmap, whichever is shorter.
 pub(crate) fn write_absent(out: &mut Writer, region: RegionId, frames: &[Gfn]) {
@@ -119,76 +113,12 @@ pub(crate) fn read_absent(input: &mut Reader<'_>, region: RegionId) -> Result<Ve
     Ok(frames)
 }
 
-impl FullName {
-    fn kind(&self) -> u8 {
-        match self {
-            Self::Zero => ZERO,
-            Self::Name(_) => NAME,
-            Self::Duplicate(_) => DUPLICATE,
-        }
-    }
-}
-
-/// Writes full names of `region`, whose frames lie in it, ascending.
-pub(crate) fn write_names(out: &mut Writer, region: RegionId, entries: &[(Gfn, FullName)]) {
-    let mut next = region.first();
-    let consecutive =
-        |(a, x): &(Gfn, FullName), (b, y): &(Gfn, FullName)| a.0 + 1 == b.0 && x.kind() == y.kind();
-    for run in entries.chunk_by(consecutive) {
-        let Some((first, entry)) = run.first() else { continue };
-        if first.0 > next.0 {
-            out.byte(SKIP);
-            out.varint(first.0 - next.0);
-        }
-        out.byte(entry.kind());
-        out.varint(run.len() as u64);
-        for (gfn, entry) in run {
-            match entry {
-                FullName::Zero => {}
-                FullName::Name(name) => out.bytes(&name.0),
-                FullName::Duplicate(of) => out.frame(*gfn, *of),
-            }
-        }
-        next = Gfn(first.0 + run.len() as u64);
-    }
-    out.byte(END);
-}
-
-/// Reads full names of `region`.
-pub(crate) fn read_names(
-    input: &mut Reader<'_>,
-    region: RegionId,
-) -> Result<Vec<(Gfn, FullName)>, WireError> {
-    let (mut next, end) = (region.first().0, region.first().0 + REGION_PAGES as u64);
-    let mut entries = Vec::new();
-    loop {
-        let kind = input.byte("run kind")?;
-        if kind == END {
-            return Ok(entries);
-        }
-        let length = input.varint("run length")?;
-        if length == 0 || length > end - next {
-            return Err(WireError::OutOfRange { field: "run length" });
-        }
-        for gfn in (next..next + length).map(Gfn) {
-            let entry = match kind {
-                SKIP => break,
-                ZERO => FullName::Zero,
-                NAME => FullName::Name(input.name("full name")?),
-                DUPLICATE => FullName::Duplicate(input.frame("duplicate's frame", gfn)?),
-                _ => return Err(WireError::OutOfRange { field: "run kind" }),
-            };
-            entries.push((gfn, entry));
-        }
-        next += length;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::manifest::{read_entries, write_entries};
 
     fn entry() -> impl Strategy<Value = Option<FullName>> {
         prop_oneof![
@@ -210,10 +140,10 @@ mod tests {
             let region = RegionId(region);
             let entries: Vec<_> = column.into_iter().zip(region.first().0..).filter_map(|(e, gfn)| Some((Gfn(gfn), e?))).collect();
             let mut out = Writer::default();
-            write_names(&mut out, region, &entries);
+            write_entries(&mut out, region, &entries);
             let bytes = out.finish();
             let mut input = Reader::new(&bytes);
-            prop_assert_eq!(read_names(&mut input, region).unwrap(), entries);
+            prop_assert_eq!(read_entries(&mut input, region).unwrap(), entries);
             prop_assert_eq!(input.end(), Ok(()));
         }
 
@@ -234,7 +164,7 @@ mod tests {
 
         #[test]
         fn damage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
-            read_names(&mut Reader::new(&bytes), RegionId(3)).ok();
+            read_entries::<PageHash>(&mut Reader::new(&bytes), RegionId(3)).ok();
             read_absent(&mut Reader::new(&bytes), RegionId(3)).ok();
         }
     }

@@ -6,7 +6,7 @@ use super::codec::{Reader, WireError, Writer};
 use super::offer::{read_accept, read_offer, write_accept, write_offer};
 use crate::limits;
 use crate::manifest::{Entry, Layout, read_entries, write_entries};
-use crate::postcopy::{FullName, Mode, read_absent, read_names, write_absent, write_names};
+use crate::postcopy::{FullName, Mode, read_absent, write_absent};
 use crate::stats::{DestinationStats, PostcopyStats};
 use crate::switchover::{Epoch, MigrationId, VmId};
 
@@ -387,7 +387,7 @@ pub fn encode(message: &Message) -> Vec<u8> {
         Message::PageNames { region, entries } => {
             out.byte(PAGE_NAMES);
             out.varint(region.0);
-            write_names(&mut out, *region, entries);
+            write_entries(&mut out, *region, entries);
         }
         Message::Fault(gfn) => {
             out.byte(FAULT);
@@ -452,7 +452,7 @@ pub fn decode(frame: &[u8]) -> Result<Message, WireError> {
         }
         PAGE_NAMES => {
             let region = read_region_id(&mut input)?;
-            Message::PageNames { region, entries: read_names(&mut input, region)? }
+            Message::PageNames { region, entries: read_entries(&mut input, region)? }
         }
         FAULT => Message::Fault(Gfn(input.varint("frame of a fault")?)),
         FAULT_PAGE => Message::FaultPage {
