@@ -1,9 +1,11 @@
 //! A guest that writes faster than the link carries: the VM goes first and its memory follows, also over a broken link and from a source that dies.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use guest_images::pagestorm::options::Options;
 use tern_tests::real::{Cut, Guest, Journey, Lab, Site, Terms, Vm, Wan, limits};
+use vmm::control::api::{VmState, VmStatus};
 use vmm::control::client::ClientError;
 use vmm::migrate::Mode;
 use vmm::migrate::report::{IncomingPhase, Outcome, Phase, Postcopy, Report, WhyStopped};
@@ -39,7 +41,7 @@ impl Scene {
     }
 
     async fn all_of_memory_is_there(&mut self) {
-        let whole = |status: &vmm::control::api::VmStatus| {
+        let whole = |status: &VmStatus| {
             status.incoming.as_ref().is_some_and(|incoming| incoming.phase == IncomingPhase::Running)
         };
         let status = self.destination.wait_for("all of its memory", limits::SETTLED, whole).await;
@@ -144,7 +146,7 @@ async fn a_source_that_dies_in_post_copy_leaves_a_vm_that_stands_still_and_says_
     let mut journey = Journey::start(&scene.source, scene.wan.ticket(), terms(Mode::Postcopy)).await;
     journey.until_phase(Phase::Postcopy).await;
     scene.source.process().kill().await;
-    let starved = |status: &vmm::control::api::VmStatus| {
+    let starved = |status: &VmStatus| {
         status.incoming.as_ref().is_some_and(|incoming| incoming.phase == IncomingPhase::Starved)
     };
     let status = scene.destination.wait_for("a page that nobody has", limits::SETTLED, starved).await;
@@ -158,4 +160,33 @@ async fn a_source_that_dies_in_post_copy_leaves_a_vm_that_stands_still_and_says_
     scene.destination.client().operate("stop").await.expect("it can be ended");
     let ended = scene.destination.process().end().await;
     assert!(ended.success(), "{ended}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_operator_paused_stays_paused_when_the_missing_page_comes() {
+    let mut scene = Scene::new(50 * MBIT, Duration::from_millis(50)).await;
+    let mut journey = Journey::start(&scene.source, scene.wan.ticket(), terms(Mode::Postcopy)).await;
+    journey.until_phase(Phase::Postcopy).await;
+    scene.wan.cut(Cut::BOTH);
+    // Its virtual CPU has come to a page that is not here: the heart stands still.
+    let (last, looks) = (Cell::new(0), Cell::new(0));
+    let stands = |status: &VmStatus| {
+        let beats = status.heartbeat.map_or(0, |heartbeat| heartbeat.count);
+        looks.set(if last.replace(beats) == beats && beats > 0 { looks.get() + 1 } else { 0 });
+        looks.get() >= 10
+    };
+    scene.destination.wait_for("a fault", limits::SETTLED, stands).await;
+    scene.destination.client().operate("pause").await.expect("a VM that waits can be paused");
+    let starved = |status: &VmStatus| {
+        status.incoming.as_ref().is_some_and(|incoming| incoming.phase == IncomingPhase::Starved)
+    };
+    scene.destination.wait_for("a page that nobody gives", limits::SETTLED, starved).await;
+    scene.wan.cut(Cut::NONE);
+    let report = journey.end().await.expect("it moves");
+    assert!(assert_sound(&report).pauses > 0, "{report:#?}");
+    scene.all_of_memory_is_there().await;
+    assert_eq!(scene.destination.status().await.state, VmState::Paused);
+    scene.destination.client().operate("resume").await.expect("all of it is here");
+    scene.source.assert_ends_well().await;
+    scene.destination.assert_lives().await;
 }

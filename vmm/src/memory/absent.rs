@@ -168,6 +168,12 @@ impl Absent {
             .map_err(|error| AbsentError::Unsupported { step: "epoll", source: error.into_parts().1 })
     }
 
+    /// The guest will never run on this memory: what waits may read zeros once this is dropped.
+    pub(crate) fn forget(&self) {
+        let mut frames = self.frames();
+        *frames = PageSet::empty(frames.bound());
+    }
+
     /// How many frames are absent.
     pub(crate) fn left(&self) -> u64 {
         self.frames().len()
@@ -444,6 +450,20 @@ mod tests {
         assert_eq!(wait(&absent), [Gfn(high)]);
         absent.install(Gfn(high), &[8; PAGE_SIZE]).unwrap();
         assert_eq!(reader.join().unwrap(), 8);
+    }
+
+    #[test]
+    fn memory_that_is_given_up_keeps_nobody_waiting() {
+        let memory = filled(2 << 20);
+        let absent = Absent::new(Arc::clone(&memory), set(&memory, [3])).unwrap();
+        let reader = thread::spawn({
+            let memory = Arc::clone(&memory);
+            move || read(&memory, 3)
+        });
+        assert_eq!(wait(&absent), [Gfn(3)]);
+        absent.forget();
+        drop(absent);
+        assert_eq!(reader.join().unwrap(), 0);
     }
 
     #[test]

@@ -75,7 +75,7 @@ pub(super) struct Arrival {
     /// What the VM, which is to run before its memory is complete, lacks.
     pub(super) late: Option<LatePages>,
     /// Stopping and starting the VM for want of a page, one after the other.
-    pub(super) starving: Option<tokio::task::JoinHandle<()>>,
+    pub(super) starving: Option<tokio::task::JoinHandle<bool>>,
     wires: Option<Wires>,
     generation: u32,
     inbox: (mpsc::Sender<LinkEvent>, mpsc::Receiver<LinkEvent>),
@@ -555,6 +555,9 @@ impl Arrival {
 
     /// The VM is not here to stay: free its memory, make room for the next, and tell the source the last words.
     async fn finish(mut self) {
+        if let Some(late) = self.late.take_if(|_| self.discarded) {
+            late.give_up();
+        }
         if let Some(machine) = self.machine.take().filter(|_| self.discarded) {
             machine.stop(StopReason::Requested);
         }

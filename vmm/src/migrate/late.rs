@@ -63,6 +63,11 @@ impl LatePages {
         self.absent.get_ref().wake(gfn)
     }
 
+    /// The VM is given up before it ran: whoever waits is let go.
+    pub(super) fn give_up(self) {
+        self.absent.get_ref().forget();
+    }
+
     /// How many frames are absent.
     pub(super) fn left(&self) -> u64 {
         self.absent.get_ref().left()
@@ -84,17 +89,14 @@ impl Arrival {
     /// The VM, or a device of it, waits for pages that are not here.
     pub(super) fn faults(&mut self, faults: Result<Vec<Gfn>, AbsentError>) {
         let (Some(late), now) = (&self.late, self.clock.now()) else { return };
-        match faults {
-            Ok(frames) => {
-                for gfn in frames {
-                    if !self.core.fault(now, gfn)
-                        && let Err(error) = late.wake(gfn)
-                    {
-                        self.failures.push(chain(&error));
-                    }
-                }
-            }
-            Err(error) => self.failures.push(chain(&error)),
+        let woken = faults.and_then(|frames| {
+            let mut here = frames.into_iter().filter(|gfn| !self.core.fault(now, *gfn));
+            here.try_for_each(|gfn| late.wake(gfn))
+        });
+        if let Err(error) = woken {
+            // Before the VM runs that ends the migration; afterwards nothing can.
+            tracing::error!(error = chain(&error), "the guest's page faults cannot be served");
+            self.failures.push(chain(&error));
         }
     }
 
@@ -110,56 +112,64 @@ impl Arrival {
             status.phase = IncomingPhase::Starved;
             status.last_failure = Some(lack);
         });
-        self.after_last(|machine| {
+        self.after_last(|machine, _| {
             // An operator's pause stands as it is.
             let runs = matches!(&*machine.watch().borrow(), RunState::Running);
             if runs && let Err(error) = machine.pause() {
                 tracing::error!(error = chain(&error), "the VM could not be paused for want of a page");
             }
+            runs
         });
     }
 
     /// The page is here.
     pub(super) fn feed(&mut self) {
-        tracing::info!("the page that the VM was paused for is here: it goes on");
+        tracing::info!("the page that the VM waited for is here");
         self.shared.status.send_modify(|status| {
             status.phase = IncomingPhase::Postcopy;
             status.last_failure = None;
         });
-        self.after_last(|machine| {
-            if let Err(error) = machine.resume() {
+        self.after_last(|machine, starved| {
+            if starved && let Err(error) = machine.resume() {
                 tracing::error!(error = chain(&error), "the VM could not go on; `vmm resume` tries again");
             }
+            false
         });
     }
 
-    /// Does something to the VM when all that was to be done to it before is done.
-    fn after_last(&mut self, job: impl FnOnce(&Machine) + Send + 'static) {
+    /// Does something to the VM when all that was to be done to it before is done. The job is told, and says, whether the VM was stopped for want of a
+    /// page, and not by an operator.
+    fn after_last(&mut self, job: impl FnOnce(&Machine, bool) -> bool + Send + 'static) {
         let Some(machine) = self.machine.clone() else { return };
         let before = self.starving.take();
         self.starving = Some(tokio::spawn(async move {
-            if let Some(before) = before
-                && let Err(error) = before.await
-            {
+            let failed = |error| {
                 tracing::error!(%error, "stopping or starting the VM for want of a page failed");
-            }
-            if let Err(error) = tokio::task::spawn_blocking(move || job(&machine)).await {
-                tracing::error!(%error, "stopping or starting the VM for want of a page failed");
-            }
+                false
+            };
+            let starved = match before {
+                Some(before) => before.await.unwrap_or_else(failed),
+                None => false,
+            };
+            tokio::task::spawn_blocking(move || job(&machine, starved)).await.unwrap_or_else(failed)
         }));
     }
 
     /// One page, and somebody waits for it: no worker is asked first.
     pub(super) fn fault_page(&mut self, gfn: Gfn, name: PageHash, batch: &[u8]) {
-        match pages::decode(self.core.domain(), batch) {
-            Ok(decoded) => {
-                for (_, page) in decoded.iter().filter(|(frame, _)| *frame == gfn).take(1) {
+        let wrong = match pages::decode(self.core.domain(), batch) {
+            Ok(decoded) => match &decoded[..] {
+                [(frame, page)] if *frame == gfn => {
                     let frames = self.core.fault_page(self.clock.now(), gfn, name, page);
-                    self.install(&frames, page);
+                    return self.install(&frames, page);
                 }
-            }
-            Err(error) => self.core.failed(format!("the source sent a page that cannot be decoded: {error}")),
-        }
+                _ => format!("the source answered the fault of frame {gfn} with another page"),
+            },
+            Err(error) => format!("the source sent a page that cannot be decoded: {error}"),
+        };
+        // Where the VM runs already it goes on without: the page is looked for again, and the VM paused if nobody gives it.
+        tracing::warn!("{wrong}");
+        self.core.failed(wrong);
     }
 
     /// Nothing is absent any more: who touches a page from here on is not asked about.
