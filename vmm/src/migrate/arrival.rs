@@ -1,18 +1,20 @@
 //! The destination's driver: one task owns the protocol core of one arriving VM, from its offer for as long as somebody may ask
 //! what became of it.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+mod ask;
+mod end;
 
-use migration_proto::destination::{self, Action, Destination, RequestId};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use migration_proto::destination::{Action, Destination, RequestId};
 use migration_proto::switchover::{Fate, Ledger};
-use migration_proto::timer;
 use migration_proto::wire::{Message, Offer, WireError};
 use migration_proto::{Layout, MigrationId, VmId};
 use page::{Gfn, PAGE_SIZE, Page, ShortId, VerifiedPage};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{sleep_until, timeout};
+use tokio::time::sleep_until;
 
 use super::clock::{Bulk, Clock, Meter};
 use super::error::chain;
@@ -20,8 +22,8 @@ use super::identity::HostKey;
 use super::incoming::Greeting;
 use super::late::{self, LatePages};
 use super::pages::{self, CheckedPage, Pool};
-use super::report::{IncomingPhase, IncomingStatus, Rungs};
-use super::site::{SitePage, SitePages, SiteRung, SiteTold};
+use super::report::{IncomingPhase, IncomingStatus};
+use super::site::SitePages;
 use super::transport::{Close, WanBytes};
 use super::wires::{FromLink, LinkEvent, Wires};
 use super::{MigrateError, bundle, limits};
@@ -317,38 +319,6 @@ impl Arrival {
         self.helpers.spawn_blocking(move || send(&results, job(&machine)));
     }
 
-    fn resolve(&mut self, request: RequestId, ids: Vec<ShortId>) {
-        let Some(site) = self.shared.site.clone() else {
-            return self.failures.push("the protocol asked a site that is not there".to_owned());
-        };
-        let (results, domain) = (self.results.0.clone(), self.core.domain().clone());
-        let question = self.helpers.spawn(async move {
-            let mut told = site.resolve(ids);
-            let mut batch = Vec::with_capacity(limits::SITE_BATCH_PAGES);
-            while told.recv_many(&mut batch, limits::SITE_BATCH_PAGES).await > 0 {
-                let (pages, missing) = sorted(std::mem::take(&mut batch));
-                if !missing.is_empty() && results.send(Done::SiteMissing(request, missing)).await.is_err() {
-                    return;
-                }
-                if pages.is_empty() {
-                    continue;
-                }
-                let (domain, room) = (domain.clone(), results.clone());
-                let Ok(checked) = tokio::task::spawn_blocking(move || pages::check(&domain, pages)).await
-                else {
-                    break;
-                };
-                if room.send(Done::SitePages(checked)).await.is_err() {
-                    return;
-                }
-            }
-            if results.send(Done::Answered(request)).await.is_err() {
-                tracing::debug!("the migration ended before the site's answer");
-            }
-        });
-        self.questions.insert(request, question);
-    }
-
     fn done(&mut self, done: Done) {
         let now = self.clock.now();
         match done {
@@ -393,60 +363,6 @@ impl Arrival {
             Done::Prepared(Err(error)) | Done::Loaded(Err(error)) | Done::Resumed(Err(error)) => {
                 self.core.failed(error)
             }
-        }
-    }
-
-    fn site_page(&mut self, now: timer::Time, checked: &CheckedPage) {
-        let rung = match checked.rung {
-            SiteRung::Host => destination::SiteRung::Host,
-            SiteRung::Site => destination::SiteRung::Site,
-        };
-        if checked.page.name().short() != checked.id
-            && let Some(site) = &self.shared.site
-        {
-            tracing::warn!(id = ?checked.id, "the site gave a wrong page: dropped, and its holder reported");
-            site.report_wrong(checked.id);
-        }
-        let frames = self.core.site_page(now, rung, checked.id, &checked.page);
-        self.install(&frames, &checked.page);
-        self.carry_out();
-    }
-
-    fn runs_here(&mut self) {
-        let Some(machine) = self.machine.clone() else { return };
-        self.core.running(self.clock.now());
-        // Written down before anybody can learn of it.
-        self.record_fate();
-        self.tell_status();
-        let phase = if self.late.is_some() { IncomingPhase::Postcopy } else { IncomingPhase::Running };
-        self.shared.status.send_modify(|status| status.phase = phase);
-        self.shared.machine.send_replace(Some(Arc::clone(&machine)));
-        if self.source_heartbeat_ns > 0 {
-            let results = self.results.0.clone();
-            self.helpers.spawn(async move {
-                let mut look = tokio::time::interval(limits::HEARTBEAT_LOOK);
-                let first = async {
-                    loop {
-                        look.tick().await;
-                        let first_ns = machine.heartbeat().first_unix_ns;
-                        if first_ns > 0 {
-                            return first_ns;
-                        }
-                    }
-                };
-                match timeout(limits::HEARTBEAT_TIMEOUT, first).await {
-                    Ok(first_ns) if results.send(Done::FirstHeartbeat(first_ns)).await.is_ok() => {}
-                    Ok(_) | Err(_) => tracing::debug!("the guest's first heartbeat was not seen"),
-                }
-            });
-        }
-    }
-
-    /// The core's verdict goes into the ledger, which outlives this arrival.
-    fn record_fate(&self) {
-        if let Some(fate) = self.core.fate() {
-            let mut ledger = self.shared.ledger.lock().unwrap_or_else(PoisonError::into_inner);
-            ledger.record(self.core.migration(), self.core.vm(), fate);
         }
     }
 
@@ -531,57 +447,6 @@ impl Arrival {
             self.tell_status();
         }
     }
-
-    fn tell_status(&self) {
-        let mut wan = self.spent;
-        if let Some(wires) = &self.wires {
-            wan += wires.link.wan_bytes();
-        }
-        let (stats, round) = (self.core.stats(), self.round);
-        self.shared.status.send_if_modified(|status| {
-            let new = IncomingStatus {
-                round,
-                rungs: Rungs::from(stats),
-                absent_pages: self.core.absent_pages(),
-                wan_tx_bytes: wan.tx,
-                wan_rx_bytes: wan.rx,
-                ..status.clone()
-            };
-            let changed = *status != new;
-            *status = new;
-            changed
-        });
-    }
-
-    /// The VM is not here to stay: free its memory, make room for the next, and tell the source the last words.
-    async fn finish(mut self) {
-        if let Some(late) = self.late.take_if(|_| self.discarded) {
-            late.give_up();
-        }
-        if let Some(machine) = self.machine.take().filter(|_| self.discarded) {
-            machine.stop(StopReason::Requested);
-        }
-        // From here on the endpoint answers for this migration, by the ledger.
-        self.mail.close();
-        if self.discarded {
-            self.shared.status.send_modify(|status| status.phase = IncomingPhase::Listening);
-        }
-        if let Some(wires) = self.wires.take() {
-            wires.flush_and_close(Close::Done, "the destination has ended the migration").await;
-        }
-    }
-}
-
-/// The pages, and the ids of the missing ones.
-fn sorted(told: Vec<SiteTold>) -> (Vec<SitePage>, Vec<ShortId>) {
-    let (mut pages, mut missing) = (Vec::with_capacity(told.len()), Vec::new());
-    for part in told {
-        match part {
-            SiteTold::Page(page) => pages.push(page),
-            SiteTold::Missing(ids) => missing.extend(ids),
-        }
-    }
-    (pages, missing)
 }
 
 fn send(results: &mpsc::Sender<Done>, done: Done) {

@@ -1,16 +1,18 @@
 //! The source's driver: one task owns the protocol core and carries out what it says.
 
+mod end;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use migration_proto::source::{Action, End, LiteralsSent, Source, SourceConfig};
+use migration_proto::MigrationId;
+use migration_proto::source::{Action, LiteralsSent, Source, SourceConfig};
 use migration_proto::timer::Span;
 use migration_proto::wire::{Channel, Message};
-use migration_proto::{AbortReason, MigrationId};
 use page::{Domain, Gfn, PageHash, PageSet, RegionId};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 
 use super::channel::{self, SourceChannels};
 use super::clock::{Bulk, Clock, Meter, millis};
@@ -18,14 +20,14 @@ use super::dial;
 use super::error::chain;
 use super::identity::HostIdentity;
 use super::pages::{self, Pool};
-use super::report::{self, Phase, Postcopy, Progress, Report, Rungs, WhyStopped};
+use super::report::{Phase, Progress, Report};
 use super::site::SitePages;
 use super::throttle::Throttle;
 use super::ticket::Ticket;
 use super::transport::{Close, Endpoint, Link, WanBytes};
 use super::wires::{FromLink, LinkEvent, Wires};
 use super::{MigrateError, MigrateOptions, bundle, layout_of, limits};
-use crate::machine::{Machine, RunState, StopReason};
+use crate::machine::{Machine, RunState};
 
 /// What an operator can say to a running migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -458,126 +460,6 @@ impl Driver {
             wires.link.fit_send_window();
             let link = self.meter.measure(&wires.link);
             self.core.link(link);
-        }
-    }
-
-    fn wan_bytes(&self) -> WanBytes {
-        let mut sum = self.spent;
-        if let Some(wires) = &self.wires {
-            sum += wires.link.wan_bytes();
-        }
-        sum
-    }
-
-    fn tell_progress(&self) {
-        let (stats, wan) = (self.core.stats(), self.wan_bytes());
-        let new = Progress {
-            phase: Phase::from(self.core.progress()),
-            round: stats.rounds.saturating_sub(1),
-            round_pages: stats.round_pages,
-            named_pages: stats.named_pages,
-            rungs: Rungs::from(self.core.destination_stats()),
-            wan_tx_bytes: wan.tx,
-            wan_rx_bytes: wan.rx,
-            elapsed_ms: millis(self.clock.elapsed()),
-        };
-        // The end is told when everything is done, by `run`.
-        if new.phase != Phase::Ended {
-            self.progress.send_if_modified(|old| {
-                let changed = old.phase != new.phase
-                    || old.round != new.round
-                    || new.elapsed_ms >= old.elapsed_ms + millis(limits::TICK);
-                if changed {
-                    *old = new;
-                }
-                changed
-            });
-        }
-    }
-
-    /// Puts the end into effect on the VM, and tells both ends.
-    async fn finish(mut self) -> Result<Report, MigrateError> {
-        let end = self
-            .core
-            .end()
-            .cloned()
-            .unwrap_or(End::Aborted(AbortReason::Local("the driver stopped early".to_owned())));
-        // A pause under way must not overtake the resume. Nobody takes results any more, so no job waits for room.
-        self.results.1.close();
-        let jobs = async { while self.vm_jobs.join_next().await.is_some() {} };
-        if timeout(limits::VM_JOB_TIMEOUT, jobs).await.is_err() {
-            tracing::error!("KVM has not done what it was asked for; going on without");
-        }
-        match &end {
-            End::Completed | End::LetGo => self.machine.stop(StopReason::Migrated),
-            End::Aborted(_) => self.run_on(),
-        }
-        let mut heard = false;
-        if let Some(wires) = self.wires.take() {
-            let (how, words) = match &end {
-                End::Completed => (Close::Done, "the VM has moved"),
-                End::LetGo | End::Aborted(_) => (Close::Failed, "the migration was given up"),
-            };
-            let (flushed, bytes) = wires.flush_and_close(how, words).await;
-            heard = flushed;
-            self.spent += bytes;
-        }
-        if self.notify_destination && !heard {
-            tokio::spawn(dial::tell_abort(
-                self.endpoint.clone(),
-                self.address,
-                self.ticket.key,
-                self.migration,
-            ));
-        } else {
-            self.endpoint.settle().await;
-        }
-        match end {
-            End::Completed => Ok(self.report(report::Outcome::Completed, None)),
-            End::LetGo => {
-                let reason = "in doubt, and let go by the operator: the VM was ended here".to_owned();
-                Ok(self.report(report::Outcome::InDoubt, Some(reason)))
-            }
-            End::Aborted(AbortReason::Cancelled) => Err(MigrateError::Cancelled),
-            End::Aborted(AbortReason::Disconnected) => {
-                Err(self.link_error.unwrap_or(MigrateError::Aborted { reason: AbortReason::Disconnected }))
-            }
-            End::Aborted(reason) => Err(MigrateError::Aborted { reason }),
-        }
-    }
-
-    /// The VM goes on here, as it was before.
-    fn run_on(&self) {
-        if let Err(error) = self.machine.stop_dirty_log() {
-            tracing::warn!(%error, "the dirty log goes on after the migration");
-        }
-        let back = if self.was_running { self.machine.resume() } else { self.machine.stay() };
-        if let Err(error) = back {
-            tracing::error!(
-                error = &error as &dyn std::error::Error,
-                "the VM stands still after the migration and could not be taken back; `vmm resume` tries again"
-            );
-        }
-    }
-
-    fn report(&self, outcome: report::Outcome, reason: Option<String>) -> Report {
-        let (stats, there) = (self.core.stats(), self.core.destination_stats());
-        Report {
-            outcome,
-            reason,
-            verified: self.core.is_verified(),
-            rounds: stats.rounds,
-            total_ms: millis(self.clock.elapsed()),
-            downtime_ms: self.downtime_ms,
-            downtime_asked_ms: self.downtime_asked_ms,
-            why_stopped: self.core.stop_why().map(WhyStopped::from),
-            postcopy: self.core.postcopy_stats().map(Postcopy::from),
-            rungs: Rungs::from(there),
-            wan_tx_bytes: self.spent.tx,
-            wan_rx_bytes: self.spent.rx,
-            plain_bytes: stats.plain_bytes,
-            wrong_pages: there.wrong,
-            site_timeouts: there.site_timeouts,
         }
     }
 }
