@@ -1,5 +1,6 @@
 //! Helpers that the benches share.
 
+pub mod delta;
 pub mod site;
 
 use std::process::Child;

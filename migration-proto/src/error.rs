@@ -30,6 +30,9 @@ pub enum ProtocolError {
     /// Full names that do not give the region's root.
     #[error("the full names of region {} do not give the root that came with them", .0.0)]
     NamesAgainstRoot(RegionId),
+    /// Deltas against what does not stand here, again and again.
+    #[error("the other side sent frame {0} as a delta again and again, against a version that is not here")]
+    DeltasMiss(Gfn),
     /// A message about another migration.
     #[error("the other side sent a message about another migration or epoch")]
     OtherMigration,

@@ -13,6 +13,11 @@ pub const WIRE_VERSION_BEFORE: u16 = 1;
 pub const LITERAL_BATCH_PAGES: usize = 64;
 /// zstd's level for literals.
 pub const LITERAL_ZSTD_LEVEL: i32 = 3;
+/// The least of zstd's levels for deltas: those below do not look back as far as a batch of old versions is long.
+pub const LITERAL_DELTA_LEVEL_MIN: i32 = 3;
+/// How often a delta for one frame may not serve within a round before the destination gives up: the source sends plain what is asked for again, so
+/// only one that is not well comes so far. More than one is none of its fault: a literal of an earlier round may come late.
+pub const DELTA_MISSES: u32 = 8;
 /// Most batches of literals that the source has given to its driver and not heard back of.
 pub const LITERAL_WINDOW_BATCHES: usize = 8;
 /// Most regions that the source has asked its driver to hash and not heard back of.

@@ -190,6 +190,10 @@ pub struct SourceStats {
     pub literal_pages: u64,
     /// Literals handed to the link, bytes of encoded batches.
     pub literal_bytes: u64,
+    /// Of the literals, pages sent as deltas against the version that the destination had.
+    pub delta_pages: u64,
+    /// Of the bytes, theirs.
+    pub delta_bytes: u64,
     /// Wants for pages that had changed meanwhile.
     pub stale: u64,
     /// What a plain migration with zero-page detection would have sent: 9 bytes a zero page, 4104 any other, each time it is dirty.

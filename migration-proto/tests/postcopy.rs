@@ -64,6 +64,7 @@ impl Move {
             downtime: Span::from_millis(300),
             link: LINK,
             mode: Mode::Postcopy,
+            kept_versions: 0,
         };
         let mut source = Source::new(now, config);
         let Some(source::Action::Send(Message::Offer(offer))) = source.poll() else { panic!("no offer") };
@@ -133,7 +134,7 @@ impl Move {
                     self.source.hashed(self.now, region, &names);
                 }
                 source::Action::SendLiterals { pages, .. } => {
-                    for (gfn, name) in pages {
+                    for source::Literal { gfn, name, .. } in pages {
                         let page = self.content(gfn);
                         assert_eq!(page.name(), name);
                         let frames = self.destination.literal(self.now, gfn, &page);

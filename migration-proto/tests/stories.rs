@@ -6,7 +6,7 @@ use migration_proto::source::{self, LiteralsSent, Source, SourceConfig, SourcePr
 use migration_proto::switchover::{Fate, Ledger};
 use migration_proto::timer::{Link, Time};
 use migration_proto::wire::{Message, Offer, Region};
-use migration_proto::{Epoch, Extent, Layout, MigrationId, Mode, Span, VmId};
+use migration_proto::{Epoch, Extent, Layout, MigrationId, Mode, Span, VmId, limits};
 use page::{Domain, Gfn, PAGE_SIZE, PageHash, PageSet, REGION_PAGES, RegionId, VerifiedPage, root_of};
 
 const MIGRATION: MigrationId = MigrationId([1; 16]);
@@ -40,6 +40,7 @@ impl There {
             layout: layout(),
             machine: vec![],
             mode: Mode::Precopy,
+            deltas: false,
         };
         let mut there = Self(Destination::new(NOW, offer, with_site.then_some(&domain), LINK, true));
         there.0.prepared(NOW);
@@ -122,6 +123,32 @@ fn a_held_vm_that_cannot_be_started_is_held_on() {
     assert!(matches!(there.drain()[..], [destination::Action::Run(_)]), "the operator may try again");
 }
 
+/// The two ends did not have the same page at a frame: the destination's hash says so, it asks again, and does not do so for ever.
+#[test]
+fn a_delta_that_does_not_serve_is_asked_for_again_and_not_for_ever() {
+    let mut there = There::new(false);
+    let wants = there.named(false, true, &[(0, Entry::Name(name(1).short()))]);
+    assert_eq!(wants, [want(&[0])]);
+    assert!(there.0.delta(NOW, Gfn(0), Some(&page(2))).is_empty(), "another page than the one named");
+    assert_eq!(there.drain(), [want(&[0])]);
+    assert!(there.0.delta(NOW, Gfn(0), None).is_empty(), "no page at all");
+    assert_eq!(there.drain(), [want(&[0])]);
+    assert_eq!(there.0.literal(NOW, Gfn(0), &page(1)), [Gfn(0)]);
+    there.drain();
+    assert!(there.0.delta(NOW, Gfn(0), Some(&page(2))).is_empty(), "late, and needed no more");
+    assert_eq!(there.drain(), []);
+    assert_eq!((there.0.stats().source, there.0.stats().unneeded), (1, 1));
+
+    let mut there = There::new(false);
+    there.named(false, true, &[(0, Entry::Name(name(1).short()))]);
+    let asked = (0..100).filter(|_| {
+        assert!(there.0.delta(NOW, Gfn(0), None).is_empty());
+        there.drain().contains(&want(&[0]))
+    });
+    assert_eq!(asked.count(), limits::DELTA_MISSES as usize);
+    assert!(there.0.discarded().is_some(), "a source that sends nothing else is given up");
+}
+
 /// A source in its first round, and what it does.
 struct Here(Source);
 
@@ -137,6 +164,7 @@ impl Here {
             downtime: Span(0),
             link: LINK,
             mode: Mode::Precopy,
+            kept_versions: 16,
         };
         let mut here = Self(Source::new(NOW, config));
         here.gets(Message::Accept { shared: true, postcopy: true });
@@ -189,6 +217,28 @@ fn a_page_that_was_called_stale_is_named_again_even_if_it_changed_back() {
     let named = here.hashed(1, 1);
     let source::Action::Send(Message::Region(region)) = &named[0] else { panic!("{named:?}") };
     assert_eq!(region.entries, [(Gfn(0), Entry::Name(name(1).short()))]);
+}
+
+/// The first delta of a page is against what was sent before; if the destination asks again for the same, it comes plain.
+#[test]
+fn a_page_written_again_goes_as_a_delta_and_plain_if_that_did_not_serve() {
+    let mut here = Here::new();
+    let sent = |actions: Vec<source::Action>| match &actions[..] {
+        [source::Action::SendLiterals { pages, .. }] => pages.clone(),
+        other => panic!("{other:?}"),
+    };
+    let (gfn, keep) = (Gfn(0), true);
+    here.hashed(1, REGION_PAGES as u64);
+    let first = sent(here.gets(Message::Want(vec![gfn])));
+    assert_eq!(first, [source::Literal { gfn, name: name(1), base: None, keep }]);
+    here.0.literals_sent(NOW, LiteralsSent { pages: 1, ..LiteralsSent::default() });
+    here.round_done(0);
+    here.dirty(&[0]);
+    here.hashed(2, 1);
+    let second = source::Literal { gfn, name: name(2), base: Some(name(1)), keep };
+    assert_eq!(sent(here.gets(Message::Want(vec![gfn]))), [second]);
+    let again = source::Literal { base: None, ..second };
+    assert_eq!(sent(here.gets(Message::Want(vec![gfn]))), [again]);
 }
 
 /// The destination's process ran the VM and was killed before the source heard of it; another took its place, knew nothing, and

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 const ROOT: PageHash = PageHash([9; 32]);
 const MIGRATION: MigrationId = MigrationId([7; 16]);
 
-fn offer(mode: Mode) -> Message {
+fn offer(mode: Mode, deltas: bool) -> Message {
     Message::Offer(Offer {
         migration: MIGRATION,
         vm: VmId([1; 16]),
@@ -19,6 +19,7 @@ fn offer(mode: Mode) -> Message {
         layout: Layout::new(vec![Extent { first: RegionId(0), regions: 4 }]).expect("one extent"),
         machine: b"{}".to_vec(),
         mode,
+        deltas,
     })
 }
 
@@ -31,9 +32,10 @@ fn messages() -> Vec<Message> {
         (Gfn(1023), FullName::Duplicate(Gfn(3))),
     ];
     vec![
-        offer(Mode::Precopy),
-        offer(Mode::Hybrid),
-        offer(Mode::Postcopy),
+        offer(Mode::Precopy, false),
+        offer(Mode::Precopy, true),
+        offer(Mode::Hybrid, false),
+        offer(Mode::Postcopy, true),
         Message::Accept { shared: false, postcopy: true },
         Message::Absent { region: RegionId(1), frames: vec![Gfn(512), Gfn(1023)], root: ROOT },
         Message::Absent { region: RegionId(0), frames: (0..512).step_by(2).map(Gfn).collect(), root: ROOT },
@@ -68,8 +70,8 @@ fn an_offer_of_version_1_is_one_of_pre_copy_and_pre_copy_is_offered_in_version_1
     bytes.extend([2; 16]);
     bytes.extend([1, 0, 4, 2]);
     bytes.extend(b"{}");
-    assert_eq!(decode(&bytes), Ok(offer(Mode::Precopy)));
-    assert_eq!(encode(&offer(Mode::Precopy)), bytes);
+    assert_eq!(decode(&bytes), Ok(offer(Mode::Precopy, false)));
+    assert_eq!(encode(&offer(Mode::Precopy, false)), bytes);
     bytes[1] = 2;
     assert_eq!(decode(&bytes), Err(WireError::Truncated { field: "mode" }));
     bytes[1] = 3;

@@ -4,13 +4,14 @@ mod absent;
 mod action;
 #[cfg(test)]
 mod collision;
+mod delta;
 mod handover;
 mod memory;
 mod pending;
 mod phase;
 mod postcopy;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use page::{Domain, Gfn, PageHash, RegionId, ShortId, VerifiedPage};
 
@@ -45,6 +46,8 @@ pub struct Destination {
     absent: Option<Absent>,
     state: Option<Vec<u8>>,
     rescued: bool,
+    /// How often in a row a delta for a frame did not serve.
+    delta_misses: BTreeMap<Gfn, u32>,
     last: Option<(u32, PageHash)>,
     round_end: Option<u32>,
     link: Link,
@@ -79,6 +82,7 @@ impl Destination {
             absent: None,
             state: None,
             rescued: false,
+            delta_misses: BTreeMap::new(),
             last: None,
             round_end: None,
             link,
@@ -331,16 +335,21 @@ impl Destination {
             return frames;
         }
         self.progressed(now);
+        let frames = self.install_literal(now, gfn, page);
+        if frames.is_empty() {
+            self.stats.unneeded += 1;
+        } else {
+            self.stats.source += 1;
+        }
+        frames
+    }
+
+    fn install_literal(&mut self, now: Time, gfn: Gfn, page: &VerifiedPage) -> Vec<Gfn> {
         let mut frames = self.install(now, page.name());
         if frames.is_empty() && self.memory.install_strictly(gfn, page.name()) {
             frames.push(gfn);
             self.check_region(gfn.region());
             self.advance(now);
-        }
-        if frames.is_empty() {
-            self.stats.unneeded += 1;
-        } else {
-            self.stats.source += 1;
         }
         frames
     }
@@ -413,6 +422,7 @@ impl Destination {
             return;
         }
         if let Some(round) = self.round_end.take() {
+            self.delta_misses.clear();
             self.actions.push_back(Action::Send(Message::RoundDone { round, stats: self.stats }));
         }
         if self.last.is_some() && self.state.is_some() {

@@ -115,6 +115,11 @@ impl Pending {
         ask
     }
 
+    /// Whether the site is to answer for `id`, so that the source is not to be asked.
+    pub(super) fn is_with_site(&self, id: ShortId) -> bool {
+        self.groups.get(&id).is_some_and(|group| group.stage != Stage::Source)
+    }
+
     /// The content of `id` is here: every frame that awaited it.
     pub(super) fn take(&mut self, id: ShortId) -> Vec<Gfn> {
         let Some(group) = self.groups.remove(&id) else { return Vec::new() };

@@ -30,6 +30,8 @@ pub struct SourceConfig {
     pub link: Link,
     /// How the VM is to move. A destination that cannot do post-copy makes it [`Mode::Precopy`].
     pub mode: Mode,
+    /// Most pages of which the driver keeps the version that the destination has, for deltas; 0 for none.
+    pub kept_versions: usize,
 }
 
 /// What the driver is to do.
@@ -49,12 +51,15 @@ pub enum Action {
         pages: Vec<Gfn>,
     },
     /// Read these frames, and send as [`Message::Literals`] those whose name is still this one; then call [`Source::literals_sent`](super::Source::literals_sent).
+    /// A page whose base was kept is sent as a delta, any other plain. Of those sent, the ones to keep are kept, each in the place of its frame's older version.
     SendLiterals {
         /// `Literals`; in the last round `Names`, so that no literal overtakes the name that makes it expected.
         channel: Channel,
         /// At most [`limits::LITERAL_BATCH_PAGES`](crate::limits::LITERAL_BATCH_PAGES).
-        pages: Vec<(Gfn, PageHash)>,
+        pages: Vec<Literal>,
     },
+    /// Drop the kept versions of these frames.
+    DropVersions(Vec<Gfn>),
     /// A virtual CPU at the destination waits for this frame: before all else read it, name it in [`Source::domain`](super::Source::domain), send it as
     /// [`Message::FaultPage`], and call [`Source::fault_sent`](super::Source::fault_sent).
     SendFault(Gfn),
@@ -83,6 +88,19 @@ pub enum Action {
     Release,
 }
 
+/// A page to be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Literal {
+    /// The frame.
+    pub gfn: Gfn,
+    /// The name that the destination was told.
+    pub name: PageHash,
+    /// The version of this frame that the destination has, if the driver was told to keep it.
+    pub base: Option<PageHash>,
+    /// Whether to keep the page once it is sent.
+    pub keep: bool,
+}
+
 /// What became of one [`Action::SendLiterals`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LiteralsSent {
@@ -90,6 +108,10 @@ pub struct LiteralsSent {
     pub pages: u64,
     /// Bytes of the encoded batch.
     pub bytes: u64,
+    /// Of the pages, those sent as deltas.
+    pub delta_pages: u64,
+    /// Of the bytes, theirs.
+    pub delta_bytes: u64,
     /// Frames whose content had changed, with the ids that were asked for.
     pub stale: Vec<(Gfn, ShortId)>,
 }

@@ -121,9 +121,42 @@ impl Converge {
     }
 }
 
+/// What a literal of a page that the guest has written takes. What it writes now compresses otherwise than what stood there, and the second
+/// time goes as a delta, so only the last round tells, and never the first.
+#[derive(Debug, Default)]
+pub(super) struct WrittenPage {
+    /// Literal pages and bytes up to the end of the round before.
+    sent: Option<(u64, u64)>,
+    bytes: Option<u64>,
+}
+
+impl WrittenPage {
+    /// A round is over; `sent`: literal pages and bytes of all so far. Returns bytes a page.
+    pub(super) fn round_over(&mut self, sent: (u64, u64)) -> Option<u64> {
+        if let Some((pages, bytes)) = self.sent.replace(sent) {
+            self.bytes = (sent.1 - bytes).checked_div(sent.0 - pages).or(self.bytes);
+        }
+        self.bytes
+    }
+
+    /// Bytes a page, as far as is known.
+    pub(super) fn bytes(&self) -> Option<u64> {
+        self.bytes
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_round_with_literals_tells_what_a_page_takes() {
+        let mut page = WrittenPage::default();
+        assert_eq!(page.round_over((1000, 4_000_000)), None, "the guest may not have written one of these");
+        assert_eq!(page.round_over((1100, 4_130_000)), Some(1300));
+        assert_eq!(page.round_over((1150, 4_135_000)), Some(100), "deltas");
+        assert_eq!(page.round_over((1150, 4_135_000)), Some(100), "nothing new");
+    }
 
     const LINK: Link = Link { rtt: Span::from_millis(50), bytes_per_s: 12_500_000 };
 

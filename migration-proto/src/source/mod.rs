@@ -7,19 +7,21 @@ mod naming;
 mod phase;
 mod postcopy;
 mod round;
+mod versions;
 mod wants;
 
 use std::collections::{BTreeMap, VecDeque};
 
 use page::{Domain, Gfn, PageHash, PageSet, RegionId, ShortId};
 
-pub use self::action::{Action, LiteralsSent, SourceConfig, SourceProgress, TooLate};
-use self::converge::Converge;
+pub use self::action::{Action, Literal, LiteralsSent, SourceConfig, SourceProgress, TooLate};
+use self::converge::{Converge, WrittenPage};
 pub use self::converge::{StopWhy, WhyPostcopy};
 use self::naming::Naming;
 pub use self::phase::End;
 use self::phase::Phase;
 use self::round::Round;
+use self::versions::Versions;
 use crate::error::{AbortReason, ProtocolError};
 use crate::limits;
 use crate::manifest::Entry;
@@ -41,6 +43,7 @@ pub struct Source {
     places: BTreeMap<ShortId, Gfn>,
     named_once: PageSet,
     wants: VecDeque<Gfn>,
+    versions: Versions,
     literal_batches: usize,
     converge: Converge,
     stop_why: Option<StopWhy>,
@@ -52,8 +55,8 @@ pub struct Source {
     absent_regions: u64,
     /// The names of that, from the switchover to post-copy on.
     naming: Option<Naming>,
-    /// Literal pages and bytes that the first round took.
-    first_round: Option<(u64, u64)>,
+    /// What a literal of a page that the guest has written takes, bytes.
+    written_page: WrittenPage,
     link: Link,
     stats: SourceStats,
     destination: DestinationStats,
@@ -75,6 +78,7 @@ impl Source {
             layout: config.layout.clone(),
             machine: config.machine.clone(),
             mode: config.mode,
+            deltas: config.kept_versions > 0,
         };
         Self {
             domain: config.domain.clone(),
@@ -83,6 +87,7 @@ impl Source {
             places: BTreeMap::new(),
             named_once: PageSet::empty(config.layout.page_bound()),
             wants: VecDeque::new(),
+            versions: Versions::new(config.kept_versions),
             literal_batches: 0,
             converge: Converge::new(config.downtime),
             stop_why: None,
@@ -91,7 +96,7 @@ impl Source {
             absent: PageSet::empty(config.layout.page_bound()),
             absent_regions: 0,
             naming: None,
-            first_round: None,
+            written_page: WrittenPage::default(),
             link: config.link,
             stats: SourceStats::default(),
             destination: DestinationStats::default(),
@@ -339,7 +344,8 @@ impl Source {
         });
         match &mut self.phase {
             Phase::Collecting => {
-                let a_page = self.bytes_a_page();
+                let sent = (self.stats.literal_pages, self.stats.literal_bytes);
+                let a_page = self.written_page.round_over(sent);
                 let (rounds, pages) = (self.stats.rounds, left.len());
                 self.stop_why = self.converge.stop(rounds, pages, self.link, a_page, self.mode);
                 if self.stop_why.is_none() {
@@ -369,14 +375,6 @@ impl Source {
             | Phase::Postcopy { .. }
             | Phase::Ended(_) => {}
         }
-    }
-
-    /// What a literal of a page that the guest has written takes: what it writes now compresses otherwise than what stood there, so only later
-    /// rounds than the first tell.
-    fn bytes_a_page(&mut self) -> Option<u64> {
-        let sent = (self.stats.literal_pages, self.stats.literal_bytes);
-        let (pages, bytes) = *self.first_round.get_or_insert(sent);
-        (sent.1 - bytes).checked_div(sent.0 - pages)
     }
 
     /// The virtual CPUs stand still. State is saved before the log is collected for the last time, because reading
@@ -456,6 +454,7 @@ impl Source {
             return None;
         }
         self.names.set(gfn, name);
+        self.versions.named(gfn);
         if is_zero {
             return Some(Entry::Zero);
         }

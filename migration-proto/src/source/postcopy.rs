@@ -15,7 +15,7 @@ use crate::wire::Message;
 impl Source {
     /// The VM stands still, and these pages are not at the destination as they are.
     pub(super) fn last_pages(&mut self, now: Time, left: PageSet) {
-        let a_page = self.bytes_a_page();
+        let a_page = self.written_page.bytes();
         let (pages, link) = (left.len(), self.link);
         if self.stop_why == Some(StopWhy::Fits)
             && self.mode != Mode::Precopy
@@ -42,6 +42,9 @@ impl Source {
             let here = all.filter(|gfn| dirty.contains(*gfn) || !self.named_once.contains(*gfn));
             frames.extend(here.filter(|gfn| !self.absent.contains(*gfn)));
         }
+        // What stood at these frames at the destination is no more.
+        self.versions.end();
+        self.drop_versions();
         for gfn in &frames {
             self.absent.insert(*gfn);
             self.names.set(*gfn, ABSENT_NAME);

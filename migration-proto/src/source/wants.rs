@@ -3,7 +3,7 @@
 use page::{Gfn, RegionId};
 
 use super::phase::Phase;
-use super::{Action, LiteralsSent, Source};
+use super::{Action, Literal, LiteralsSent, Source};
 use crate::error::ProtocolError;
 use crate::limits;
 use crate::timer::Time;
@@ -43,6 +43,8 @@ impl Source {
         self.literal_batches = self.literal_batches.saturating_sub(1);
         self.stats.literal_pages += sent.pages;
         self.stats.literal_bytes += sent.bytes;
+        self.stats.delta_pages += sent.delta_pages;
+        self.stats.delta_bytes += sent.delta_bytes;
         if self.serves() {
             // Memory stands still: were a page stale none the less, the destination would wait for it, and say so.
             self.stats.stale += sent.stale.len() as u64;
@@ -56,8 +58,9 @@ impl Source {
             self.stats.stale += sent.stale.len() as u64;
             // The destination gives these up. They are to be named again even if they change back to the name they had, and until
             // then nothing may be called a duplicate of them.
-            for (gfn, _) in &sent.stale {
+            for (gfn, id) in &sent.stale {
                 self.named_once.remove(*gfn);
+                self.versions.stale(*gfn, *id);
             }
             self.actions.push_back(Action::Send(Message::Stale(sent.stale)));
         }
@@ -65,16 +68,27 @@ impl Source {
         self.advance(now);
     }
 
+    /// Tells the driver which versions it need not keep.
+    pub(super) fn drop_versions(&mut self) {
+        let dropped = self.versions.take_dropped();
+        if !dropped.is_empty() {
+            self.actions.push_back(Action::DropVersions(dropped));
+        }
+    }
+
     /// Gives out what is to be sent, within the window.
     pub(super) fn answer_wants(&mut self) {
         while self.literal_batches < limits::LITERAL_WINDOW_BATCHES && !self.wants.is_empty() {
             let count = self.wants.len().min(limits::LITERAL_BATCH_PAGES);
-            let (names, naming) = (&self.names, self.naming.as_ref());
+            let (names, naming, round) = (&self.names, self.naming.as_ref(), self.stats.rounds);
             let name = |gfn: Gfn| match naming.filter(|naming| naming.has(gfn)) {
                 Some(naming) => naming.name(gfn),
                 None => names.get(gfn),
             };
-            let pages: Vec<_> = self.wants.drain(..count).filter_map(|gfn| Some((gfn, name(gfn)?))).collect();
+            let wanted = self.wants.drain(..count).filter_map(|gfn| Some((gfn, name(gfn)?)));
+            let pages: Vec<Literal> =
+                wanted.map(|(gfn, name)| self.versions.send(round, gfn, name)).collect();
+            self.drop_versions();
             if pages.is_empty() {
                 continue;
             }

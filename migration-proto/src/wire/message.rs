@@ -42,6 +42,8 @@ pub struct Offer {
     pub machine: Vec<u8>,
     /// How the caller wants the VM to move.
     pub mode: Mode,
+    /// Whether literals may be deltas.
+    pub deltas: bool,
 }
 
 /// The manifest of one region, or of what changed in it.

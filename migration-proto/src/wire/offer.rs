@@ -18,10 +18,10 @@ pub(super) fn write_accept(out: &mut Writer, shared: bool, postcopy: bool) {
 }
 
 pub(super) fn write_offer(out: &mut Writer, offer: &Offer) {
-    // Pre-copy is all that the first version knows, and says nothing that it does not know.
-    let version = match offer.mode {
-        Mode::Precopy => limits::WIRE_VERSION_BEFORE,
-        Mode::Hybrid | Mode::Postcopy => limits::WIRE_VERSION,
+    // Pre-copy without deltas is all that the first version knows, and says nothing that it does not know.
+    let version = match (offer.mode, offer.deltas) {
+        (Mode::Precopy, false) => limits::WIRE_VERSION_BEFORE,
+        (Mode::Precopy, true) | (Mode::Hybrid | Mode::Postcopy, _) => limits::WIRE_VERSION,
     };
     out.varint(u64::from(version));
     out.bytes(&offer.migration.0);
@@ -34,16 +34,21 @@ pub(super) fn write_offer(out: &mut Writer, offer: &Offer) {
         out.varint(extent.regions);
     }
     out.blob(&offer.machine);
-    match offer.mode {
-        Mode::Precopy => {}
-        Mode::Hybrid => out.byte(HYBRID),
-        Mode::Postcopy => out.byte(POSTCOPY),
+    if version == limits::WIRE_VERSION {
+        let mode = match offer.mode {
+            Mode::Precopy => PRECOPY,
+            Mode::Hybrid => HYBRID,
+            Mode::Postcopy => POSTCOPY,
+        };
+        out.byte(mode | (u8::from(offer.deltas) * DELTAS_BIT));
     }
 }
 
 const PRECOPY: u8 = 0;
 const HYBRID: u8 = 1;
 const POSTCOPY: u8 = 2;
+/// Beside the mode.
+const DELTAS_BIT: u8 = 4;
 
 pub(super) fn read_offer(input: &mut Reader<'_>) -> Result<Offer, WireError> {
     let version = u16::try_from(input.varint("wire version")?).unwrap_or(u16::MAX);
@@ -61,13 +66,14 @@ pub(super) fn read_offer(input: &mut Reader<'_>) -> Result<Offer, WireError> {
     let layout = Layout::new(extents).ok_or(WireError::OutOfRange { field: "memory layout" })?;
     let machine = input.blob("machine", limits::MACHINE_BYTES)?.to_vec();
     let mode = if version == limits::WIRE_VERSION_BEFORE { PRECOPY } else { input.byte("mode")? };
-    let mode = match mode {
+    let deltas = mode & DELTAS_BIT != 0;
+    let mode = match mode & !DELTAS_BIT {
         PRECOPY => Mode::Precopy,
         HYBRID => Mode::Hybrid,
         POSTCOPY => Mode::Postcopy,
         _ => return Err(WireError::OutOfRange { field: "mode" }),
     };
-    Ok(Offer { migration, vm, epoch, domain, layout, machine, mode })
+    Ok(Offer { migration, vm, epoch, domain, layout, machine, mode, deltas })
 }
 
 pub(super) fn read_accept(input: &mut Reader<'_>) -> Result<(bool, bool), WireError> {
