@@ -7,7 +7,7 @@ use migration_proto::stats::PostcopyStats;
 use migration_proto::switchover::{Fate, Ledger};
 use migration_proto::timer::Time;
 use migration_proto::wire::{Channel, Message, Offer};
-use migration_proto::{Epoch, Layout, MigrationId, Span, literal};
+use migration_proto::{Epoch, Layout, MigrationId, Span};
 use page::{Gfn, PageHash, ShortId};
 
 use crate::arrived::{Arrived, Memory};
@@ -22,7 +22,10 @@ use crate::world::{Event, World};
 #[derive(Debug)]
 pub(crate) enum DestinationJob {
     Prepared,
-    Decoded(Vec<(Gfn, Content)>),
+    Decoded {
+        plain: Vec<(Gfn, Content)>,
+        deltas: Vec<(Gfn, Option<Content>)>,
+    },
     FaultDecoded {
         gfn: Gfn,
         name: PageHash,
@@ -63,7 +66,7 @@ pub(crate) struct DestinationHost {
     process: Process,
     /// Counts machines and processes: what an earlier one began is void.
     life: u32,
-    machine: Option<Destination>,
+    pub(crate) machine: Option<Destination>,
     conn: Option<ConnId>,
     /// Connections that have brought their first message and mean nothing any more.
     spent: BTreeSet<ConnId>,
@@ -170,26 +173,15 @@ impl World {
     fn feed(&mut self, message: Message) {
         let span = Span(self.rng.spread(1, 5_000));
         if let Message::Literals(batch) = message {
-            let pages = self.decode(&batch);
-            self.destination_job_after(span, DestinationJob::Decoded(pages));
+            let (plain, deltas) = self.decode(&batch);
+            self.destination_job_after(span, DestinationJob::Decoded { plain, deltas });
         } else if let Message::FaultPage { gfn, name, batch } = message {
-            if let Some((_, content)) = self.decode(&batch).first().copied() {
+            if let Some((_, content)) = self.decode(&batch).0.first().copied() {
                 self.destination_job_after(span, DestinationJob::FaultDecoded { gfn, name, content });
             }
         } else {
             let now = self.now;
             self.tell_destination(|machine| machine.message(now, message));
-        }
-    }
-
-    fn decode(&mut self, batch: &[u8]) -> Vec<(Gfn, Content)> {
-        let names = self.destination_names();
-        match literal::decode(batch) {
-            Ok(pages) => pages.iter().map(|(gfn, page)| (*gfn, names.recognise(page))).collect(),
-            Err(error) => {
-                self.check.fail(format!("a batch of literals cannot be decoded: {error}"));
-                Vec::new()
-            }
         }
     }
 
@@ -294,7 +286,7 @@ impl World {
         }
     }
 
-    fn drain_destination(&mut self) {
+    pub(crate) fn drain_destination(&mut self) {
         while let Some(action) = self.destination.machine.as_mut().and_then(Destination::poll) {
             self.destination_action(action);
         }
@@ -422,9 +414,10 @@ impl World {
                 self.install(&frames, content);
                 self.drain_destination();
             }
-            DestinationJob::Decoded(pages) => {
+            DestinationJob::Decoded { plain, deltas } => {
                 let names = self.destination_names();
-                for (gfn, content) in pages {
+                deltas.into_iter().for_each(|(gfn, content)| self.delta_came(gfn, content));
+                for (gfn, content) in plain {
                     let Some(machine) = &mut self.destination.machine else { return };
                     let frames = machine.literal(now, gfn, names.page(content));
                     self.install(&frames, content);

@@ -24,4 +24,5 @@ mod rng;
 mod site;
 pub mod site_sim;
 mod source_host;
+mod versions;
 pub mod world;

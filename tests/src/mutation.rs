@@ -43,11 +43,17 @@ pub enum Mutation {
     ZeroForLost,
     /// The source frees its memory as soon as the VM runs at the destination.
     LetsGoTooEarly,
+    /// The destination installs what a delta gives, without looking at its hash.
+    DeltasUnchecked,
+    /// The destination does not say that a delta gave no page.
+    IgnoresDeltaMisses,
+    /// The source sends deltas against a page that the destination does not have, whatever it is asked for again.
+    DeltasAgain,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 23] = [
         Self::SkipLastCollect,
         Self::LateDirtyLog,
         Self::WritesAfterPause,
@@ -68,5 +74,8 @@ impl Mutation {
         Self::RunsOnInPostcopy,
         Self::ZeroForLost,
         Self::LetsGoTooEarly,
+        Self::DeltasUnchecked,
+        Self::IgnoresDeltaMisses,
+        Self::DeltasAgain,
     ];
 }

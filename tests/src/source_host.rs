@@ -1,16 +1,17 @@
 //! The source's host: the model VM, and a driver of [`Source`] that keeps the driver's contract.
 
-use migration_proto::source::{Action, End, LiteralsSent, Source, SourceConfig, SourceProgress};
+use migration_proto::source::{Action, End, Literal, LiteralsSent, Source, SourceConfig, SourceProgress};
 use migration_proto::timer::Time;
 use migration_proto::wire::{Channel, Message};
 use migration_proto::{Epoch, MigrationId, Mode, Span, VmId, literal};
-use page::{Gfn, PageHash, RegionId, ShortId};
+use page::{Gfn, PageHash, RegionId};
 
 use crate::faults::Local;
 use crate::guest::{self, Guest, Image};
 use crate::mutation::Mutation;
 use crate::net::{ConnId, Side};
 use crate::palette::{self, Names};
+use crate::versions::Versions;
 use crate::world::{Event, World};
 
 /// What a connection is wanted for.
@@ -31,7 +32,7 @@ pub(crate) enum SourceJob {
     Collect,
     HashRead { region: RegionId, pages: Vec<Gfn>, rest: Span },
     Hashed { region: RegionId, names: Vec<(Gfn, PageHash)> },
-    LiteralsRead { channel: Channel, pages: Vec<(Gfn, PageHash)>, rest: Span },
+    LiteralsRead { channel: Channel, pages: Vec<Literal>, rest: Span },
     LiteralsReady { channel: Channel, batch: Option<Vec<u8>>, sent: LiteralsSent },
     LiteralsSent(LiteralsSent),
     FaultRead(Gfn),
@@ -65,6 +66,7 @@ pub(crate) struct SourceHost {
     operator_said: bool,
     /// Names for the mutation that never forgets one.
     cache: Image,
+    pub(crate) versions: Versions,
 }
 
 const VM: VmId = VmId([7; 16]);
@@ -86,6 +88,7 @@ impl SourceHost {
             stopped: Time(0),
             done: false,
             operator_said: false,
+            versions: Versions::draw(seed),
         }
     }
 
@@ -155,7 +158,7 @@ impl SourceHost {
 }
 
 impl World {
-    fn names(&self) -> &'static Names {
+    pub(crate) fn names(&self) -> &'static Names {
         let unkeyed = palette::names(false);
         let keyed = self.source.machine.as_ref().is_some_and(|m| m.domain().id() != unkeyed.domain.id());
         palette::names(keyed)
@@ -228,7 +231,9 @@ impl World {
             downtime: self.source.downtime,
             link: self.net.link(),
             mode: self.source.mode,
+            kept_versions: self.source.versions.most,
         };
+        self.source.versions.kept.clear();
         self.source.conn = Some(conn);
         self.source.machine = Some(Source::new(self.now, config));
         self.drain_source();
@@ -306,6 +311,9 @@ impl World {
                 }
                 None => self.source_job_after(Span(1), SourceJob::Failed(Local::Literals)),
             },
+            Action::DropVersions(frames) => frames.iter().for_each(|gfn| {
+                self.source.versions.kept.remove(gfn);
+            }),
             Action::SendFault(gfn) => match self.local(Local::Literals, 2_000) {
                 Some(span) => self.source_job_after(span, SourceJob::FaultRead(gfn)),
                 None => self.source_job_after(Span(1), SourceJob::Failed(Local::Literals)),
@@ -355,7 +363,7 @@ impl World {
         }
     }
 
-    fn source_job_after(&mut self, span: Span, job: SourceJob) {
+    pub(crate) fn source_job_after(&mut self, span: Span, job: SourceJob) {
         self.after(span, Event::Source { attempt: self.source.attempt, job });
     }
 
@@ -447,27 +455,6 @@ impl World {
         };
         let names = pages.iter().map(&mut name).collect();
         self.source_job_after(rest, SourceJob::Hashed { region, names });
-    }
-
-    fn read_to_send(&mut self, channel: Channel, pages: &[(Gfn, PageHash)], rest: Span) {
-        let (names, unchecked) = (self.names(), self.mutated(Mutation::LiteralsUnchecked));
-        let Some(guest) = &self.source.guest else { return };
-        let (mut same, mut stale): (Vec<_>, Vec<(Gfn, ShortId)>) = (Vec::new(), Vec::new());
-        for (gfn, name) in pages {
-            let page = names.page(guest.read(*gfn));
-            if page.name() == *name || unchecked {
-                same.push((*gfn, page.bytes()));
-            } else {
-                stale.push((*gfn, name.short()));
-            }
-        }
-        if self.mutated(Mutation::DropStale) {
-            stale.clear();
-        }
-        let batch = (!same.is_empty()).then(|| literal::encode(&same));
-        let bytes = batch.as_ref().map_or(0, |batch| batch.len() as u64);
-        let sent = LiteralsSent { pages: same.len() as u64, bytes, stale };
-        self.source_job_after(rest, SourceJob::LiteralsReady { channel, batch, sent });
     }
 
     fn send_literals(&mut self, channel: Channel, batch: Option<Vec<u8>>, sent: LiteralsSent) {

@@ -20,6 +20,8 @@ fn trap(mutation: Mutation) -> (Story, &'static [&'static str]) {
         Mutation::DropStale | Mutation::DropMissing | Mutation::LiteralsUnchecked => {
             (Story::Clean, &["the source gave up"])
         }
+        Mutation::DeltasUnchecked => (Story::Clean, &["is not what the source had at its pause"]),
+        Mutation::IgnoresDeltaMisses | Mutation::DeltasAgain => (Story::Clean, &["the source gave up"]),
         Mutation::ResumeAfterCommit => (Story::Lossy, &["both sides run the VM"]),
         Mutation::WritesAfterPause => {
             (Story::Clean, &["both sides run the VM", "is not what the source had at its pause"])

@@ -74,6 +74,7 @@ async fn a_cancelled_or_refused_migration_leaves_the_guest_running() {
         downtime_ms: 1,
         mode: Mode::Precopy,
         bandwidth_bits: Some(8_000_000),
+        delta_cache_bytes: None,
     };
     let outgoing = Outgoing::start(Arc::clone(&machine), None, Arc::clone(&a.identity), options);
     let mut progress = outgoing.progress();
@@ -116,6 +117,7 @@ async fn offer_with_feature(a: &Host, machine: &Machine, ticket: &str, feature: 
         mode: migration_proto::Mode::Precopy,
         layout: Layout::new(vec![extent]).unwrap(),
         machine: serde_json::to_vec(&description).unwrap(),
+        deltas: false,
     });
     let ticket: Ticket = ticket.parse().unwrap();
     let address: SocketAddr = ticket.address.parse().unwrap();

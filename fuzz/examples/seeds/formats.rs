@@ -56,6 +56,7 @@ fn messages() -> Vec<Message> {
             layout: layout.expect("a good layout"),
             machine: br#"{"cpus":1}"#.to_vec(),
             mode: Mode::Hybrid,
+            deltas: true,
         }),
         Message::Offer(Offer {
             migration,
@@ -65,6 +66,7 @@ fn messages() -> Vec<Message> {
             layout: Layout::new(vec![Extent { first: RegionId(0), regions: 1 }]).expect("a good layout"),
             machine: vec![],
             mode: Mode::Precopy,
+            deltas: false,
         }),
         Message::Accept { shared: true, postcopy: true },
         Message::Refuse("it lacks avx2".to_owned()),
@@ -104,9 +106,13 @@ fn messages() -> Vec<Message> {
 fn literals() -> Vec<Vec<u8>> {
     let (flat, mut mixed) = ([5; PAGE_SIZE], [0; PAGE_SIZE]);
     mixed.iter_mut().zip(0u32..).for_each(|(byte, at)| *byte = ((at * at) >> 3).to_le_bytes()[0]);
+    // Against what the target says stands there.
+    let delta = literal::Delta { gfn: Gfn(7), page: &mixed, base: &[3; PAGE_SIZE] };
     vec![
         literal::encode(&[(Gfn(1), &flat)]),
         literal::encode(&[(Gfn(1), &flat), (Gfn(2), &mixed), (Gfn(1 << 21), &flat)]),
+        literal::encode_with(3, &[delta], &[]).batch,
+        literal::encode_with(3, &[delta], &[(Gfn(9), &flat)]).batch,
     ]
 }
 
@@ -262,7 +268,7 @@ pub(super) fn all() -> Vec<Target> {
     let target = |name, seeds, takes| Target { name, seeds, takes };
     vec![
         target("wire", messages().iter().map(encode).collect(), |b| decode(b).is_ok()),
-        target("literal", literals(), |b| literal::decode(b).is_ok()),
+        target("literal", literals(), |b| literal::decode_with(b, |_, base| base.fill(3)).is_ok()),
         target(
             "local_request",
             framed(&requests(), Request::encode),

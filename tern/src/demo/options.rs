@@ -37,6 +37,9 @@ pub struct Options {
     /// Whether the VM may run there before its memory is complete.
     #[arg(long, value_enum, default_value_t)]
     pub(crate) mode: Mode,
+    /// The most memory that old versions of pages may take at the source, so that pages written again go as deltas: 64M, 0 for none.
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub(crate) delta_cache: Option<u64>,
     /// Chooses the built-in content: the same seed gives the same bytes.
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
@@ -123,10 +126,14 @@ fn parse_unit(text: &str, units: &[(&str, f64)]) -> Result<u64, String> {
     Ok(whole)
 }
 
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let mib = 1_048_576.0;
+    parse_unit(text, &[("", 1.0), ("K", 1024.0), ("M", mib), ("G", 1024.0 * mib)])
+}
+
 fn parse_size(text: &str) -> Result<u64, String> {
     const MIB: u64 = 1 << 20;
-    let mib = 1_048_576.0;
-    let bytes = parse_unit(text, &[("", 1.0), ("K", 1024.0), ("M", mib), ("G", 1024.0 * mib)])?;
+    let bytes = parse_bytes(text)?;
     if !bytes.is_multiple_of(2 * MIB) || !(limits::MEMORY_MIN..=limits::MEMORY_MAX).contains(&bytes) {
         let (min, max) = (limits::MEMORY_MIN / MIB, limits::MEMORY_MAX / MIB);
         return Err(format!("use a multiple of 2 MiB from {min}M to {max}M"));

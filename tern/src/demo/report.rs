@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use guest_images::pagestorm::report::Report as SelfCheck;
 use serde::Serialize;
-use vmm::migrate::report::{Outcome, Postcopy, Report as MigrationReport, Rung, Rungs, WhyStopped};
+use vmm::migrate::report::{Literals, Outcome, Postcopy, Report as MigrationReport, Rung, Rungs, WhyStopped};
 
 use crate::demo::bound::Bound;
 use crate::demo::content::MIX_IN_WORDS;
@@ -60,6 +60,7 @@ pub(crate) struct Report {
     postcopy: Option<Postcopy>,
     rounds: u32,
     rungs: Rungs,
+    literals: Literals,
     wrong_pages: u64,
     site_timeouts: u64,
     memory_bytes: u64,
@@ -102,6 +103,7 @@ impl Report {
             postcopy: migration.postcopy,
             rounds: migration.rounds,
             rungs: migration.rungs,
+            literals: migration.literals,
             wrong_pages: migration.wrong_pages,
             site_timeouts: migration.site_timeouts,
             memory_bytes,
@@ -208,6 +210,12 @@ impl fmt::Display for Report {
                 Bytes(rung.bytes)
             )?;
         }
+        let Literals { plain_pages, plain_bytes, delta_pages, delta_bytes } = self.literals;
+        let (plain, delta) = (Bytes(plain_bytes), Bytes(delta_bytes));
+        writeln!(
+            f,
+            "  from the source   {plain_pages} pages in {plain}, {delta_pages} as deltas in {delta}"
+        )?;
         let time = Duration::from_millis(self.total_ms).as_secs_f64();
         writeln!(
             f,
@@ -286,6 +294,7 @@ mod tests {
                 why_stopped: Some(WhyStopped::Fits),
                 postcopy: None,
                 rungs: Rungs { site: Rung { pages: 10, bytes: 40_960 }, ..Rungs::default() },
+                literals: Literals::default(),
                 wan_tx_bytes: 900,
                 wan_rx_bytes: 100,
                 plain_bytes: 50_000,

@@ -125,6 +125,7 @@ impl World {
             downtime_ms: options.downtime_ms,
             mode: options.mode,
             bandwidth_bits: None,
+            delta_cache_bytes: options.delta_cache,
         };
         let client = self.source.client().clone();
         let migration = async { client.migrate(&request).await };

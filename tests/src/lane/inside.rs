@@ -158,8 +158,13 @@ async fn saved(lab: &Lab, vm: &mut Vm) -> PathBuf {
 /// Has `source`'s VM move to `destination`, and says what that took.
 async fn moves(source: &Vm, destination: &Vm) -> String {
     let to = destination.ticket().await;
-    let request =
-        MigrateRequest { to, downtime_ms: DEFAULT_DOWNTIME_MS, mode: Mode::default(), bandwidth_bits: None };
+    let request = MigrateRequest {
+        to,
+        downtime_ms: DEFAULT_DOWNTIME_MS,
+        mode: Mode::default(),
+        bandwidth_bits: None,
+        delta_cache_bytes: None,
+    };
     let report = timeout(limits::MIGRATION, source.client().migrate(&request)).await;
     let report = report.unwrap_or_else(|_| timed_out("the migration did not end"));
     let report = report.unwrap_or_else(|error| panic!("it still runs at the source: {error}"));

@@ -18,12 +18,19 @@ pub struct Terms {
     pub mode: Mode,
     /// As `--bandwidth`, bits a second.
     pub bandwidth_bits: Option<u64>,
+    /// As `--delta-cache`, bytes.
+    pub delta_cache_bytes: Option<u64>,
 }
 
 impl Default for Terms {
     /// All of memory first, whatever the machine's load does to the guest's pace: post-copy has stories of its own.
     fn default() -> Self {
-        Self { downtime_ms: DEFAULT_DOWNTIME_MS, mode: Mode::Precopy, bandwidth_bits: None }
+        Self {
+            downtime_ms: DEFAULT_DOWNTIME_MS,
+            mode: Mode::Precopy,
+            bandwidth_bits: None,
+            delta_cache_bytes: None,
+        }
     }
 }
 
@@ -42,8 +49,9 @@ impl Journey {
     pub async fn start(source: &Vm, to: &str, terms: Terms) -> Self {
         let client = source.client().clone();
         let events = client.events().await.expect("a running vmm tells its events");
-        let Terms { downtime_ms, mode, bandwidth_bits } = terms;
-        let request = MigrateRequest { to: to.to_owned(), downtime_ms, mode, bandwidth_bits };
+        let Terms { downtime_ms, mode, bandwidth_bits, delta_cache_bytes } = terms;
+        let request =
+            MigrateRequest { to: to.to_owned(), downtime_ms, mode, bandwidth_bits, delta_cache_bytes };
         let asking = client.clone();
         let answer = tokio::spawn(async move { asking.migrate(&request).await });
         Self { name: source.name().to_owned(), client, events, answer, last: Progress::default() }

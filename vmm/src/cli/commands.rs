@@ -55,6 +55,7 @@ pub(super) async fn migrate(options: &Migrate) -> Result<ExitCode, CliError> {
         downtime_ms: options.downtime,
         mode: options.mode,
         bandwidth_bits: options.bandwidth,
+        delta_cache_bytes: options.delta_cache,
     };
     // Followed before the migration begins, so that nothing of it is missed.
     let follower = Follower::new(client.events().await?);

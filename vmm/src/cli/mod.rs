@@ -198,6 +198,10 @@ struct Migrate {
     /// The most to send, bits a second: 100M, 1G [default: what the link carries]
     #[arg(long, value_name = "RATE", value_parser = parse::bandwidth)]
     bandwidth: Option<u64>,
+    /// The most memory that old versions of pages may take here, so that pages written again go as deltas: 64M, 0 for none [default: an eighth of the
+    /// VM's memory, 1G at most]
+    #[arg(long, value_name = "BYTES", value_parser = parse::size)]
+    delta_cache: Option<u64>,
 }
 
 #[derive(Debug, Args)]

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use crate::control::api::VmStatus;
 use crate::machine::BalloonStatus;
-use crate::migrate::report::{IncomingPhase, Phase, Progress, Report, Rungs, WhyStopped};
+use crate::migrate::report::{IncomingPhase, Literals, Phase, Progress, Report, Rungs, WhyStopped};
 use crate::snapshot::SnapshotReport;
 
 /// Lines of `name  value`.
@@ -123,6 +123,15 @@ pub(super) fn report(report: &Report) -> String {
     ] {
         table.row(name, format_args!("{} pages, {}", rung.pages, bytes(rung.bytes)));
     }
+    let Literals { plain_pages, plain_bytes, delta_pages, delta_bytes } = report.literals;
+    table.row(
+        "literals",
+        format_args!(
+            "{plain_pages} pages in {}, {delta_pages} as deltas in {}",
+            bytes(plain_bytes),
+            bytes(delta_bytes)
+        ),
+    );
     if let Some(late) = &report.postcopy {
         table.row(
             "after it ran",

@@ -118,6 +118,10 @@ pub struct MigrateRequest {
     /// The most to send, bits a second; none for as much as the link carries.
     #[serde(default)]
     pub bandwidth_bits: Option<u64>,
+    /// The most that old versions of pages may take at the source, bytes, so that pages written again go as deltas; 0 for no deltas, none for an eighth of
+    /// the VM's memory, and no more than 1 GiB.
+    #[serde(default)]
+    pub delta_cache_bytes: Option<u64>,
 }
 
 /// `PUT /v1/vm/balloon`.

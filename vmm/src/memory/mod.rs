@@ -161,6 +161,11 @@ impl Memory {
         self.mapping.to_region_addr(GuestAddress(address))
     }
 
+    /// Whether the frame is RAM.
+    pub fn has(&self, gfn: Gfn) -> bool {
+        self.place(gfn).is_some()
+    }
+
     /// Copies a page out. The guest may be writing it: the copy is what verification is done on.
     /// # Panics
     /// If `gfn` is not RAM.

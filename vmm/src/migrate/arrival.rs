@@ -21,7 +21,7 @@ use super::error::chain;
 use super::identity::HostKey;
 use super::incoming::Greeting;
 use super::late::{self, LatePages};
-use super::pages::{self, CheckedPage, Pool};
+use super::pages::{self, CheckedPage, DecodedBatch, Pool};
 use super::report::{IncomingPhase, IncomingStatus};
 use super::site::SitePages;
 use super::transport::{Close, WanBytes};
@@ -47,7 +47,7 @@ pub(super) enum Mail {
 /// What workers and helpers have done.
 enum Done {
     Prepared(Result<Arc<Machine>, String>),
-    Literals(Result<Vec<(Gfn, VerifiedPage)>, WireError>),
+    Literals(Result<DecodedBatch, WireError>),
     SitePages(Vec<CheckedPage>),
     SiteMissing(RequestId, Vec<ShortId>),
     Answered(RequestId),
@@ -329,11 +329,7 @@ impl Arrival {
             }
             Done::Literals(Ok(literals)) => {
                 self.decoding = self.decoding.saturating_sub(1);
-                for (gfn, page) in literals {
-                    let frames = self.core.literal(now, gfn, &page);
-                    self.install(&frames, &page);
-                    self.carry_out();
-                }
+                self.literals(literals);
             }
             Done::SitePages(checked) => {
                 for page in &checked {
@@ -394,9 +390,28 @@ impl Arrival {
         }
     }
 
+    fn literals(&mut self, literals: DecodedBatch) {
+        let now = self.clock.now();
+        for (gfn, page) in literals.plain {
+            let frames = self.core.literal(now, gfn, &page);
+            self.install(&frames, &page);
+            self.carry_out();
+        }
+        for (gfn, page) in literals.deltas {
+            let frames = self.core.delta(now, gfn, page.as_ref());
+            if let Some(page) = page {
+                self.install(&frames, &page);
+            }
+            self.carry_out();
+        }
+    }
+
     fn decode(&mut self, batch: Vec<u8>) {
         let (domain, results) = (self.core.domain().clone(), self.results.0.clone());
-        match self.pool.submit(move || send(&results, Done::Literals(pages::decode(&domain, &batch)))) {
+        // What is absent has no old version: reading it would wait for it.
+        let memory = self.memory.clone().filter(|_| self.late.is_none());
+        let decode = move || Done::Literals(pages::decode(memory.as_deref(), &domain, &batch));
+        match self.pool.submit(move || send(&results, decode())) {
             Ok(()) => self.decoding += 1,
             Err(error) => self.failures.push(error.to_string()),
         }

@@ -157,7 +157,7 @@ impl Arrival {
 
     /// One page, and somebody waits for it: no worker is asked first.
     pub(super) fn fault_page(&mut self, gfn: Gfn, name: PageHash, batch: &[u8]) {
-        let wrong = match pages::decode(self.core.domain(), batch) {
+        let wrong = match pages::decode_plain(self.core.domain(), batch) {
             Ok(decoded) => match &decoded[..] {
                 [(frame, page)] if *frame == gfn => {
                     let frames = self.core.fault_page(self.clock.now(), gfn, name, page);

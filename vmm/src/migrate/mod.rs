@@ -29,6 +29,7 @@ pub mod throttle;
 pub mod ticket;
 pub mod tls;
 pub mod transport;
+pub mod versions;
 pub mod wires;
 
 use std::net::SocketAddr;
@@ -87,6 +88,9 @@ pub struct MigrateOptions {
     pub mode: Mode,
     /// The most that bulk data may take of the link, bits a second; `None` leaves it to congestion control.
     pub bandwidth_bits: Option<u64>,
+    /// The most that versions of pages that the destination has may take at the source, bytes, so that pages written again go as deltas: 0 for no
+    /// deltas; `None` for an eighth of the VM's memory, and no more than 1 GiB.
+    pub delta_cache_bytes: Option<u64>,
 }
 
 /// One migration away from this process. Dropping the handle does not end the migration.

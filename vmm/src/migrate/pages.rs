@@ -8,13 +8,15 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use migration_proto::literal;
-use migration_proto::source::LiteralsSent;
+use migration_proto::limits::LITERAL_ZSTD_LEVEL;
+use migration_proto::literal::{self, Delta};
+use migration_proto::source::{Literal, LiteralsSent};
 use migration_proto::wire::WireError;
 use page::{Domain, Gfn, PAGE_SIZE, Page, PageHash, VerifiedPage, is_zero};
 
 use super::limits;
 use super::site::{SitePage, SiteRung};
+use super::versions::Version;
 use crate::memory::Memory;
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -78,33 +80,55 @@ pub fn name(memory: &Memory, domain: &Domain, frames: &[Gfn]) -> Vec<(Gfn, PageH
     frames.iter().map(named).collect()
 }
 
-/// Reads the wanted pages and encodes those that still have the name that the destination was told. The bytes that are sent are the
-/// bytes that were hashed.
+/// What came of a batch of wanted pages.
+#[derive(Debug)]
+pub struct EncodedBatch {
+    /// What goes over the wire; `None` if every page had changed.
+    pub batch: Option<Vec<u8>>,
+    /// What the protocol is told of it.
+    pub sent: LiteralsSent,
+    /// Of what is sent, the pages to keep.
+    pub keep: Vec<Version>,
+}
+
+/// Reads the wanted pages and encodes those that still have the name that the destination was told, against their bases where there are
+/// some. The bytes that are sent are the bytes that were hashed.
 #[must_use]
-pub fn encode(
-    memory: &Memory,
-    domain: &Domain,
-    wanted: &[(Gfn, PageHash)],
-) -> (Option<Vec<u8>>, LiteralsSent) {
-    let mut sent = LiteralsSent::default();
-    let mut pages: Vec<(Gfn, Box<Page>)> = Vec::with_capacity(wanted.len());
-    for (gfn, name) in wanted {
-        let mut page = Box::new([0; PAGE_SIZE]);
-        memory.read_page(*gfn, &mut page);
-        if domain.name(&page) == *name {
-            pages.push((*gfn, page));
-        } else {
-            sent.stale.push((*gfn, name.short()));
+pub fn encode(memory: &Memory, domain: &Domain, wanted: &[(Literal, Option<Arc<Page>>)]) -> EncodedBatch {
+    let (mut sent, mut keep) = (LiteralsSent::default(), Vec::new());
+    let mut pages: Vec<(Gfn, Arc<Page>, Option<&Page>)> = Vec::with_capacity(wanted.len());
+    for (literal, base) in wanted {
+        let (gfn, name) = (literal.gfn, literal.name);
+        let mut page: Page = [0; PAGE_SIZE];
+        memory.read_page(gfn, &mut page);
+        if domain.name(&page) != name {
+            sent.stale.push((gfn, name.short()));
+            continue;
         }
+        let page = Arc::new(page);
+        if literal.keep {
+            keep.push(Version { gfn, name, page: Arc::clone(&page) });
+        }
+        pages.push((gfn, page, base.as_deref()));
     }
     if pages.is_empty() {
-        return (None, sent);
+        return EncodedBatch { batch: None, sent, keep };
     }
-    let borrowed: Vec<(Gfn, &Page)> = pages.iter().map(|(gfn, page)| (*gfn, page.as_ref())).collect();
-    let batch = literal::encode(&borrowed);
+    let deltas: Vec<Delta<'_>> = pages
+        .iter()
+        .filter_map(|(gfn, page, base)| Some(Delta { gfn: *gfn, page, base: (*base)? }))
+        .collect();
+    let plain: Vec<(Gfn, &Page)> = pages
+        .iter()
+        .filter(|(_, _, base)| base.is_none())
+        .map(|(gfn, page, _)| (*gfn, page.as_ref()))
+        .collect();
+    let encoded = literal::encode_with(LITERAL_ZSTD_LEVEL, &deltas, &plain);
     sent.pages = pages.len() as u64;
-    sent.bytes = batch.len() as u64;
-    (Some(batch), sent)
+    sent.bytes = encoded.batch.len() as u64;
+    sent.delta_bytes = encoded.delta_bytes;
+    sent.delta_pages = if encoded.delta_bytes > 0 { deltas.len() as u64 } else { 0 };
+    EncodedBatch { batch: Some(encoded.batch), sent, keep }
 }
 
 /// Reads one page, names it and encodes it as a batch of its own.
@@ -115,11 +139,37 @@ pub fn encode_one(memory: &Memory, domain: &Domain, gfn: Gfn) -> (PageHash, Vec<
     (domain.name(&page), literal::encode(&[(gfn, &page)]))
 }
 
-/// Decodes a batch of literals and hashes its pages.
+/// A batch of literals, hashed.
+#[derive(Debug, Default)]
+pub struct DecodedBatch {
+    /// Pages sent as they are.
+    pub plain: Vec<(Gfn, VerifiedPage)>,
+    /// Pages sent as deltas; `None` where what stands here gives no page.
+    pub deltas: Vec<(Gfn, Option<VerifiedPage>)>,
+}
+
+/// Decodes a batch of literals, deltas against what stands in `memory` now, and hashes its pages.
 ///
 /// # Errors
 /// If the batch is not well-formed.
-pub fn decode(domain: &Domain, batch: &[u8]) -> Result<Vec<(Gfn, VerifiedPage)>, WireError> {
+pub fn decode(memory: Option<&Memory>, domain: &Domain, batch: &[u8]) -> Result<DecodedBatch, WireError> {
+    let decoded = literal::decode_with(batch, |gfn, page| {
+        if let Some(memory) = memory.filter(|memory| memory.has(gfn)) {
+            memory.read_page(gfn, page);
+        }
+    })?;
+    let verified = |bytes| VerifiedPage::new(domain, bytes);
+    Ok(DecodedBatch {
+        plain: decoded.plain.into_iter().map(|(gfn, bytes)| (gfn, verified(bytes))).collect(),
+        deltas: decoded.deltas.into_iter().map(|(gfn, bytes)| (gfn, bytes.map(verified))).collect(),
+    })
+}
+
+/// Decodes the answer to a fault and hashes its page.
+///
+/// # Errors
+/// If the batch is not well-formed.
+pub fn decode_plain(domain: &Domain, batch: &[u8]) -> Result<Vec<(Gfn, VerifiedPage)>, WireError> {
     let pages = literal::decode(batch)?;
     Ok(pages.into_iter().map(|(gfn, bytes)| (gfn, VerifiedPage::new(domain, bytes))).collect())
 }

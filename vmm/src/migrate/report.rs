@@ -1,7 +1,7 @@
 //! What a migration tells its operator: progress while it runs, a report at its end.
 
 use migration_proto::source::{SourceProgress, StopWhy, WhyPostcopy};
-use migration_proto::stats::PostcopyStats;
+use migration_proto::stats::{PostcopyStats, SourceStats};
 use serde::{Deserialize, Serialize};
 
 /// Pages and bytes that one rung of the ladder gave.
@@ -40,6 +40,30 @@ impl From<migration_proto::stats::DestinationStats> for Rungs {
             host: rung(stats.host),
             site: rung(stats.site),
             source: rung(stats.source),
+        }
+    }
+}
+
+/// Pages that crossed the WAN as bytes while the VM ran at the source or stood still, by their form, with the bytes of the encoded batches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Literals {
+    /// Compressed by themselves.
+    pub plain_pages: u64,
+    /// See `plain_pages`.
+    pub plain_bytes: u64,
+    /// As deltas against the version that the destination had.
+    pub delta_pages: u64,
+    /// See `delta_pages`.
+    pub delta_bytes: u64,
+}
+
+impl From<SourceStats> for Literals {
+    fn from(stats: SourceStats) -> Self {
+        Self {
+            plain_pages: stats.literal_pages - stats.delta_pages,
+            plain_bytes: stats.literal_bytes - stats.delta_bytes,
+            delta_pages: stats.delta_pages,
+            delta_bytes: stats.delta_bytes,
         }
     }
 }
@@ -223,6 +247,8 @@ pub struct Report {
     pub postcopy: Option<Postcopy>,
     /// Pages and bytes by rung.
     pub rungs: Rungs,
+    /// The pages of the last rung as they crossed the WAN.
+    pub literals: Literals,
     /// Bytes sent on the WAN by the source, IP and UDP headers included.
     pub wan_tx_bytes: u64,
     /// Bytes received on the WAN by the source, IP and UDP headers included.

@@ -25,6 +25,7 @@ use super::site::SitePages;
 use super::throttle::Throttle;
 use super::ticket::Ticket;
 use super::transport::{Close, Endpoint, Link, WanBytes};
+use super::versions::Versions;
 use super::wires::{FromLink, LinkEvent, Wires};
 use super::{MigrateError, MigrateOptions, bundle, layout_of, limits};
 use crate::machine::{Machine, RunState};
@@ -44,7 +45,7 @@ pub(super) enum Command {
 /// What workers and helpers have done.
 enum Done {
     Hashed(RegionId, Vec<(Gfn, PageHash)>),
-    Encoded(Channel, Option<Vec<u8>>, LiteralsSent),
+    Encoded(Channel, pages::EncodedBatch),
     Dirty(Result<PageSet, String>),
     Paused(Result<(), String>),
     Saved(Result<Vec<u8>, String>),
@@ -99,6 +100,7 @@ struct Driver {
     outcomes: VecDeque<Outcome>,
     /// Batches of literals that the present connection has been given and not passed on.
     flying: Vec<LiteralsSent>,
+    versions: Versions,
     progress: watch::Sender<Progress>,
     commands: mpsc::Receiver<Command>,
     /// Bytes of connections that are no more.
@@ -148,6 +150,7 @@ impl Driver {
         let domain = site.as_ref().map_or_else(Domain::unkeyed, |site| site.domain().clone());
         let unfit = |why: String| MigrateError::NotMovable { why: why.into() };
         let migration = MigrationId(random().map_err(|e| unfit(e.to_string()))?);
+        let versions = Versions::new(options.delta_cache_bytes, machine.memory().bytes());
         let config = SourceConfig {
             migration,
             vm: ownership.vm,
@@ -159,6 +162,7 @@ impl Driver {
             downtime: Span::from_millis(options.downtime_ms),
             mode: options.mode.into(),
             link: meter.measure(&link),
+            kept_versions: versions.most(),
         };
         let (inbox, results) = (mpsc::channel(limits::INBOX_BOUND), mpsc::channel(limits::RESULTS_BOUND));
         let drained = Arc::new(Notify::new());
@@ -187,6 +191,7 @@ impl Driver {
             hashed: VecDeque::new(),
             outcomes: VecDeque::new(),
             flying: Vec::new(),
+            versions,
             progress,
             commands,
             spent: WanBytes::default(),
@@ -269,11 +274,11 @@ impl Driver {
             }
             Action::SendLiterals { channel, pages } => {
                 let domain = self.core.domain().clone();
-                self.work(move |memory| {
-                    let (batch, sent) = pages::encode(memory, &domain, &pages);
-                    Done::Encoded(channel, batch, sent)
-                });
+                let pages: Vec<_> =
+                    pages.into_iter().map(|literal| (literal, self.versions.base(&literal))).collect();
+                self.work(move |memory| Done::Encoded(channel, pages::encode(memory, &domain, &pages)));
             }
+            Action::DropVersions(frames) => self.versions.drop_frames(&frames),
             Action::Pause => {
                 self.paused_at = Some(Instant::now());
                 self.blocking(|machine| Done::Paused(machine.pause_for_hand_over().map_err(|e| chain(&e))));
@@ -380,14 +385,7 @@ impl Driver {
         let now = self.clock.now();
         match done {
             Done::Hashed(region, names) => self.hashed.push_back((region, names)),
-            Done::Encoded(channel, Some(batch), sent) => match &self.wires {
-                Some(wires) => {
-                    self.flying.push(sent.clone());
-                    wires.send_literals(channel, batch, sent);
-                }
-                None => self.core.literals_sent(now, sent),
-            },
-            Done::Encoded(_, None, sent) => self.core.literals_sent(now, sent),
+            Done::Encoded(channel, encoded) => self.encoded(channel, encoded),
             Done::Dirty(Ok(dirty)) => self.core.dirty(now, &dirty),
             Done::Paused(Ok(())) => self.core.vm_paused(now),
             Done::Saved(Ok(state)) => self.core.state_saved(now, state),
@@ -419,6 +417,18 @@ impl Driver {
                 tracing::warn!(%error, "the destination cannot be asked");
                 self.core.disconnected(now);
             }
+        }
+    }
+
+    fn encoded(&mut self, channel: Channel, encoded: pages::EncodedBatch) {
+        let pages::EncodedBatch { batch, sent, keep } = encoded;
+        self.versions.keep(keep);
+        match (batch, &self.wires) {
+            (Some(batch), Some(wires)) => {
+                self.flying.push(sent.clone());
+                wires.send_literals(channel, batch, sent);
+            }
+            (Some(_), None) | (None, _) => self.core.literals_sent(self.clock.now(), sent),
         }
     }
 

@@ -251,8 +251,8 @@ impl Process {
         if state != VmState::Running {
             return Err(wrong_state("migrate", state));
         }
-        let MigrateRequest { to, downtime_ms, mode, bandwidth_bits } = request;
-        let options = MigrateOptions { to: to.clone(), downtime_ms, mode, bandwidth_bits };
+        let MigrateRequest { to, downtime_ms, mode, bandwidth_bits, delta_cache_bytes } = request;
+        let options = MigrateOptions { to: to.clone(), downtime_ms, mode, bandwidth_bits, delta_cache_bytes };
         tracing::info!(to, downtime_ms, ?mode, bandwidth_bits, "a migration begins");
         let outgoing =
             Outgoing::start(Arc::clone(&machine), self.site_pages(), Arc::clone(&self.host), options);
@@ -470,7 +470,7 @@ fn wrong_state(operation: &'static str, state: VmState) -> ProcessError {
 }
 
 fn check_request(request: &MigrateRequest) -> Result<(), ProcessError> {
-    let MigrateRequest { to, downtime_ms, mode: _, bandwidth_bits } = request;
+    let MigrateRequest { to, downtime_ms, mode: _, bandwidth_bits, delta_cache_bytes: _ } = request;
     let wrong = |message: String| Err(ProcessError::BadRequest(message));
     if to.is_empty() || to.len() > limits::DESTINATION_BYTES {
         return wrong(format!(
@@ -504,6 +504,7 @@ mod tests {
             downtime_ms: 300,
             mode: Mode::Hybrid,
             bandwidth_bits: None,
+            delta_cache_bytes: None,
         };
         let key = "0".repeat(63);
         for bad in [format!("127.0.0.1:7201#{key}"), "127.0.0.1".to_owned()] {

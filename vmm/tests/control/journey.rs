@@ -47,8 +47,13 @@ async fn a_cancelled_migration_leaves_the_vm_running_here() {
     let (mut destination, ticket) = place.receive("b.sock");
     let client = source.client();
     // A rate at which it would take minutes.
-    let request =
-        MigrateRequest { to: ticket, downtime_ms: 1, mode: Mode::default(), bandwidth_bits: Some(100_000) };
+    let request = MigrateRequest {
+        to: ticket,
+        downtime_ms: 1,
+        mode: Mode::default(),
+        bandwidth_bits: Some(100_000),
+        delta_cache_bytes: None,
+    };
     let migrating = tokio::spawn({
         let client = client.clone();
         async move { client.migrate(&request).await }

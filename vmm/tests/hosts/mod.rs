@@ -71,8 +71,13 @@ impl Host {
     }
 
     pub(crate) fn migrate(&self, machine: &Arc<Machine>, to: &str) -> Outgoing {
-        let options =
-            MigrateOptions { to: to.to_owned(), downtime_ms: 300, mode: Mode::Hybrid, bandwidth_bits: None };
+        let options = MigrateOptions {
+            to: to.to_owned(),
+            downtime_ms: 300,
+            mode: Mode::Hybrid,
+            bandwidth_bits: None,
+            delta_cache_bytes: None,
+        };
         Outgoing::start(Arc::clone(machine), None, Arc::clone(&self.identity), options)
     }
 

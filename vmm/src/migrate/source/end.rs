@@ -5,7 +5,7 @@ use migration_proto::source::End;
 use tokio::time::timeout;
 
 use super::super::clock::millis;
-use super::super::report::{self, Phase, Postcopy, Progress, Report, Rungs, WhyStopped};
+use super::super::report::{self, Literals, Phase, Postcopy, Progress, Report, Rungs, WhyStopped};
 use super::super::transport::{Close, WanBytes};
 use super::super::{MigrateError, dial, limits};
 use super::Driver;
@@ -124,6 +124,7 @@ impl Driver {
             why_stopped: self.core.stop_why().map(WhyStopped::from),
             postcopy: self.core.postcopy_stats().map(Postcopy::from),
             rungs: Rungs::from(there),
+            literals: Literals::from(stats),
             wan_tx_bytes: self.spent.tx,
             wan_rx_bytes: self.spent.rx,
             plain_bytes: stats.plain_bytes,
