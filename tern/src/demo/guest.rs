@@ -26,6 +26,8 @@ const REGION_BYTES: u64 = (page::REGION_PAGES * PAGE_SIZE) as u64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
     dirty_pages_per_second: u64,
+    /// Whether a write replaces a few bytes of its page, in the place of all.
+    small_writes: bool,
     working_set_bytes: u64,
     /// The guest-physical address of the content.
     pub(crate) content_addr: u64,
@@ -33,18 +35,20 @@ pub(crate) struct Layout {
 
 impl Layout {
     /// The layout of a guest that writes `dirty_pages_per_second`.
-    pub(crate) fn new(dirty_pages_per_second: u64) -> Self {
+    pub(crate) fn new(dirty_pages_per_second: u64, small_writes: bool) -> Self {
         // Four seconds' worth, so that a round of pre-copy sees pages written once and pages written again.
         let pages = (dirty_pages_per_second * 4).clamp(2, limits::WORKING_SET_PAGES);
         let working_set_bytes = pages * PAGE_SIZE as u64;
         let content_addr = (WORKING_SET_BASE + working_set_bytes).next_multiple_of(REGION_BYTES);
-        Self { dirty_pages_per_second, working_set_bytes, content_addr }
+        Self { dirty_pages_per_second, small_writes, working_set_bytes, content_addr }
     }
 
     /// pagestorm's command line.
     pub(crate) fn cmdline(&self) -> String {
-        let Self { dirty_pages_per_second: rate, working_set_bytes: ws, content_addr: _ } = self;
-        format!("rate={rate} ws={ws} base={WORKING_SET_BASE:#x} content=text")
+        let Self { dirty_pages_per_second: rate, small_writes, working_set_bytes: ws, content_addr: _ } =
+            self;
+        let content = if *small_writes { "rewrite prefill=1" } else { "text" };
+        format!("rate={rate} ws={ws} base={WORKING_SET_BASE:#x} content={content}")
     }
 
     /// RAM for `content_bytes` of content.
@@ -125,8 +129,8 @@ impl Guests {
         }
         let sibling = if held.is_empty() { small_sibling(dir)? } else { held.remove(0) };
         Ok(Self {
-            vm: Guest::new(Layout::new(options.dirty), image)?,
-            sibling: Guest::new(Layout::new(0), &sibling)?,
+            vm: Guest::new(Layout::new(options.dirty, options.small_writes), image)?,
+            sibling: Guest::new(Layout::new(0, false), &sibling)?,
             destination_files: Vec::new(),
             site_files: held,
             kernel,
@@ -134,7 +138,7 @@ impl Guests {
     }
 
     fn built_in(options: &Options, kernel: PathBuf, dir: &Path) -> Result<Self, DemoError> {
-        let layout = Layout::new(options.dirty);
+        let layout = Layout::new(options.dirty, options.small_writes);
         let pages = options.memory.saturating_sub(layout.content_addr) / PAGE_SIZE as u64;
         let content = Content::new(options.seed, pages);
         let [memory, sibling, near, far] =
@@ -145,7 +149,7 @@ impl Guests {
         content.write_far_file(&far).map_err(DemoError::file("write", &far))?;
         Ok(Self {
             vm: Guest::new(layout, &memory)?,
-            sibling: Guest::new(Layout::new(0), &sibling)?,
+            sibling: Guest::new(Layout::new(0, false), &sibling)?,
             destination_files: vec![near],
             site_files: vec![far],
             kernel,
@@ -183,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_guest_that_writes_nothing_needs_little_besides_the_image() {
-        let layout = Layout::new(0);
+        let layout = Layout::new(0, false);
         assert_eq!(layout.content_addr, 4 << 20);
         assert_eq!(layout.memory_bytes(128 << 20), 132 << 20);
         assert_eq!(layout.memory_bytes((128 << 20) + 1), 134 << 20);
@@ -192,7 +196,7 @@ mod tests {
 
     #[test]
     fn the_working_set_grows_with_the_rate_up_to_its_bound() {
-        assert_eq!(Layout::new(500).content_addr, 10 << 20);
-        assert_eq!(Layout::new(limits::DIRTY_RATE).content_addr, 18 << 20);
+        assert_eq!(Layout::new(500, false).content_addr, 10 << 20);
+        assert_eq!(Layout::new(limits::DIRTY_RATE, true).content_addr, 18 << 20);
     }
 }

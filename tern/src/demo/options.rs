@@ -25,6 +25,9 @@ pub struct Options {
     /// Pages that the guest writes every second while it moves.
     #[arg(long, value_name = "RATE", default_value_t = 500, value_parser = clap::value_parser!(u64).range(..=limits::DIRTY_RATE))]
     pub(crate) dirty: u64,
+    /// A write replaces 16 bytes of its page, as a database does, in the place of the whole page.
+    #[arg(long)]
+    pub(crate) small_writes: bool,
     /// The WAN link's rate each way, bits a second: 100M, 1G.
     #[arg(long, default_value = "100M", value_parser = parse_rate)]
     pub(crate) rate: u64,

@@ -20,6 +20,7 @@ pub mod error;
 pub mod identity;
 mod incoming;
 mod late;
+pub mod level;
 pub mod limits;
 pub mod pages;
 pub mod report;

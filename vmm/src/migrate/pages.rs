@@ -8,7 +8,6 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use migration_proto::limits::LITERAL_ZSTD_LEVEL;
 use migration_proto::literal::{self, Delta};
 use migration_proto::source::{Literal, LiteralsSent};
 use migration_proto::wire::WireError;
@@ -92,9 +91,14 @@ pub struct EncodedBatch {
 }
 
 /// Reads the wanted pages and encodes those that still have the name that the destination was told, against their bases where there are
-/// some. The bytes that are sent are the bytes that were hashed.
+/// some, at zstd's `level`. The bytes that are sent are the bytes that were hashed.
 #[must_use]
-pub fn encode(memory: &Memory, domain: &Domain, wanted: &[(Literal, Option<Arc<Page>>)]) -> EncodedBatch {
+pub fn encode(
+    memory: &Memory,
+    domain: &Domain,
+    level: i32,
+    wanted: &[(Literal, Option<Arc<Page>>)],
+) -> EncodedBatch {
     let (mut sent, mut keep) = (LiteralsSent::default(), Vec::new());
     let mut pages: Vec<(Gfn, Arc<Page>, Option<&Page>)> = Vec::with_capacity(wanted.len());
     for (literal, base) in wanted {
@@ -123,7 +127,7 @@ pub fn encode(memory: &Memory, domain: &Domain, wanted: &[(Literal, Option<Arc<P
         .filter(|(_, _, base)| base.is_none())
         .map(|(gfn, page, _)| (*gfn, page.as_ref()))
         .collect();
-    let encoded = literal::encode_with(LITERAL_ZSTD_LEVEL, &deltas, &plain);
+    let encoded = literal::encode_with(level, &deltas, &plain);
     sent.pages = pages.len() as u64;
     sent.bytes = encoded.batch.len() as u64;
     sent.delta_bytes = encoded.delta_bytes;

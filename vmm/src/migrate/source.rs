@@ -19,6 +19,7 @@ use super::clock::{Bulk, Clock, Meter, millis};
 use super::dial;
 use super::error::chain;
 use super::identity::HostIdentity;
+use super::level::Levels;
 use super::pages::{self, Pool};
 use super::report::{Phase, Progress, Report};
 use super::site::SitePages;
@@ -101,6 +102,7 @@ struct Driver {
     /// Batches of literals that the present connection has been given and not passed on.
     flying: Vec<LiteralsSent>,
     versions: Versions,
+    levels: Levels,
     progress: watch::Sender<Progress>,
     commands: mpsc::Receiver<Command>,
     /// Bytes of connections that are no more.
@@ -192,6 +194,7 @@ impl Driver {
             outcomes: VecDeque::new(),
             flying: Vec::new(),
             versions,
+            levels: Levels::default(),
             progress,
             commands,
             spent: WanBytes::default(),
@@ -276,7 +279,10 @@ impl Driver {
                 let domain = self.core.domain().clone();
                 let pages: Vec<_> =
                     pages.into_iter().map(|literal| (literal, self.versions.base(&literal))).collect();
-                self.work(move |memory| Done::Encoded(channel, pages::encode(memory, &domain, &pages)));
+                let level = self.levels.begin();
+                self.work(move |memory| {
+                    Done::Encoded(channel, pages::encode(memory, &domain, level, &pages))
+                });
             }
             Action::DropVersions(frames) => self.versions.drop_frames(&frames),
             Action::Pause => {
@@ -423,6 +429,7 @@ impl Driver {
     fn encoded(&mut self, channel: Channel, encoded: pages::EncodedBatch) {
         let pages::EncodedBatch { batch, sent, keep } = encoded;
         self.versions.keep(keep);
+        self.levels.encoded(self.flying.len());
         match (batch, &self.wires) {
             (Some(batch), Some(wires)) => {
                 self.flying.push(sent.clone());
@@ -465,6 +472,7 @@ impl Driver {
     }
 
     fn measure(&mut self) {
+        self.levels.measure();
         while self.helpers.try_join_next().is_some() || self.vm_jobs.try_join_next().is_some() {}
         if let Some(wires) = &self.wires {
             wires.link.fit_send_window();
