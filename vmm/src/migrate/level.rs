@@ -7,10 +7,12 @@
 use migration_proto::limits::{LITERAL_WINDOW_BATCHES, LITERAL_ZSTD_LEVEL};
 
 /// The levels, cheapest first. Between them there is nothing that is worth its CPU time.
-const LEVELS: [i32; 4] = [1, 3, 6, 9];
+const LEVELS: [i32; 5] = [1, 3, 6, 9, 15];
+/// From here on a batch keeps a core busy for tens of milliseconds: one at once, whatever is idle, so that a guest which begins to work finds its cores.
+const DEAR: i32 = 15;
 /// Where a migration begins.
 const USUAL: usize = 1;
-const _: () = assert!(LEVELS[USUAL] == LITERAL_ZSTD_LEVEL);
+const _: () = assert!(LEVELS[USUAL] == LITERAL_ZSTD_LEVEL && LEVELS[LEVELS.len() - 1] == DEAR);
 
 /// A level is raised after so many measurements in a row in which every batch found others waiting.
 const CALM: u32 = 3;
@@ -109,7 +111,10 @@ impl Levels {
     /// A batch goes to the workers: at this level.
     pub fn begin(&mut self) -> i32 {
         self.encoding += 1;
-        self.control.level()
+        match self.control.level() {
+            DEAR if self.encoding > 1 => LEVELS[LEVELS.len() - 2],
+            level => level,
+        }
     }
 
     /// A batch is encoded, and so many before it wait for the link.
@@ -155,14 +160,14 @@ mod tests {
         let mut control = LevelControl::default();
         assert_eq!(control.level(), 3);
         assert_eq!(ticks(&mut control, CALM, WINDOW - 1, 1, Some(1.5)), 6);
-        assert_eq!(ticks(&mut control, 100, WINDOW - 1, 1, Some(1.5)), 9);
+        assert_eq!(ticks(&mut control, 100, WINDOW - 1, 1, Some(1.5)), 15);
     }
 
     #[test]
     fn workers_that_cannot_keep_up_bring_it_down_at_once() {
         let mut control = LevelControl::default();
         ticks(&mut control, 100, WINDOW - 1, 1, Some(1.5));
-        assert_eq!(ticks(&mut control, 1, 0, WINDOW - 1, Some(1.5)), 6);
+        assert_eq!(ticks(&mut control, 1, 0, WINDOW - 1, Some(1.5)), 9);
         assert_eq!(ticks(&mut control, 9, 0, WINDOW - 1, Some(0.0)), 1);
         assert_eq!(ticks(&mut control, 100, WINDOW - 1, 1, Some(0.0)), 3, "the usual level robs nobody");
     }
@@ -173,7 +178,17 @@ mod tests {
         assert_eq!(ticks(&mut control, 100, WINDOW - 1, 1, Some(0.2)), 3);
         assert_eq!(ticks(&mut control, 100, WINDOW - 1, 1, None), 3);
         ticks(&mut control, 100, WINDOW - 1, 1, Some(2.0));
-        assert_eq!(ticks(&mut control, 2, WINDOW - 1, 1, Some(0.2)), 3, "the guest has begun to work");
+        assert_eq!(ticks(&mut control, 3, WINDOW - 1, 1, Some(0.2)), 3, "the guest has begun to work");
+    }
+
+    #[test]
+    fn the_dearest_level_is_for_one_batch_at_once() {
+        let mut levels = Levels::default();
+        ticks(&mut levels.control, 100, WINDOW - 1, 1, Some(1.5));
+        assert_eq!([levels.begin(), levels.begin()], [15, 9]);
+        levels.encoded(0);
+        levels.encoded(0);
+        assert_eq!(levels.begin(), 15);
     }
 
     #[test]
