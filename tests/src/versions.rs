@@ -40,13 +40,13 @@ impl Versions {
         }
     }
 
-    /// What the literal is a delta against.
-    fn base(&mut self, literal: &Literal, always: bool) -> Option<Content> {
-        let (name, content) = self.kept.get(&literal.gfn).copied()?;
+    /// What the literal of `content` is a delta against. The wrong base is the page itself: what the destination makes of that delta is what stands there.
+    fn base(&mut self, literal: &Literal, content: Content, always: bool) -> Option<Content> {
+        let (name, kept) = self.kept.get(&literal.gfn).copied()?;
         if always {
-            return Some(0);
+            return Some(content);
         }
-        (literal.base == Some(name)).then(|| if self.rng.chance(self.wrong) { 0 } else { content })
+        (literal.base == Some(name)).then(|| if self.rng.chance(self.wrong) { content } else { kept })
     }
 }
 
@@ -65,7 +65,7 @@ impl World {
                 stale.push((gfn, literal.name.short()));
                 continue;
             }
-            match versions.base(literal, always) {
+            match versions.base(literal, content, always) {
                 Some(base) => {
                     deltas.push(Delta { gfn, page: page.bytes(), base: names.page(base).bytes() });
                 }
@@ -115,11 +115,11 @@ impl World {
     /// What a delta gave, hashed, goes to the protocol.
     pub(crate) fn delta_came(&mut self, gfn: Gfn, content: Option<Content>) {
         let (now, names) = (self.now, self.destination_names());
-        if content.is_none() && self.mutated(Mutation::IgnoresDeltaMisses) {
+        let truth = self.source.versions.sent.get(&gfn).copied();
+        if content != truth && self.mutated(Mutation::IgnoresDeltaMisses) {
             return;
         }
-        let truth = self.source.versions.sent.get(&gfn).copied();
-        let claimed = if self.mutated(Mutation::DeltasUnchecked) { content.or(truth) } else { content };
+        let claimed = if self.mutated(Mutation::DeltasUnchecked) { truth } else { content };
         let Some(machine) = &mut self.destination.machine else { return };
         let frames = machine.delta(now, gfn, claimed.map(|claimed| names.page(claimed)));
         self.install(&frames, content.unwrap_or(0));

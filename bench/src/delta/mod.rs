@@ -24,8 +24,7 @@ pub struct Cost {
 #[must_use]
 pub fn cpu_seconds() -> f64 {
     let time = clock_gettime(ClockId::ThreadCPUTime);
-    let seconds = time.tv_sec as f64 + time.tv_nsec as f64 / 1e9;
-    seconds
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
 /// Runs `encode`, which returns bytes, and takes its CPU time.
@@ -58,7 +57,7 @@ pub fn delta_batches(pages: &[(&Page, &Page)], size: usize, level: i32) -> io::R
             let (new, old): (Vec<&Page>, Vec<&Page>) = batch.iter().copied().unzip();
             let old = joined(&old);
             let mut compressor = zstd::bulk::Compressor::new(level)?;
-            compressor.context_mut().ref_prefix(&old).map_err(|code| failed(code))?;
+            compressor.context_mut().ref_prefix(&old).map_err(failed)?;
             Ok(compressor.compress(&joined(&new))?.len() as u64)
         })
         .sum()
