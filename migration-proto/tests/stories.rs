@@ -149,6 +149,18 @@ fn a_delta_that_does_not_serve_is_asked_for_again_and_not_for_ever() {
     assert!(there.0.discarded().is_some(), "a source that sends nothing else is given up");
 }
 
+/// A delta made for one page gave another, since something else stood at its frame, and that was what a second frame awaited. It was installed there, and nobody
+/// asked again for the first frame's page.
+#[test]
+fn a_delta_that_serves_another_frame_is_asked_for_again() {
+    let mut there = There::new(false);
+    let entries = [(0, Entry::Name(name(1).short())), (1, Entry::Name(name(2).short()))];
+    assert_eq!(there.named(false, true, &entries), [want(&[0, 1])]);
+    assert_eq!(there.0.delta(NOW, Gfn(0), Some(&page(2))), [Gfn(1)]);
+    assert_eq!(there.drain(), [want(&[0])]);
+    assert_eq!(there.0.stats().source, 1);
+}
+
 /// A source in its first round, and what it does.
 struct Here(Source);
 

@@ -19,20 +19,23 @@ impl Destination {
         }
         self.progressed(now);
         let frames = page.map_or_else(Vec::new, |page| self.install_literal(now, gfn, page));
-        if frames.is_empty() {
-            self.delta_missed(gfn);
-        } else {
+        if !frames.is_empty() {
             self.stats.source += 1;
+        }
+        // Against another base than it was made for, a delta may give a page that other frames await.
+        if frames.contains(&gfn) {
             self.delta_misses.remove(&gfn);
+        } else {
+            self.delta_missed(gfn, frames.is_empty());
         }
         frames
     }
 
-    /// Asks again for what the frame still awaits from the source.
-    fn delta_missed(&mut self, gfn: Gfn) {
+    /// Asks again for what the frame still awaits from the source. `useless`: the delta served no other frame.
+    fn delta_missed(&mut self, gfn: Gfn, useless: bool) {
         let awaited = self.memory.awaited(gfn).filter(|id| !self.pending.is_with_site(*id));
         if awaited.is_none() || !matches!(self.phase, Phase::Filling) {
-            self.stats.unneeded += 1;
+            self.stats.unneeded += u64::from(useless);
             return;
         }
         let misses = self.delta_misses.entry(gfn).or_default();

@@ -167,8 +167,7 @@ impl Driver {
             kept_versions: versions.most(),
         };
         let (inbox, results) = (mpsc::channel(limits::INBOX_BOUND), mpsc::channel(limits::RESULTS_BOUND));
-        let drained = Arc::new(Notify::new());
-        let (address, key) = (link.address(), link.peer());
+        let (drained, address, key) = (Arc::new(Notify::new()), link.address(), link.peer());
         let wires = Wires::source(link, channels, 0, &inbox.0, &drained, &throttle);
         Ok(Self {
             core: Source::new(clock.now(), config),
