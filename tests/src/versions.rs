@@ -50,6 +50,9 @@ impl Versions {
     }
 }
 
+/// Plain pages, and deltas with what they gave.
+type DecodedPages = (Vec<(Gfn, Content)>, Vec<(Gfn, Option<Content>)>);
+
 impl World {
     pub(crate) fn read_to_send(&mut self, channel: Channel, pages: &[Literal], rest: Span) {
         let (names, unchecked) = (self.names(), self.mutated(Mutation::LiteralsUnchecked));
@@ -90,7 +93,7 @@ impl World {
     }
 
     /// Decodes a batch against what stands in memory now: plain pages, and deltas with what they gave, if that is any page.
-    pub(crate) fn decode(&mut self, batch: &[u8]) -> (Vec<(Gfn, Content)>, Vec<(Gfn, Option<Content>)>) {
+    pub(crate) fn decode(&mut self, batch: &[u8]) -> DecodedPages {
         let names = self.destination_names();
         let memory = &self.destination.memory;
         let decoded = literal::decode_with(batch, |gfn, page| {
