@@ -38,6 +38,9 @@ pub(crate) const RATE_MAX: u64 = 10_000_000_000;
 /// The longest round trip of the WAN link.
 pub(crate) const RTT_MAX: Duration = Duration::from_secs(2);
 
+/// The most that the WAN link loses by chance, parts of a million.
+pub(crate) const LOSS_MAX_PPM: u32 = 500_000;
+
 /// Images that site B can be given to hold.
 pub(crate) const SITE_IMAGES: usize = 32;
 

@@ -10,6 +10,12 @@ use crate::timer::Time;
 use crate::wire::{Channel, Message};
 
 impl Source {
+    /// Pages that the destination has asked for and the driver has not been given, and batches that it has been given and not passed on.
+    #[must_use]
+    pub fn queued(&self) -> (usize, usize) {
+        (self.wants.len(), self.literal_batches)
+    }
+
     pub(super) fn wanted(&mut self, now: Time, frames: Vec<Gfn>) -> Result<(), ProtocolError> {
         if let Some(gfn) = frames.iter().find(|gfn| !self.config.layout.has(gfn.region())) {
             return Err(ProtocolError::NotRam(*gfn));

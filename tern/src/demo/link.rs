@@ -16,6 +16,10 @@ pub struct LinkConfig {
     pub delay: Duration,
     /// Bytes that may wait before the transmitter, the one in transmission included.
     pub queue_bytes: u64,
+    /// Datagrams of a million that are lost by chance.
+    pub loss_ppm: u32,
+    /// Chooses which.
+    pub seed: u64,
 }
 
 impl LinkConfig {
@@ -26,7 +30,7 @@ impl LinkConfig {
     pub fn half_of(rate_bps: u64, rtt: Duration) -> Self {
         let product = u128::from(rate_bps) * rtt.as_nanos() / 8_000_000_000;
         let queue_bytes = u64::try_from(product).unwrap_or(u64::MAX).max(Self::MIN_QUEUE_BYTES);
-        Self { rate_bps, delay: rtt / 2, queue_bytes }
+        Self { rate_bps, delay: rtt / 2, queue_bytes, loss_ppm: 0, seed: 0 }
     }
 }
 
@@ -37,7 +41,7 @@ pub struct LinkCounts {
     pub packets: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Datagrams that found the queue full.
+    /// Datagrams that found the queue full, or that chance took before they were transmitted.
     pub dropped_packets: u64,
     /// Their bytes.
     pub dropped_bytes: u64,
@@ -52,7 +56,23 @@ pub struct Link<T> {
     /// What rounding to nanoseconds has left out so far, in nanosecond-bits; below `rate_bps`.
     remainder: u128,
     in_flight: VecDeque<(Duration, T)>,
+    chance: Chance,
     counts: LinkCounts,
+}
+
+/// Random numbers that a seed decides: `SplitMix64`.
+#[derive(Debug)]
+struct Chance(u64);
+
+impl Chance {
+    /// True in `ppm` of a million cases.
+    fn takes(&mut self, ppm: u32) -> bool {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % 1_000_000 < u64::from(ppm)
+    }
 }
 
 impl<T> Link<T> {
@@ -63,16 +83,18 @@ impl<T> Link<T> {
             free_at: Duration::ZERO,
             remainder: 0,
             in_flight: VecDeque::new(),
+            chance: Chance(config.seed),
             counts: LinkCounts::default(),
         }
     }
 
-    /// Offers a datagram of `payload_bytes`; says whether the link took it (false: dropped, the queue is full).
+    /// Offers a datagram of `payload_bytes`; says whether the link took it (false: dropped, the queue is full, or by chance).
     pub fn offer(&mut self, now: Duration, payload_bytes: u64, item: T) -> bool {
         let bytes = payload_bytes + HEADER_BYTES;
         let rate = u128::from(self.config.rate_bps);
         let waiting = self.free_at.saturating_sub(now).as_nanos() * rate / 8_000_000_000;
-        if waiting + u128::from(bytes) > u128::from(self.config.queue_bytes) {
+        let full = waiting + u128::from(bytes) > u128::from(self.config.queue_bytes);
+        if full || self.chance.takes(self.config.loss_ppm) {
             self.counts.dropped_packets += 1;
             self.counts.dropped_bytes += bytes;
             return false;
@@ -156,7 +178,7 @@ mod tests {
 
     #[test]
     fn what_exceeds_the_queue_is_dropped_and_counted_apart() {
-        let config = LinkConfig { rate_bps: 8_000_000, delay: MS, queue_bytes: 10_000 };
+        let config = LinkConfig { rate_bps: 8_000_000, delay: MS, queue_bytes: 10_000, loss_ppm: 0, seed: 0 };
         let mut link = Link::new(config);
         let taken = (0..15).filter(|n| link.offer(Duration::ZERO, 1000 - HEADER_BYTES, *n)).count();
         assert_eq!(taken, 10);
@@ -167,6 +189,19 @@ mod tests {
         assert!(!link.offer(MS, 1000 - HEADER_BYTES, 16));
         let order: Vec<_> = std::iter::from_fn(|| link.take_arrived(Duration::from_secs(1))).collect();
         assert_eq!(order, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 15]);
+    }
+
+    #[test]
+    fn chance_takes_its_share_and_the_seed_says_which() {
+        let taken = |seed| {
+            let config = LinkConfig { loss_ppm: 5000, seed, ..LinkConfig::half_of(8_000_000_000, MS) };
+            let mut link = Link::new(config);
+            (0..20_000).map(|n| link.offer(n * MS, 1000, ())).collect::<Vec<_>>()
+        };
+        let lost = taken(1).into_iter().filter(|taken| !taken).count();
+        assert!((60..140).contains(&lost), "{lost} of 20000 lost");
+        assert_eq!(taken(1), taken(1));
+        assert_ne!(taken(1), taken(2));
     }
 
     #[test]

@@ -34,6 +34,9 @@ pub struct Options {
     /// The WAN link's round trip: 50ms, 0.2s.
     #[arg(long, default_value = "50ms", value_parser = parse_time)]
     pub(crate) rtt: Duration,
+    /// Packets that the WAN link loses by chance, each way, percent: 0.5. Which ones, the seed says.
+    #[arg(long, value_name = "PERCENT", default_value = "0", value_parser = parse_loss)]
+    pub(crate) loss: u32,
     /// How long the guest may stand still at the switchover, milliseconds.
     #[arg(long, value_name = "MS", default_value_t = 300)]
     pub(crate) downtime_ms: u64,
@@ -158,6 +161,15 @@ fn parse_time(text: &str) -> Result<Duration, String> {
     if time <= limits::RTT_MAX { Ok(time) } else { Err(format!("use at most {:?}", limits::RTT_MAX)) }
 }
 
+/// Percent, as parts of a million.
+fn parse_loss(text: &str) -> Result<u32, String> {
+    let ppm = parse_unit(text, &[("", 1e4), ("%", 1e4)])?;
+    u32::try_from(ppm)
+        .ok()
+        .filter(|ppm| *ppm <= limits::LOSS_MAX_PPM)
+        .ok_or_else(|| format!("use at most {} percent", limits::LOSS_MAX_PPM / 10_000))
+}
+
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -187,10 +199,18 @@ mod tests {
     fn units_are_understood_and_nonsense_is_refused() {
         assert_eq!(options("--rate 1.5G --rtt 0.2s").unwrap().rate, 1_500_000_000);
         assert_eq!(options("--rtt 0.2s").unwrap().rtt, Duration::from_millis(200));
+        assert_eq!(options("--loss 0.5").unwrap().loss, 5000);
         assert_eq!(options("--memory 64M --dirty 0").unwrap().memory, 64 << 20);
-        for bad in
-            ["--rate 100X", "--rate 0", "--rtt 50", "--rtt -1ms", "--memory 63M", "--memory 2M", "--rate G"]
-        {
+        for bad in [
+            "--rate 100X",
+            "--rate 0",
+            "--rtt 50",
+            "--rtt -1ms",
+            "--loss 60",
+            "--memory 63M",
+            "--memory 2M",
+            "--rate G",
+        ] {
             assert!(options(bad).is_err(), "{bad}");
         }
     }

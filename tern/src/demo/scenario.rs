@@ -118,7 +118,11 @@ impl World {
             || DemoError::Answer(format!("`{}` is no ticket of the form ADDR:PORT#KEY", self.ticket));
         let (address, key) = self.ticket.split_once('#').ok_or_else(unclear)?;
         let address: SocketAddr = address.parse().map_err(|_| unclear())?;
-        let link = LinkConfig::half_of(options.rate, options.rtt);
+        let link = LinkConfig {
+            loss_ppm: options.loss,
+            seed: options.seed,
+            ..LinkConfig::half_of(options.rate, options.rtt)
+        };
         let shaper = Shaper::start(address, link).map_err(DemoError::Link)?;
         let request = MigrateRequest {
             to: format!("{}#{key}", shaper.address()),

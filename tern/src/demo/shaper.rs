@@ -77,7 +77,8 @@ impl Shaper {
             destination,
             flows: Vec::new(),
             to_destination: Link::new(link),
-            to_source: Link::new(link),
+            // Chance is to take others of the answers than of the questions.
+            to_source: Link::new(LinkConfig { seed: link.seed.wrapping_add(1), ..link }),
             started: Instant::now(),
             buffer: vec![0; limits::DATAGRAM_BYTES].into_boxed_slice(),
         };

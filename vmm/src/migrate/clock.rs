@@ -68,13 +68,34 @@ pub(super) struct Meter {
     limit: Option<u64>,
     last: Option<(Instant, u64)>,
     peak: u64,
+    receive_window: ReceiveWindow,
+}
+
+/// What the sender may have in flight: it grows with what arrives, so that memory is taken up for it only on a link that needs it.
+#[derive(Debug)]
+struct ReceiveWindow {
+    bytes: u64,
+}
+
+impl ReceiveWindow {
+    /// The new window, if at `bytes_per_s` a quarter of it arrives within a round trip. A sender who starts doubles what he sends every
+    /// round trip and is to find the window open.
+    fn grow(&mut self, bytes_per_s: u64, rtt: Duration) -> Option<u64> {
+        let a_round_trip = u128::from(bytes_per_s) * rtt.as_micros() / 1_000_000;
+        if a_round_trip < u128::from(self.bytes / 4) || self.bytes >= limits::WINDOW_MAX_BYTES {
+            return None;
+        }
+        self.bytes = (self.bytes * 2).min(limits::WINDOW_MAX_BYTES);
+        Some(self.bytes)
+    }
 }
 
 impl Meter {
     /// A meter; `limit`: what this end lets pass at most, bytes a second.
     #[must_use]
     pub(super) fn new(bulk: Bulk, limit: Option<u64>) -> Self {
-        Self { bulk, limit, last: None, peak: 0 }
+        let receive_window = ReceiveWindow { bytes: limits::RECEIVE_WINDOW_FIRST_BYTES };
+        Self { bulk, limit, last: None, peak: 0, receive_window }
     }
 
     /// Takes a measurement. To be called every [`limits::TICK`] or so.
@@ -89,6 +110,9 @@ impl Meter {
             let rate = bytes.saturating_sub(before).saturating_mul(1_000_000) / passed;
             // Forgets half in about three seconds.
             self.peak = rate.max(self.peak - self.peak / 40);
+            if let (Bulk::In, Some(window)) = (self.bulk, self.receive_window.grow(rate, path.rtt)) {
+                link.set_receive_window(window);
+            }
         }
         self.last = Some((now, bytes));
         let allowed = match self.bulk {
@@ -99,5 +123,21 @@ impl Meter {
         let carries = if carries < limits::FLOOR_BYTES_PER_S { limits::GUESS_BYTES_PER_S } else { carries };
         let bytes_per_s = carries.min(self.limit.unwrap_or(u64::MAX)).max(1);
         timer::Link { rtt: Span(micros(path.rtt)), bytes_per_s }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_receive_window_grows_with_what_arrives_and_no_further() {
+        let mut window = ReceiveWindow { bytes: limits::RECEIVE_WINDOW_FIRST_BYTES };
+        let (rtt, ten_gigabits) = (Duration::from_millis(200), 1_250_000_000);
+        assert_eq!(window.grow(12_500_000, rtt), None, "2.5 MB are in flight at 100 Mbit/s");
+        let sizes: Vec<u64> = std::iter::from_fn(|| window.grow(ten_gigabits, rtt)).collect();
+        assert_eq!(sizes.last(), Some(&limits::WINDOW_MAX_BYTES));
+        assert!(window.bytes >= 250_000_000, "{sizes:?}");
+        assert_eq!(sizes.first(), Some(&(2 * limits::RECEIVE_WINDOW_FIRST_BYTES)));
     }
 }

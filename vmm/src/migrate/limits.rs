@@ -25,11 +25,13 @@ pub const MAX_HANDSHAKES: usize = 16;
 /// Handshakes under way at once beyond which a caller must first prove its address (one more round trip).
 pub const FREE_HANDSHAKES: usize = 4;
 
-/// What one stream may have in flight: 1 Gbit/s for 200 ms is 25 MB.
-pub const STREAM_WINDOW_BYTES: u32 = 32 << 20;
+/// What one stream, and a connection over all streams, may ever have in flight: 10 Gbit/s for 200 ms is 250 MB. What the receiver really has to make room for
+/// is its receive window, which grows with what arrives.
+pub const WINDOW_MAX_BYTES: u64 = 384 << 20;
 
-/// What a connection may have in flight over all streams.
-pub const CONNECTION_WINDOW_BYTES: u32 = 48 << 20;
+/// The first receive window of a connection. It is doubled whenever a quarter of it arrives within a round trip, so that it stays ahead of a sender who
+/// doubles his own every round trip.
+pub const RECEIVE_WINDOW_FIRST_BYTES: u64 = 16 << 20;
 
 /// The first bound on what is handed to QUIC and not yet acknowledged; [`SEND_WINDOW_MIN_BYTES`] and the path decide later.
 pub const SEND_WINDOW_FIRST_BYTES: u64 = 1 << 20;
@@ -42,6 +44,10 @@ pub const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 
 /// Datagrams of data that the receiver may leave unacknowledged. QUIC's default of 2 costs a slow link 2% in the other direction.
 pub const ACK_EVERY_DATAGRAMS: u32 = 16;
+
+/// Datagrams that a connection sends before it has heard of any: two acknowledgements' worth, so that the second half does not wait for the first to be
+/// given up on.
+pub const FIRST_WINDOW_DATAGRAMS: u64 = 2 * ACK_EVERY_DATAGRAMS as u64;
 
 /// The longest that the receiver holds back an acknowledgement.
 pub const MAX_ACK_DELAY: Duration = Duration::from_millis(20);
@@ -118,9 +124,9 @@ pub const FLOOR_BYTES_PER_S: u64 = 50_000;
 /// What a link is taken to carry before it has been measured, bytes a second.
 pub const GUESS_BYTES_PER_S: u64 = 12_500_000;
 
-const _: () = assert!(STREAM_WINDOW_BYTES <= CONNECTION_WINDOW_BYTES);
+const _: () = assert!(RECEIVE_WINDOW_FIRST_BYTES <= WINDOW_MAX_BYTES && WINDOW_MAX_BYTES < 1 << 62);
 const _: () = assert!(SEND_WINDOW_MIN_BYTES <= SEND_WINDOW_FIRST_BYTES);
-const _: () = assert!(SEND_WINDOW_FIRST_BYTES <= CONNECTION_WINDOW_BYTES as u64);
+const _: () = assert!(SEND_WINDOW_FIRST_BYTES <= WINDOW_MAX_BYTES);
 const _: () = assert!(FREE_HANDSHAKES < MAX_HANDSHAKES);
 // A question goes to the site's peer as one request.
 const _: () = assert!(proto::QUESTION_IDS <= dht::limits::LOCAL_RESOLVE_IDS);

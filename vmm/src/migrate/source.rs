@@ -476,6 +476,16 @@ impl Driver {
         if let Some(wires) = &self.wires {
             wires.link.fit_send_window();
             let link = self.meter.measure(&wires.link);
+            let (path, wan) = (wires.link.path(), wires.link.wan_bytes());
+            tracing::debug!(
+                phase = self.core.phase_name(),
+                wan_tx_bytes = wan.tx,
+                window_bytes = path.window_bytes,
+                rtt = ?path.rtt,
+                lost_packets = path.lost_packets,
+                queued = ?self.core.queued(),
+                "the link"
+            );
             self.core.link(link);
         }
     }

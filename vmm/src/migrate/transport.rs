@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::MigrateError;
-use super::congestion::GentleCubic;
+use super::congestion::DelayControl;
 use super::identity::{HostIdentity, HostKey};
 use super::tls::{self, Expect, Refusal, RefusalSlot};
 use super::{limits, ticket::Ticket};
@@ -278,11 +278,15 @@ impl Link {
     }
 
     /// Lets QUIC hold no more data than the path takes in two round trips: what is queued there can be overtaken by no newer version
-    /// of a page. To be called from time to time.
+    /// of a page. To be called before much is sent: the path's window may have doubled since.
     pub fn fit_send_window(&self) {
         let twice = self.path().window_bytes.saturating_mul(2);
-        self.connection
-            .set_send_window(twice.clamp(limits::SEND_WINDOW_MIN_BYTES, limits::STREAM_WINDOW_BYTES.into()));
+        self.connection.set_send_window(twice.clamp(limits::SEND_WINDOW_MIN_BYTES, limits::WINDOW_MAX_BYTES));
+    }
+
+    /// Lets the other end have so much in flight, over all streams.
+    pub fn set_receive_window(&self, bytes: u64) {
+        self.connection.set_receive_window(varint(bytes));
     }
 
     /// Closes the connection; the other end learns the reason.
@@ -365,6 +369,11 @@ fn server_config(
     Ok((config, refusal))
 }
 
+/// A window for QUIC; all windows are far below its largest integer, as [`limits`] makes sure.
+fn varint(bytes: u64) -> VarInt {
+    VarInt::from_u64(bytes).unwrap_or(VarInt::MAX)
+}
+
 fn transport_config() -> TransportConfig {
     let mut acks = AckFrequencyConfig::default();
     acks.ack_eliciting_threshold(limits::ACK_EVERY_DATAGRAMS.into())
@@ -375,11 +384,11 @@ fn transport_config() -> TransportConfig {
         .max_concurrent_uni_streams(2u8.into())
         .max_idle_timeout(Some(IdleTimeout::try_from(limits::IDLE_TIMEOUT).expect("a few seconds fit")))
         .keep_alive_interval(Some(limits::KEEP_ALIVE))
-        .stream_receive_window(limits::STREAM_WINDOW_BYTES.into())
-        .receive_window(limits::CONNECTION_WINDOW_BYTES.into())
+        .stream_receive_window(varint(limits::WINDOW_MAX_BYTES))
+        .receive_window(varint(limits::RECEIVE_WINDOW_FIRST_BYTES))
         .send_window(limits::SEND_WINDOW_FIRST_BYTES)
         .datagram_receive_buffer_size(None)
-        .congestion_controller_factory(Arc::new(GentleCubic::default()))
+        .congestion_controller_factory(Arc::new(DelayControl::default()))
         .ack_frequency_config(Some(acks));
     config
 }

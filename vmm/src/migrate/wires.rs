@@ -280,7 +280,10 @@ async fn write(mut writer: FrameWriter, channel: Channel, outbox: Outbox, contex
         let result = match item {
             Outbound::Frame { frame, literals } => {
                 match channel {
-                    Channel::Names | Channel::Literals => context.throttle.pass(frame.len()).await,
+                    Channel::Names | Channel::Literals => {
+                        writer.link().fit_send_window();
+                        context.throttle.pass(frame.len()).await;
+                    }
                     Channel::Faults => context.throttle.charge_ahead(frame.len()),
                     Channel::Control | Channel::Wants => {}
                 }
