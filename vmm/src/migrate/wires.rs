@@ -282,9 +282,11 @@ async fn write(mut writer: FrameWriter, channel: Channel, outbox: Outbox, contex
                 match channel {
                     Channel::Names | Channel::Literals => {
                         writer.link().fit_send_window();
-                        context.throttle.pass(frame.len()).await;
+                        context.throttle.pass(frame.len(), writer.link().wan_bytes().tx).await;
                     }
-                    Channel::Faults => context.throttle.charge_ahead(frame.len()),
+                    Channel::Faults => {
+                        context.throttle.charge_ahead(frame.len(), writer.link().wan_bytes().tx);
+                    }
                     Channel::Control | Channel::Wants => {}
                 }
                 let result = writer.send(frame).await;

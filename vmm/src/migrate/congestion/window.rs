@@ -80,7 +80,9 @@ enum Phase {
 struct Steady {
     /// Rounds until what was lost was sent with this window.
     settling: u32,
-    /// Rounds in a row that showed next to no queue.
+    /// Rounds since the window was made much smaller: what was in flight then keeps new packets back.
+    calm: u32,
+    /// Rounds in a row in which the rate followed the window, without a queue.
     empty: u32,
     /// The window of the round before: what is acknowledged now was sent with it.
     before: u64,
@@ -205,7 +207,7 @@ impl Window {
     /// `acked` bytes were acknowledged in Start. The window runs ahead of the rate by a round, and by no more.
     fn grow(&mut self, now: Instant, best: u64, acked: u64) {
         let best = if self.is_judged() { best.max(self.round.rate(now)) } else { best };
-        let ahead = product(best, self.base.unwrap_or_default()) / 4 * 9;
+        let ahead = product(best, self.base.unwrap_or_default()) / 2 * 5;
         if best == 0 || self.bytes < ahead.max(self.least()) {
             self.bytes = (self.bytes + acked).min(limits::WINDOW_MAX_BYTES);
         }
@@ -296,7 +298,10 @@ impl Window {
         let used = std::mem::replace(&mut steady.before, self.bytes);
         if used >= window || rate >= made / 16 * 15 {
             steady.paid = (used, rate);
-        } else if used < window / 4 * 3 && rate < made / 2 + scaled(made, used, window) / 2 {
+        } else if steady.calm >= 2
+            && used < window / 4 * 3
+            && rate < made / 2 + scaled(made, used, window) / 2
+        {
             // A full link's rate would have stayed: it was not this connection's queue that took the time.
             let borne = Duration::from_micros(scaled(1_000_000, used, rate)).saturating_sub(base);
             self.room = (borne + most).clamp(self.room, MAX_BORNE.max(self.room));
@@ -314,13 +319,16 @@ impl Window {
         }
         let best = self.rates.into_iter().max().unwrap_or(rate);
         let mut wanted = self.fitting(best, base);
-        // Where much was lost not long ago, a queue that does not show says nothing.
-        steady.empty = if least < base + most / 4 && self.room >= most { steady.empty + 1 } else { 0 };
+        // Only while the rate follows: the shortest round trip of a round may be without a queue although the others were not.
+        let older = self.rates[1..].iter().copied().max().unwrap_or(rate);
+        let follows = least < base + most / 4 && self.room >= most && rate > older + older / 16;
+        steady.empty = if follows { steady.empty + 1 } else { 0 };
         if steady.empty > 0 {
             let step = if steady.empty > 1 { 3 } else { 1 };
             wanted = wanted.max((self.bytes / 8 * (8 + step)).min(wanted / 2 * 3));
         }
         self.set(wanted);
+        steady.calm = if self.bytes < used / 8 * 7 { 0 } else { steady.calm + 1 };
         steady
     }
 }
