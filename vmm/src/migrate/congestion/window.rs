@@ -8,8 +8,7 @@
 //! ```text
 //!  window = rate x (round trip without a queue + room) + what the receiver has not acknowledged yet
 //!
-//!  Start ──the rate no longer doubles──────────────────────────────► Steady ◄──10 s without an empty queue──► Look
-//!    └──the round trip grew, or much was lost──► Settle ──a round──►
+//!  Start ──the round trip grew, or much was lost──► Settle ──a round──► Steady ◄──10 s without an empty queue──► Look
 //! ```
 //!
 //! While the link is not full, the rate follows the window and both grow, the faster where no queue shows; once it is, the rate stands still and so does the window. A loss counts only where more
@@ -45,6 +44,8 @@ const CHANCE_DIVISOR: u64 = 50;
 const CHANCE_PACKETS: u64 = 4;
 /// Rounds whose greatest rate counts: one may have been held up.
 const RATES: usize = 4;
+/// Of so many rounds without a queue, one tries a larger window.
+const STEP_ROUNDS: u32 = 3;
 
 /// The window, and what it is judged by.
 #[derive(Clone, Debug)]
@@ -66,8 +67,8 @@ pub(super) struct Window {
 
 #[derive(Clone, Copy, Debug)]
 enum Phase {
-    /// Doubles the window every round trip. `best`: the greatest rate of a round, bytes a second; `flat`: rounds in a row that were not much faster.
-    Start { best: u64, flat: u32 },
+    /// Doubles the window every round trip. `best`: the greatest rate of a round, bytes a second.
+    Start { best: u64 },
     /// The window was too large: it stands for `rounds` more, and the last of them tells the rate.
     Settle { rounds: u32 },
     /// Follows the rate.
@@ -82,7 +83,7 @@ struct Steady {
     settling: u32,
     /// Rounds since the window was made much smaller: what was in flight then keeps new packets back.
     calm: u32,
-    /// Rounds in a row in which the rate followed the window, without a queue.
+    /// Rounds in a row that showed next to no queue.
     empty: u32,
     /// The window of the round before: what is acknowledged now was sent with it.
     before: u64,
@@ -135,7 +136,7 @@ impl Window {
             initial,
             mtu,
             bytes: initial,
-            phase: Phase::Start { best: 0, flat: 0 },
+            phase: Phase::Start { best: 0 },
             round: Round::new(now),
             base: None,
             seen: now,
@@ -198,7 +199,7 @@ impl Window {
         self.round.acked += bytes;
         if app_limited {
             self.round.limited += bytes;
-        } else if let Phase::Start { best, .. } = self.phase {
+        } else if let Phase::Start { best } = self.phase {
             self.grow(now, best, bytes);
         }
         self.look_for_a_queue(now);
@@ -235,7 +236,7 @@ impl Window {
 
     /// Start ends within a round: at its end the window would be twice as large.
     fn look_for_a_queue(&mut self, now: Instant) {
-        let (Phase::Start { best, .. }, Some(base)) = (self.phase, self.base) else { return };
+        let (Phase::Start { best }, Some(base)) = (self.phase, self.base) else { return };
         let grown = base + (base / 8).clamp(START_MIN_GROWTH, START_MAX_GROWTH);
         let judged = self.is_judged();
         let late = judged && self.round.least.is_some_and(|least| least >= grown);
@@ -257,12 +258,9 @@ impl Window {
             self.rates[0] = rate;
         }
         match self.phase {
-            Phase::Start { best, flat } if limited || rate > best + best / 4 || flat == 0 => {
-                let flat = u32::from(!limited && rate <= best + best / 4);
-                self.phase = Phase::Start { best: best.max(rate), flat };
-            }
+            Phase::Start { best } => self.phase = Phase::Start { best: best.max(rate) },
             Phase::Settle { rounds } if rounds > 1 => self.phase = Phase::Settle { rounds: rounds - 1 },
-            Phase::Start { .. } | Phase::Settle { .. } => {
+            Phase::Settle { .. } => {
                 self.room = room(base);
                 self.rates = [rate; RATES];
                 if !limited {
@@ -319,13 +317,14 @@ impl Window {
         }
         let best = self.rates.into_iter().max().unwrap_or(rate);
         let mut wanted = self.fitting(best, base);
-        // Only while the rate follows: the shortest round trip of a round may be without a queue although the others were not.
-        let older = self.rates[1..].iter().copied().max().unwrap_or(rate);
-        let follows = least < base + most / 4 && self.room >= most && rate > older + older / 16;
-        steady.empty = if follows { steady.empty + 1 } else { 0 };
+        // Where much was lost not long ago, a queue that does not show says nothing.
+        let shows_no_queue = least < base + most / 4 && self.room >= most;
+        steady.empty = if shows_no_queue { steady.empty + 1 } else { 0 };
         if steady.empty > 0 {
-            let step = if steady.empty > 1 { 3 } else { 1 };
-            wanted = wanted.max((self.bytes / 8 * (8 + step)).min(wanted / 2 * 3));
+            // The sender's own delays make the rate look lower than it is. A step takes two rounds to show.
+            let tried =
+                if steady.empty.is_multiple_of(STEP_ROUNDS) { self.bytes / 4 * 5 } else { self.bytes };
+            wanted = wanted.max(tried.min(wanted / 2 * 3));
         }
         self.set(wanted);
         steady.calm = if self.bytes < used / 8 * 7 { 0 } else { steady.calm + 1 };
