@@ -16,6 +16,8 @@ const _: () = assert!(LEVELS[USUAL] == LITERAL_ZSTD_LEVEL && LEVELS[LEVELS.len()
 
 /// A level is raised after so many measurements in a row in which every batch found others waiting.
 const CALM: u32 = 3;
+/// Below the usual level only on links that carry so much, bytes a second: a slower one that waits has a host with no time for it, and its bytes are dear.
+const FAST_BYTES_PER_S: u64 = 25_000_000;
 /// Idle cores without which no level above the usual one is taken.
 const SPARE_CORES: f64 = 0.75;
 
@@ -52,18 +54,19 @@ impl LevelControl {
         self.behind_workers += u32::from(waiting == 0 && encoding >= LITERAL_WINDOW_BATCHES / 2);
     }
 
-    /// Time for a decision; `idle_cores`: since the last one, if that is known.
-    pub fn measured(&mut self, idle_cores: Option<f64>) {
-        let (batches, link, workers) = (self.batches, self.behind_link, self.behind_workers);
+    /// Time for a decision; `idle_cores`: since the last one, if that is known. `link`: what it carries, bytes a second.
+    pub fn measured(&mut self, idle_cores: Option<f64>, link: u64) {
+        let (batches, behind, workers) = (self.batches, self.behind_link, self.behind_workers);
+        let least = if link >= FAST_BYTES_PER_S { 0 } else { USUAL };
         (self.batches, self.behind_link, self.behind_workers) = (0, 0, 0);
         let spare = idle_cores.is_some_and(|cores| cores >= SPARE_CORES);
         if workers > 0 {
             self.calm = 0;
-            self.at = self.at.saturating_sub(1);
+            self.at = self.at.saturating_sub(1).max(least.min(self.at));
         } else if !spare && self.at > USUAL {
             self.calm = 0;
             self.at -= 1;
-        } else if batches > 0 && link == batches && (spare || self.at < USUAL) {
+        } else if batches > 0 && behind == batches && (spare || self.at < USUAL) {
             self.calm += 1;
             if self.calm >= CALM && self.at + 1 < LEVELS.len() {
                 self.calm = 0;
@@ -124,11 +127,11 @@ impl Levels {
     }
 
     /// Looks at the host's processors and decides.
-    pub fn measure(&mut self) {
+    pub fn measure(&mut self, link_bytes_per_s: u64) {
         let before = self.control.level();
         // Where it cannot be read no core counts as idle.
         let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-        self.control.measured(self.idle.look(&stat));
+        self.control.measured(self.idle.look(&stat), link_bytes_per_s);
         if self.control.level() != before {
             tracing::debug!(before, now = self.control.level(), "zstd's level for literals");
         }
@@ -150,7 +153,7 @@ mod tests {
     ) -> i32 {
         for _ in 0..count {
             control.batch(waiting, encoding);
-            control.measured(idle);
+            control.measured(idle, 100_000_000);
         }
         control.level()
     }
@@ -170,6 +173,16 @@ mod tests {
         assert_eq!(ticks(&mut control, 1, 0, WINDOW - 1, Some(1.5)), 9);
         assert_eq!(ticks(&mut control, 9, 0, WINDOW - 1, Some(0.0)), 1);
         assert_eq!(ticks(&mut control, 100, WINDOW - 1, 1, Some(0.0)), 3, "the usual level robs nobody");
+    }
+
+    #[test]
+    fn a_slow_link_never_gets_less_than_the_usual_level() {
+        let mut control = LevelControl::default();
+        for _ in 0..100 {
+            control.batch(0, WINDOW - 1);
+            control.measured(Some(0.0), 12_500_000);
+        }
+        assert_eq!(control.level(), 3);
     }
 
     #[test]
@@ -196,7 +209,7 @@ mod tests {
         let mut control = LevelControl::default();
         assert_eq!(ticks(&mut control, 100, 0, 0, Some(2.0)), 3);
         for _ in 0..100 {
-            control.measured(Some(2.0));
+            control.measured(Some(2.0), 100_000_000);
         }
         assert_eq!(control.level(), 3);
     }

@@ -471,7 +471,6 @@ impl Driver {
     }
 
     fn measure(&mut self) {
-        self.levels.measure();
         while self.helpers.try_join_next().is_some() || self.vm_jobs.try_join_next().is_some() {}
         if let Some(wires) = &self.wires {
             wires.link.fit_send_window();
@@ -486,6 +485,7 @@ impl Driver {
                 queued = ?self.core.queued(),
                 "the link"
             );
+            self.levels.measure(link.bytes_per_s);
             self.core.link(link);
         }
     }
