@@ -59,6 +59,9 @@ pub enum AbortReason {
     /// A wait reached its deadline.
     #[error("timed out while waiting for {0}")]
     Timeout(&'static str),
+    /// The spill file could not be written, and nothing is handed over without it.
+    #[error("the spill file: {0}; migrate again when it can be written, or without --spill")]
+    Spill(String),
     /// A local action failed.
     #[error("{0}")]
     Local(String),

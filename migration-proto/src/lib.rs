@@ -74,6 +74,8 @@
 //!    otherwise the source owns the VM, so `superseded` and then `disconnected` end what an earlier attempt left, and a new machine takes the offer.
 //!    Commit or Abort for the migration at hand: that connection is now the machine's, which is told so by `connected` before the message.
 //!    Commit for another: `Ledger::answer` says Running, NotRunning or Unknown. The fate of a machine goes into the ledger as soon as it has one.
+//!    Serve for the migration at hand: [`destination::Destination::serve_answer`] says what is answered, or that the connection is the machine's as with Commit; any
+//!    authorised host may say it. For another: `Ledger::look_up` says NotRunning or Unknown.
 //! 8. What a past machine asked for (pages, state, virtual CPUs) must not reach the next one.
 //! 9. Post-copy, at the source: from the last `CollectDirty` on memory does not change; `Hash`, `SendLiterals` and `SendFault` read it until `Release` (or
 //!    `Resume`, before Commit). What fails after Commit goes to `failed`, which dials anew and does again what the destination still lacks.
@@ -81,6 +83,10 @@
 //!     yet, atomically, and wake whoever waits there (`UFFDIO_COPY`, `UFFDIO_ZEROPAGE`). Each touch of an absent frame goes to `fault`, once; if that
 //!     says false, the frame's page is there and whoever waits is to be woken. `PauseVm` and `ResumeVm` need no answer.
 //!     A page that cannot be installed goes to `not_installed` before the next action is taken.
+//! 11. `Spill` reads memory like `Hash`; `SealSpill` is answered when the file would outlive this host. What fails of either goes to `spill_failed`. The file of a
+//!     migration that ended in [`source::End::Completed`] or `Aborted` is removed. A source made by [`source::Source::from_spill`] asks for nothing but messages and reads of the
+//!     file, and one whose connection is taken by a later one dials again.
+//! 12. `Throttle` is carried out at once, whether the virtual CPUs run or not.
 #![forbid(unsafe_code)]
 #![deny(clippy::wildcard_enum_match_arm, clippy::match_wildcard_for_single_variants)]
 
@@ -95,6 +101,7 @@ pub mod source;
 pub mod stats;
 pub mod switchover;
 pub mod timer;
+mod waits;
 pub mod wire;
 
 pub use error::{AbortReason, ProtocolError};

@@ -35,6 +35,13 @@ pub const FAULT_WINDOW_PAGES: usize = 256;
 /// Most regions whose names the destination has asked for anew, over a new connection, and not got.
 pub const NAMES_WINDOW_REGIONS: usize = 32;
 
+/// Most pages that the source has its driver write to the spill file at once: 64 MiB.
+pub const SPILL_BATCH_PAGES: usize = 16_384;
+/// Most walks through what was written since, while the VM runs, before the rest is spilled while it stands still.
+pub const SPILL_WALKS: u32 = 8;
+/// So few pages are left to be spilled while the VM stands still, without a further walk: 4 MiB.
+pub const SPILL_REST_PAGES: u64 = 1024;
+
 /// Most bytes of an opaque machine description.
 pub const MACHINE_BYTES: usize = 64 * 1024;
 /// Most bytes of device and vCPU state.
@@ -52,6 +59,13 @@ pub const FRAME_BYTES: usize = STATE_BYTES + 64;
 pub const ROUNDS: u32 = 30;
 /// Rounds in a row without progress before the VM is stopped whatever is left.
 pub const STALLED_ROUNDS: u32 = 3;
+
+/// The first step by which auto-converge slows a guest down, percent of the time that its virtual CPUs rest, and each further one (QEMU's defaults).
+pub const THROTTLE_FIRST_PERCENT: u8 = 20;
+/// See [`THROTTLE_FIRST_PERCENT`].
+pub const THROTTLE_STEP_PERCENT: u8 = 10;
+/// The most.
+pub const THROTTLE_MOST_PERCENT: u8 = 99;
 
 /// How long the destination may take to accept: it allocates the VM's memory.
 pub const ACCEPT_TIMEOUT: Span = Span::from_secs(30);

@@ -95,11 +95,26 @@ pub struct PostcopyStats {
     pub pauses: u64,
     /// Connections to the source after the one that the VM came by.
     pub reconnects: u64,
+    /// How long those waited that this host gave the page to.
+    pub waited_host: Waited,
+    /// How long those waited that other hosts of the site gave the page to.
+    pub waited_site: Waited,
+    /// How long those waited that the source gave the page to.
+    pub waited_source: Waited,
+}
+
+/// How long virtual CPUs waited, to one part in sixteen; zeroes if none did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Waited {
+    /// Half of them waited no longer, microseconds.
+    pub median_us: u64,
+    /// Of a hundred 99 waited no longer, microseconds.
+    pub p99_us: u64,
 }
 
 impl PostcopyStats {
     /// The fields in the order of the wire.
-    pub(crate) fn to_array(self) -> [u64; 15] {
+    pub(crate) fn to_array(self) -> [u64; 21] {
         let Self {
             absent,
             zero,
@@ -116,6 +131,9 @@ impl PostcopyStats {
             longest_wait_us,
             pauses,
             reconnects,
+            waited_host,
+            waited_site,
+            waited_source,
         } = self;
         [
             absent,
@@ -133,11 +151,17 @@ impl PostcopyStats {
             longest_wait_us,
             pauses,
             reconnects,
+            waited_host.median_us,
+            waited_host.p99_us,
+            waited_site.median_us,
+            waited_site.p99_us,
+            waited_source.median_us,
+            waited_source.p99_us,
         ]
     }
 
     /// The inverse of `to_array`.
-    pub(crate) fn from_array(fields: [u64; 15]) -> Self {
+    pub(crate) fn from_array(fields: [u64; 21]) -> Self {
         let [
             absent,
             zero,
@@ -154,7 +178,14 @@ impl PostcopyStats {
             longest_wait_us,
             pauses,
             reconnects,
+            host_median,
+            host_p99,
+            site_median,
+            site_p99,
+            source_median,
+            source_p99,
         ] = fields;
+        let waited = |median_us, p99_us| Waited { median_us, p99_us };
         Self {
             absent,
             zero,
@@ -171,6 +202,9 @@ impl PostcopyStats {
             longest_wait_us,
             pauses,
             reconnects,
+            waited_host: waited(host_median, host_p99),
+            waited_site: waited(site_median, site_p99),
+            waited_source: waited(source_median, source_p99),
         }
     }
 }
@@ -196,6 +230,10 @@ pub struct SourceStats {
     pub delta_bytes: u64,
     /// Wants for pages that had changed meanwhile.
     pub stale: u64,
+    /// The most that the guest was slowed down, percent of the time that its virtual CPUs rested.
+    pub throttle_percent: u8,
+    /// How long it was slowed down, by whatever percentage, microseconds.
+    pub throttled_us: u64,
     /// What a plain migration with zero-page detection would have sent: 9 bytes a zero page, 4104 any other, each time it is dirty.
     pub plain_bytes: u64,
 }

@@ -10,6 +10,8 @@
 //!   Unknown received        no: another process may       no
 //!                           have run it there
 //! ```
+//! A spill file (`vmm migrate --spill`) gives whoever has it the absent pages and no right: Serve, which its server says in the place of Commit, starts nothing.
+//!
 //! In post-copy the same holds, although the destination runs the VM before it has all of its memory: the source keeps memory until Complete, without
 //! the right to run on it.
 //!
@@ -109,6 +111,12 @@ impl Ledger {
     /// of will never run here from now on.
     pub fn answer(&mut self, migration: MigrationId) -> Fate {
         *self.fates.entry(migration).or_insert(Fate::Unknown)
+    }
+
+    /// The answer to [`Message::Serve`](crate::wire::Message::Serve) for a migration that is not under way here: as [`Ledger::answer`], but it promises nothing.
+    #[must_use]
+    pub fn look_up(&self, migration: MigrationId) -> Fate {
+        self.fates.get(&migration).copied().unwrap_or(Fate::Unknown)
     }
 
     /// Whether an offer of `vm` by an owner of `epoch` is older than what ran here.

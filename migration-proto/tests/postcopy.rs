@@ -65,6 +65,8 @@ impl Move {
             link: LINK,
             mode: Mode::Postcopy,
             kept_versions: 0,
+            auto_converge: false,
+            spill: false,
         };
         let mut source = Source::new(now, config);
         let Some(source::Action::Send(Message::Offer(offer))) = source.poll() else { panic!("no offer") };

@@ -177,6 +177,8 @@ impl Here {
             link: LINK,
             mode: Mode::Precopy,
             kept_versions: 16,
+            auto_converge: false,
+            spill: false,
         };
         let mut here = Self(Source::new(NOW, config));
         here.gets(Message::Accept { shared: true, postcopy: true });

@@ -103,8 +103,15 @@ impl PageSet {
 
     /// The members, ascending.
     pub fn iter(&self) -> impl Iterator<Item = Gfn> + '_ {
-        self.words.iter().zip(0u64..).flat_map(|(word, at)| {
-            let mut left = *word;
+        self.iter_from(Gfn(0))
+    }
+
+    /// The members from `first` on, ascending.
+    pub fn iter_from(&self, first: Gfn) -> impl Iterator<Item = Gfn> + '_ {
+        let skipped = usize::try_from(first.0 / 64).unwrap_or(usize::MAX);
+        self.words.iter().zip(0u64..).skip(skipped).flat_map(move |(word, at)| {
+            let before = if at == first.0 / 64 { (1 << (first.0 % 64)) - 1 } else { 0 };
+            let mut left = *word & !before;
             std::iter::from_fn(move || {
                 let bit = (left != 0).then(|| u64::from(left.trailing_zeros()))?;
                 left &= left - 1;

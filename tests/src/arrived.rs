@@ -176,7 +176,8 @@ impl World {
         let downtime = self.now - self.source.stopped;
         let promise = Span(self.net.longest_trip().0 * 4 + 50_000);
         let postcopy = self.destination.postcopy_stats().is_some();
-        let late = self.must_succeed && postcopy && downtime > promise;
+        // A spill file is written while it stands still.
+        let late = self.must_succeed && postcopy && !self.source.spills && downtime > promise;
         self.check.require(!late, || format!("the VM stood still for {downtime:?}, longer than {promise:?}"));
     }
 
@@ -290,7 +291,8 @@ impl World {
     /// The source is lost, the VM is paused for what only it had, and the site has been asked for that long enough. It is asked for ever.
     pub(crate) fn stays_starved(&self) -> bool {
         let since = self.destination.arrived.as_ref().and_then(|arrived| arrived.starved);
-        self.source.active().is_none() && since.is_some_and(|since| self.now - since > Span::from_secs(300))
+        let nobody = self.source.active().is_none() && !self.spill.is_coming();
+        nobody && since.is_some_and(|since| self.now - since > Span::from_secs(300))
     }
 
     /// All of memory has come, or the source is lost and the VM has stopped where it needs more.
@@ -302,6 +304,10 @@ impl World {
             let alive = self.source.alive;
             self.check.require(!alive, || {
                 format!("the source lives, but {absent} pages of its VM never came to the destination")
+            });
+            let promised = self.spill.is_promised(self.destination.migration());
+            self.check.require(!promised, || {
+                format!("{absent} pages of the VM never came, although they were to stand in a spill file")
             });
             return self.check.require(starved, || {
                 format!("the source is lost, {absent} pages are missing, and the VM runs on")

@@ -199,6 +199,7 @@ impl World {
                 self.tell_destination(Destination::connected);
                 self.feed(message);
             }
+            Message::Serve { migration, epoch, root } => self.take_server(conn, migration, epoch, root),
             Message::Commit { migration, .. } => {
                 let answer = match self.destination.ledger.answer(migration) {
                     Fate::Ran(_) if !forgets => Message::Running { migration, stats: Default::default() },
@@ -233,6 +234,27 @@ impl World {
                 self.check.fail(format!("a connection began with {}", message.name()));
             }
         }
+    }
+
+    /// Somebody has a spill file.
+    fn take_server(&mut self, conn: ConnId, migration: MigrationId, epoch: Epoch, root: PageHash) {
+        let machine = self.destination.machine.as_ref().filter(|machine| machine.migration() == migration);
+        let answer = match machine {
+            Some(machine) => machine.serve_answer(epoch, root),
+            None => Some(match self.destination.ledger.look_up(migration) {
+                Fate::Refused => Message::NotRunning { migration },
+                Fate::Ran(_) | Fate::Unknown => Message::Unknown { migration },
+            }),
+        };
+        if let Some(answer) = answer {
+            self.send(Side::Destination, Some(conn), Channel::Control, &answer);
+            return;
+        }
+        if let Some(old) = self.destination.conn.replace(conn) {
+            self.close(old, Side::Destination);
+        }
+        self.tell_destination(Destination::connected);
+        self.feed(Message::Serve { migration, epoch, root });
     }
 
     fn take_offer(&mut self, conn: ConnId, offer: Offer) {

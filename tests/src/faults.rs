@@ -29,6 +29,7 @@ pub(crate) enum Local {
     Prepare,
     Load,
     Run,
+    Spill,
 }
 
 /// A fault.
@@ -38,6 +39,8 @@ pub(crate) enum Fault {
     Outage(Span),
     /// The source's process is killed, and the VM with it, if it is there.
     KillSource,
+    /// Somebody serves a spill file, whether it is needed or not; `stray`: one of a migration that was given up.
+    ServeSpill { stray: bool },
     /// The destination's process is killed; a new one with an empty ledger takes its place, or none does.
     KillDestination { restart: Option<Span> },
     /// An operator cancels at the source.
@@ -67,7 +70,7 @@ pub(crate) struct Faults {
     messages: u64,
 }
 
-const NAMES: [&str; 23] = [
+const NAMES: [&str; 24] = [
     "Offer",
     "Accept",
     "Region",
@@ -91,10 +94,13 @@ const NAMES: [&str; 23] = [
     "Fault",
     "FaultPage",
     "Complete",
+    "Serve",
 ];
 
 /// Messages of post-copy, those of the hand-over to it included.
-const LATE_NAMES: [&str; 10] = [
+const LATE_NAMES: [&str; 12] = [
+    "Ready",
+    "Serve",
     "Final",
     "Commit",
     "Running",
@@ -127,7 +133,7 @@ fn draw_outage(rng: &mut Rng) -> Span {
     Span(if rng.chance(50) { 0 } else { rng.spread(10_000, 200_000_000) })
 }
 
-const LOCALS: [Local; 8] = [
+const LOCALS: [Local; 9] = [
     Local::Collect,
     Local::Hash,
     Local::Literals,
@@ -136,6 +142,7 @@ const LOCALS: [Local; 8] = [
     Local::Prepare,
     Local::Load,
     Local::Run,
+    Local::Spill,
 ];
 
 impl Faults {
@@ -148,7 +155,7 @@ impl Faults {
     /// Processes are killed, operators interfere, local actions fail, and connections are lost.
     pub(crate) fn crashes(rng: &mut Rng) -> Self {
         let count = rng.between(1, 3);
-        Self::of(rng, count, |rng| match rng.below(8) {
+        Self::of(rng, count, |rng| match rng.below(9) {
             0 => Fault::KillSource,
             1 | 2 => {
                 let restart = rng.chance(60).then(|| Span(rng.spread(100_000, 60_000_000)));
@@ -157,6 +164,7 @@ impl Faults {
             3 => Fault::Cancel,
             4 => Fault::Fail(rng.pick(&LOCALS)),
             5 => Fault::Stall(rng.pick(&LOCALS), Span(rng.spread(100_000, 100_000_000))),
+            6 => Fault::ServeSpill { stray: rng.chance(20) },
             _ => Fault::Outage(draw_outage(rng)),
         })
     }
@@ -167,14 +175,15 @@ impl Faults {
         let armed = (0..count).map(|_| {
             let moment = rng.pick(&[Moment::Sending, Moment::Sent, Moment::Arriving, Moment::Handled]);
             let name = rng.pick(&LATE_NAMES);
-            let fault = match rng.below(12) {
+            let fault = match rng.below(15) {
                 0 | 1 => Fault::KillSource,
                 2 => Fault::KillDestination {
                     restart: rng.chance(60).then(|| Span(rng.spread(100_000, 60_000_000))),
                 },
-                3 => Fault::Fail(rng.pick(&[Local::Hash, Local::Literals])),
+                3 => Fault::Fail(rng.pick(&[Local::Hash, Local::Literals, Local::Spill])),
+                12..15 => Fault::ServeSpill { stray: rng.chance(30) },
                 4 => Fault::Stall(
-                    rng.pick(&[Local::Hash, Local::Literals]),
+                    rng.pick(&[Local::Hash, Local::Literals, Local::Spill]),
                     Span(rng.spread(100_000, 100_000_000)),
                 ),
                 _ => Fault::Outage(draw_outage(rng)),

@@ -98,6 +98,8 @@ pub(crate) struct Guest {
     logging: bool,
     /// Whether its virtual CPUs run.
     pub(crate) running: bool,
+    /// Percent of the time that they rest all the same.
+    pub(crate) throttle: u8,
 }
 
 impl Guest {
@@ -110,12 +112,14 @@ impl Guest {
             }
         }
         let dirty = PageSet::empty(layout.page_bound());
-        Self { before: pages.clone(), layout, habits, frames, pages, dirty, logging: false, running: true }
+        let before = pages.clone();
+        Self { before, layout, habits, frames, pages, dirty, logging: false, running: true, throttle: 0 }
     }
 
     /// A burst of writes, if the virtual CPUs run.
     pub(crate) fn burst(&mut self, rng: &mut Rng) {
-        if !self.running {
+        let rests = self.throttle > 0 && rng.chance(u64::from(self.throttle));
+        if !self.running || rests {
             return;
         }
         for _ in 0..rng.below(self.habits.burst + 1) {

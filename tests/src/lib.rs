@@ -24,5 +24,6 @@ mod rng;
 mod site;
 pub mod site_sim;
 mod source_host;
+mod spill_host;
 mod versions;
 pub mod world;

@@ -49,11 +49,19 @@ pub enum Mutation {
     IgnoresDeltaMisses,
     /// The source sends deltas against a page that the destination does not have, whatever it is asked for again.
     DeltasAgain,
+    /// Whoever serves a spill file says Commit, as the source that it stands for would.
+    SpillServerCommits,
+    /// The source spills what is absent while the VM runs, and not what it writes meanwhile.
+    SpillsOnlyAhead,
+    /// The source says that the spill file stands before it does.
+    SealsTooEarly,
+    /// The source does not let a guest that it has slowed down run at full speed again.
+    StaysThrottled,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 27] = [
         Self::SkipLastCollect,
         Self::LateDirtyLog,
         Self::WritesAfterPause,
@@ -77,5 +85,9 @@ impl Mutation {
         Self::DeltasUnchecked,
         Self::IgnoresDeltaMisses,
         Self::DeltasAgain,
+        Self::SpillServerCommits,
+        Self::SpillsOnlyAhead,
+        Self::SealsTooEarly,
+        Self::StaysThrottled,
     ];
 }

@@ -14,23 +14,18 @@ use crate::rng::Rng;
 pub(crate) enum Side {
     Source,
     Destination,
-}
-
-impl Side {
-    pub(crate) fn other(self) -> Self {
-        match self {
-            Self::Source => Self::Destination,
-            Self::Destination => Self::Source,
-        }
-    }
+    /// Whoever serves a spill file in the source's place.
+    Spill,
 }
 
 /// A connection, for all of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ConnId(pub(crate) u32);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Conn {
+    /// Who opened it: the end that is not the destination.
+    caller: Side,
     /// Ends that do not know of a loss and have not closed it.
     open: BTreeSet<Side>,
     broken: bool,
@@ -92,14 +87,29 @@ impl Net {
     }
 
     /// How long to open a connection takes, and whether it comes about.
-    pub(crate) fn dial(&mut self, rng: &mut Rng, now: Time, listening: bool) -> (Span, Option<ConnId>) {
+    pub(crate) fn dial(
+        &mut self,
+        rng: &mut Rng,
+        now: Time,
+        caller: Side,
+        listening: bool,
+    ) -> (Span, Option<ConnId>) {
         if now < self.down_until || !listening {
             return (Span(rng.spread(1_000, 5_000_000)), None);
         }
         let conn = ConnId(u32::try_from(self.conns.len()).expect("few connections in a run"));
-        let open = BTreeSet::from([Side::Source, Side::Destination]);
-        self.conns.insert(conn, Conn { open, ..Conn::default() });
+        let open = BTreeSet::from([caller, Side::Destination]);
+        let (arrivals, cut) = (BTreeMap::new(), BTreeSet::new());
+        self.conns.insert(conn, Conn { caller, open, broken: false, arrivals, cut });
         (Span(self.habits.delay * 2 + rng.below(self.habits.jitter + 1)), Some(conn))
+    }
+
+    /// The other end.
+    pub(crate) fn other(&self, conn: ConnId, side: Side) -> Side {
+        match side {
+            Side::Source | Side::Spill => Side::Destination,
+            Side::Destination => self.conns.get(&conn).map_or(Side::Source, |conn| conn.caller),
+        }
     }
 
     /// Sends `bytes`: when the last has left, and when they arrive; `None` if they never will.
@@ -118,7 +128,8 @@ impl Net {
         let urgent = matches!(channel, Channel::Control | Channel::Faults);
         let gone = if urgent { now } else { (*busy).max(now) } + taken;
         *busy = gone.max(*busy);
-        let Some(conn) = self.conns.get_mut(&conn).filter(|conn| conn.open.contains(&to.other())) else {
+        let from = self.other(conn, to);
+        let Some(conn) = self.conns.get_mut(&conn).filter(|conn| conn.open.contains(&from)) else {
             return (gone, None);
         };
         if conn.broken || !conn.open.contains(&to) {

@@ -36,6 +36,9 @@ pub(crate) enum SourceJob {
     LiteralsReady { channel: Channel, batch: Option<Vec<u8>>, sent: LiteralsSent },
     LiteralsSent(LiteralsSent),
     FaultRead(Gfn),
+    SpillRead { frames: Vec<Gfn>, rest: Span },
+    Spilled,
+    Sealed(PageHash),
     Pause,
     ReallyPaused,
     Save,
@@ -54,6 +57,10 @@ pub(crate) struct SourceHost {
     seed: u64,
     downtime: Span,
     mode: Mode,
+    /// Whether absent pages are to stand in a spill file.
+    pub(crate) spills: bool,
+    /// Whether the guest may be slowed down.
+    slows: bool,
     /// Attempts begun.
     pub(crate) attempt: u32,
     dials: u32,
@@ -72,7 +79,7 @@ pub(crate) struct SourceHost {
 const VM: VmId = VmId([7; 16]);
 
 impl SourceHost {
-    pub(crate) fn new(seed: u64, guest: Guest, downtime: Span, mode: Mode) -> Self {
+    pub(crate) fn new(seed: u64, guest: Guest, downtime: Span, mode: Mode, spills: bool) -> Self {
         Self {
             alive: true,
             cache: vec![palette::CONTENTS; guest.image().len()],
@@ -82,6 +89,8 @@ impl SourceHost {
             seed,
             downtime,
             mode,
+            spills,
+            slows: mode == Mode::Precopy && seed.is_multiple_of(2),
             attempt: 0,
             dials: 0,
             lane: Time(0),
@@ -152,7 +161,7 @@ impl SourceHost {
     pub(crate) fn aborted(&self) -> Option<String> {
         match self.machine.as_ref()?.end()? {
             End::Aborted(reason) => Some(reason.to_string()),
-            End::Completed | End::LetGo => None,
+            End::Completed | End::LetGo | End::NotServed { .. } => None,
         }
     }
 }
@@ -173,7 +182,7 @@ impl World {
     }
 
     fn dial(&mut self, dial: Dial) {
-        let (span, conn) = self.net.dial(&mut self.rng, self.now, self.destination.alive());
+        let (span, conn) = self.net.dial(&mut self.rng, self.now, Side::Source, self.destination.alive());
         self.after(span, Event::Dialled { attempt: self.source.attempt, dial, conn });
     }
 
@@ -232,6 +241,8 @@ impl World {
             link: self.net.link(),
             mode: self.source.mode,
             kept_versions: self.source.versions.most,
+            auto_converge: self.source.slows,
+            spill: self.source.spills,
         };
         self.source.versions.kept.clear();
         self.source.conn = Some(conn);
@@ -288,6 +299,9 @@ impl World {
     fn source_action(&mut self, action: Action) {
         match action {
             Action::Send(message) => {
+                if matches!(message, Message::Commit { .. }) && self.source.spills {
+                    self.check_spilled(self.source.migration(), !self.destination.memory.absent.is_empty());
+                }
                 self.send(Side::Source, self.source.conn, message.channel(), &message);
             }
             Action::StartDirtyLog if self.mutated(Mutation::LateDirtyLog) => {
@@ -318,6 +332,10 @@ impl World {
                 Some(span) => self.source_job_after(span, SourceJob::FaultRead(gfn)),
                 None => self.source_job_after(Span(1), SourceJob::Failed(Local::Literals)),
             },
+            Action::Spill(frames) => self.write_spill(frames),
+            Action::SealSpill { root } => self.seal(root),
+            Action::Throttle { percent: 0 } if self.mutated(Mutation::StaysThrottled) => {}
+            Action::Throttle { percent } => self.with_guest(|guest| guest.throttle = percent),
             Action::Pause => self.lane(Local::Pause, 5_000, SourceJob::Pause),
             Action::SaveState => self.lane(Local::Save, 10_000, SourceJob::Save),
             Action::Reconnect => {
@@ -344,6 +362,7 @@ impl World {
             }
             Action::Release => {
                 self.trace(|| "the source lets go".to_owned());
+                self.remove_spill();
                 self.source.guest = None;
                 self.source.done = true;
                 self.hang_up_source();
@@ -387,6 +406,15 @@ impl World {
             SourceJob::HashRead { region, pages, rest } => self.read_to_hash(region, &pages, rest),
             SourceJob::LiteralsRead { channel, pages, rest } => self.read_to_send(channel, &pages, rest),
             SourceJob::FaultRead(gfn) => self.send_fault(gfn),
+            SourceJob::SpillRead { frames, rest } => {
+                self.spill_pages(migration, self.names(), &frames);
+                self.source_job_after(rest, SourceJob::Spilled);
+            }
+            SourceJob::Spilled => self.tell_source(|machine| machine.spilled(now)),
+            SourceJob::Sealed(root) => {
+                self.seal_spill(migration, root);
+                self.tell_source(|machine| machine.spill_sealed(now));
+            }
             SourceJob::LiteralsReady { channel, batch, sent } => self.send_literals(channel, batch, sent),
             SourceJob::Resume { epoch, notify } => self.resume(epoch, notify),
             SourceJob::Collect => {
@@ -478,8 +506,32 @@ impl World {
         self.tell_source(|machine| machine.fault_sent(now, gfn, page.name()));
     }
 
+    fn write_spill(&mut self, frames: Vec<Gfn>) {
+        match self.local(Local::Spill, 20_000) {
+            Some(span) => {
+                let rest = Span(self.rng.below(span.0));
+                self.source_job_after(span, SourceJob::SpillRead { frames, rest });
+            }
+            None => self.source_job_after(Span(1), SourceJob::Failed(Local::Spill)),
+        }
+    }
+
+    fn seal(&mut self, root: PageHash) {
+        let now = self.now;
+        match self.local(Local::Spill, 20_000) {
+            Some(_) if self.mutated(Mutation::SealsTooEarly) => {
+                let late = Span(self.rng.spread(100_000, 100_000_000));
+                self.source_job_after(late, SourceJob::Sealed(root));
+                self.tell_source(|machine| machine.spill_sealed(now));
+            }
+            Some(span) => self.source_job_after(span, SourceJob::Sealed(root)),
+            None => self.source_job_after(Span(1), SourceJob::Failed(Local::Spill)),
+        }
+    }
+
     fn resume(&mut self, epoch: Epoch, notify: bool) {
         self.hang_up_source();
+        self.remove_spill();
         if notify {
             self.dial(Dial::Notify(self.source.migration(), 3));
         }
@@ -491,6 +543,9 @@ impl World {
             guest.running = true;
             guest.stop_dirty_log();
         });
+        let throttle = self.source.guest.as_ref().map_or(0, |guest| guest.throttle);
+        self.check
+            .require(throttle == 0, || format!("the VM runs on at the source, slowed down by {throttle}%"));
         self.check.runs("the source", epoch, self.source.operator_said);
         self.try_again();
     }
@@ -519,5 +574,6 @@ impl World {
         self.cut_all(Side::Source);
         // Somebody notices that the host is gone.
         self.call_operator();
+        self.call_spill_server();
     }
 }

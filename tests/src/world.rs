@@ -18,6 +18,7 @@ use crate::net::{self, ConnId, Net, Side};
 use crate::rng::Rng;
 use crate::site::Site;
 use crate::source_host::{Dial, SourceHost, SourceJob};
+use crate::spill_host::{SpillEvent, SpillHost};
 
 /// What kind of trouble a run sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -230,6 +231,8 @@ pub(crate) enum Event {
     Listen,
     /// An operator looks at both hosts.
     Operator,
+    /// Something happens to the server of this number of a spill file.
+    Spill { number: u32, event: SpillEvent },
 }
 
 pub(crate) struct World {
@@ -246,6 +249,7 @@ pub(crate) struct World {
     pub(crate) layout: Layout,
     pub(crate) source: SourceHost,
     pub(crate) destination: DestinationHost,
+    pub(crate) spill: SpillHost,
     pub(crate) check: Checker,
     /// Nothing that happens may keep the first attempt from success.
     pub(crate) must_succeed: bool,
@@ -289,9 +293,11 @@ impl World {
             }
             Story::Postcopy => rng.pick(&[Mode::Hybrid, Mode::Postcopy]),
         };
+        let spill = rng.chance(if story == Story::Postcopy { 50 } else { 20 });
         let mut world = Self {
-            source: SourceHost::new(seed, guest, downtime, mode),
+            source: SourceHost::new(seed, guest, downtime, mode, spill),
             destination: DestinationHost::new(&layout),
+            spill: SpillHost::default(),
             destination_postcopy: story == Story::Postcopy || rng.chance(90),
             rng,
             now: Time(0),
@@ -357,12 +363,16 @@ impl World {
         let no_deadlines = self.mutated(Mutation::NoDeadlines);
         let source = self.source.next_timeout().filter(|_| !no_deadlines);
         let destination = self.destination.next_timeout();
-        let Some(next) = event.into_iter().chain(source).chain(destination).min() else { return false };
+        let spill = self.spill.next_timeout();
+        let waits = [event, source, destination, spill];
+        let Some(next) = waits.into_iter().flatten().min() else { return false };
         self.now = next.max(self.now);
         if source.is_some_and(|at| at <= self.now) {
             self.source_timeout();
         } else if destination.is_some_and(|at| at <= self.now) {
             self.destination_timeout();
+        } else if spill.is_some_and(|at| at <= self.now) {
+            self.spill_timeout();
         } else if let Some((_, event)) = self.events.pop_first() {
             self.happen(event);
         }
@@ -382,6 +392,7 @@ impl World {
             Event::Begin => self.begin(),
             Event::Listen => self.destination_listens(),
             Event::Operator => self.operate(),
+            Event::Spill { number, event } => self.spill_event(number, event),
         }
     }
 
@@ -409,13 +420,12 @@ impl World {
         if !self.lives(from) {
             return self.now;
         }
-        let frame = encode(message);
-        let (gone, arrives) =
-            self.net.send(&mut self.rng, self.now, conn, from.other(), channel, frame.len());
+        let (frame, to) = (encode(message), self.net.other(conn, from));
+        let (gone, arrives) = self.net.send(&mut self.rng, self.now, conn, to, channel, frame.len());
         let lost = if arrives.is_none() { " into the void" } else { "" };
         self.trace(|| format!("{from:?} sends {name} ({} bytes) on {conn:?}{lost}", frame.len()));
         if let Some(at) = arrives {
-            self.schedule(at, Event::Deliver { conn, to: from.other(), channel, frame });
+            self.schedule(at, Event::Deliver { conn, to, channel, frame });
         }
         self.strike_at(name, Moment::Sent);
         gone
@@ -425,6 +435,7 @@ impl World {
         match side {
             Side::Source => self.source.alive,
             Side::Destination => self.destination.alive(),
+            Side::Spill => true,
         }
     }
 
@@ -445,6 +456,7 @@ impl World {
         match to {
             Side::Source => self.source_message(conn, message),
             Side::Destination => self.destination_message(conn, message),
+            Side::Spill => self.spill_message(conn, message),
         }
         self.strike_at(name, Moment::Handled);
     }
@@ -455,6 +467,7 @@ impl World {
             match side {
                 Side::Source => self.source_disconnected(conn),
                 Side::Destination => self.destination_disconnected(conn),
+                Side::Spill => self.spill_disconnected(conn),
             }
         }
     }
@@ -462,7 +475,7 @@ impl World {
     /// An end closes a connection.
     pub(crate) fn close(&mut self, conn: ConnId, side: Side) {
         if let Some(at) = self.net.close(&mut self.rng, self.now, conn, side) {
-            self.schedule(at, Event::Lost { conn, side: side.other() });
+            self.schedule(at, Event::Lost { conn, side: self.net.other(conn, side) });
         }
     }
 
@@ -485,6 +498,7 @@ impl World {
                 }
             }
             Fault::KillSource => self.kill_source(),
+            Fault::ServeSpill { stray } => self.serve_spill(stray),
             Fault::KillDestination { restart } => self.kill_destination(restart),
             Fault::Cancel => self
                 .schedule(self.now, Event::Source { attempt: self.source.attempt, job: SourceJob::Cancel }),
@@ -497,12 +511,22 @@ impl World {
         let usual = Span(self.rng.spread(1, usual));
         let at = self.waiting.iter().position(|fault| match fault {
             Fault::Fail(kind) | Fault::Stall(kind, _) => *kind == local,
-            Fault::Outage(_) | Fault::KillSource | Fault::KillDestination { .. } | Fault::Cancel => false,
+            Fault::Outage(_)
+            | Fault::KillSource
+            | Fault::KillDestination { .. }
+            | Fault::ServeSpill { .. }
+            | Fault::Cancel => false,
         });
         match at.map(|at| self.waiting.remove(at)) {
             Some(Fault::Fail(_)) => None,
             Some(Fault::Stall(_, span)) => Some(span),
-            Some(Fault::Outage(_) | Fault::KillSource | Fault::KillDestination { .. } | Fault::Cancel)
+            Some(
+                Fault::Outage(_)
+                | Fault::KillSource
+                | Fault::KillDestination { .. }
+                | Fault::ServeSpill { .. }
+                | Fault::Cancel,
+            )
             | None => Some(usual),
         }
     }

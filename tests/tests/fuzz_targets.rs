@@ -65,6 +65,7 @@ targets! {
     machine_state = "../../fuzz/fuzz_targets/machine_state.rs",
     site_message = "../../fuzz/fuzz_targets/site_message.rs",
     snapshot_manifest = "../../fuzz/fuzz_targets/snapshot_manifest.rs",
+    spill = "../../fuzz/fuzz_targets/spill.rs",
     ticket = "../../fuzz/fuzz_targets/ticket.rs",
     virtio_balloon = "../../fuzz/fuzz_targets/virtio_balloon.rs",
     virtio_block = "../../fuzz/fuzz_targets/virtio_block.rs",

@@ -37,6 +37,15 @@ fn trap(mutation: Mutation) -> (Story, &'static [&'static str]) {
         Mutation::InstallsOverTheGuest | Mutation::ZeroForLost => (Story::Postcopy, &["a wrong page"]),
         Mutation::RunsOnInPostcopy => (Story::Postcopy, &["both sides run the VM"]),
         Mutation::LetsGoTooEarly => (Story::Postcopy, &["pages of its VM never came"]),
+        Mutation::SpillServerCommits => {
+            (Story::Postcopy, &["both sides run the VM", "what it did since is undone"])
+        }
+        Mutation::SpillsOnlyAhead => (
+            Story::Postcopy,
+            &["a wrong page", "were to stand in a spill file", "the run does not come to an end"],
+        ),
+        Mutation::StaysThrottled => (Story::Crashes, &["slowed down by"]),
+        Mutation::SealsTooEarly => (Story::Postcopy, &["were to stand in a spill file"]),
         Mutation::NoDeadlines => (Story::Crashes, &["the source's deadline has passed"]),
         Mutation::NoResume => {
             (Story::Lossy, &["the VM runs nowhere", "the VM has not come to the destination"])

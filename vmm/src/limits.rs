@@ -36,6 +36,10 @@ pub const DOWNTIME_MS: u64 = 60 * 60 * 1000;
 pub const NAME_BYTES: usize = 64;
 /// The longest `to` of a migration, bytes.
 pub const DESTINATION_BYTES: usize = 512;
+/// The most that a guest is slowed down, percent of the time that its virtual CPUs rest.
+pub const THROTTLE_PERCENT: u8 = 99;
+/// How long the virtual CPUs of a throttled guest run at a time; at 99 percent they rest for one second after it.
+pub const THROTTLE_SLICE: Duration = Duration::from_millis(10);
 /// Page faults of absent frames that are read at once.
 pub const FAULTS_A_READ: usize = 16;
 /// The most virtual CPUs of a VM: as many as the MultiProcessor table has room for in one kibibyte.

@@ -360,6 +360,13 @@ impl Machine {
         Ok(self.devices.let_go()?)
     }
 
+    /// Has the virtual CPUs rest for so many percent of the time, whenever they run; 0 lets them run at full speed, at once.
+    /// # Errors
+    /// If there is no thread for it.
+    pub fn throttle(&self, percent: u8) -> Result<(), MachineError> {
+        Ok(self.threads.throttle(percent)?)
+    }
+
     /// A paused VM that was to run elsewhere stays here, paused: takes back what [`Machine::pause_for_hand_over`] gave up. Idempotent.
     /// # Errors
     /// If another VM has it by now.

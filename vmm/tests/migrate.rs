@@ -75,6 +75,8 @@ async fn a_cancelled_or_refused_migration_leaves_the_guest_running() {
         mode: Mode::Precopy,
         bandwidth_bits: Some(8_000_000),
         delta_cache_bytes: None,
+        auto_converge: false,
+        spill: None,
     };
     let outgoing = Outgoing::start(Arc::clone(&machine), None, Arc::clone(&a.identity), options);
     let mut progress = outgoing.progress();

@@ -18,6 +18,7 @@ use vmm::kvm::cpu::{CpuModel, Level};
 use vmm::migrate::ticket::Ticket;
 use vmm::snapshot::check_manifest;
 use vmm::snapshot::manifest::{Manifest, PackRef, Run};
+use vmm::spill::{Head, encode as encode_spill, parse as parse_spill};
 
 use super::Target;
 
@@ -83,6 +84,7 @@ fn messages() -> Vec<Message> {
         Message::RoundDone { round: 2, stats },
         Message::Ready { root },
         Message::Commit { migration, epoch: Epoch(4) },
+        Message::Serve { migration, epoch: Epoch(4), root },
         Message::Running { migration, stats },
         Message::NotRunning { migration },
         Message::Unknown { migration },
@@ -114,6 +116,25 @@ fn literals() -> Vec<Vec<u8>> {
         literal::encode_with(3, &[delta], &[]).batch,
         literal::encode_with(3, &[delta], &[(Gfn(9), &flat)]).batch,
     ]
+}
+
+/// A spill file of so many pages, without the digest at its end.
+fn spill_file(pages: u64) -> Vec<u8> {
+    let layout = Layout::new(vec![Extent { first: RegionId(0), regions: 1 }]);
+    let whose = Head {
+        migration: MigrationId([7; 16]),
+        vm: VmId([1; 16]),
+        epoch: Epoch(3),
+        domain: DomainId([2; 16]),
+        zero: PageHash([3; 32]),
+        layout: layout.expect("a good layout"),
+    };
+    let page = [5; PAGE_SIZE];
+    let content = |gfn: u64| gfn.is_multiple_of(2).then_some((PageHash([4; 32]), &page));
+    let pages: Vec<_> = (0..pages).map(|gfn| (Gfn(gfn), content(gfn))).collect();
+    let mut whole = encode_spill(&whose, &pages, &PageHash([9; 32]));
+    whole.truncate(whole.len() - DIGEST_BYTES);
+    whole
 }
 
 fn framed<T>(all: &[T], encode: impl Fn(&T, &mut Vec<u8>)) -> Vec<Vec<u8>> {
@@ -287,6 +308,9 @@ pub(super) fn all() -> Vec<Target> {
         }),
         target("snapshot_manifest", vec![manifest(0), manifest(3)], |b| {
             check_manifest(&with_digest(b)).is_ok()
+        }),
+        target("spill", vec![spill_file(0), spill_file(3)], |b| {
+            parse_spill(with_digest(b).as_slice()).is_ok()
         }),
         target("kernel", vec![elf(false), elf(true), bzimage()], |b| {
             check_kernel(b, BootProtocol::Auto).is_ok()

@@ -1,5 +1,7 @@
 //! The end of a migration at the destination: Ready, Commit and what answers it, doubt and the operator's word, deadlines and lost connections.
 
+use page::PageHash;
+
 use super::phase::Phase;
 use super::{Action, Destination, NotHeld};
 use crate::error::{AbortReason, ProtocolError};
@@ -46,6 +48,37 @@ impl Destination {
             | Phase::Running { .. } => return Err(ProtocolError::OtherMigration),
         }
         Ok(())
+    }
+
+    /// A connection begins with [`Message::Serve`]: what is answered to it, after which it is closed; `None` if it is the machine's from here on. It is only where the
+    /// VM runs by this very switchover: nothing that was said with a spill file in hand starts a VM, ends one, or takes the source's connection away before.
+    #[must_use]
+    pub fn serve_answer(&self, epoch: Epoch, root: PageHash) -> Option<Message> {
+        let migration = self.migration;
+        let agreed = self.last.is_some_and(|(_, ours)| ours == root);
+        match &self.phase {
+            Phase::Starting { epoch: ours, .. } | Phase::Running { epoch: ours }
+                if *ours == epoch && agreed =>
+            {
+                None
+            }
+            Phase::Ended(_) => Some(Message::NotRunning { migration }),
+            Phase::Preparing { .. }
+            | Phase::Filling
+            | Phase::Loading { .. }
+            | Phase::Prepared { .. }
+            | Phase::Starting { .. }
+            | Phase::Running { .. } => Some(Message::Unknown { migration }),
+        }
+    }
+
+    pub(super) fn served(&mut self, now: Time, epoch: Epoch, root: PageHash) {
+        if let Some(answer) = self.serve_answer(epoch, root) {
+            self.actions.push_back(Action::Send(answer));
+        } else if matches!(self.phase, Phase::Running { .. }) {
+            self.say_running();
+            self.tell_lack(now);
+        }
     }
 
     fn start(&mut self, now: Time, epoch: Epoch, held: bool) {

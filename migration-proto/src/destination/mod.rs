@@ -192,6 +192,9 @@ impl Destination {
             Message::Commit { migration, epoch } if migration == self.migration => {
                 return self.commit(now, epoch);
             }
+            Message::Serve { migration, epoch, root } if migration == self.migration => {
+                self.served(now, epoch, root);
+            }
             Message::Released { migration } if migration == self.migration => self.released(),
             Message::Region(region) if fills && self.absent.is_none() => {
                 self.progressed(now);
@@ -225,6 +228,7 @@ impl Destination {
             Message::Offer(_)
             | Message::Accept { .. }
             | Message::Refuse(_)
+            | Message::Serve { .. }
             | Message::Abort { .. }
             | Message::Region(_)
             | Message::FullNames { .. }

@@ -1,5 +1,7 @@
 //! What goes in and out of the source's machine.
 
+use std::collections::BTreeMap;
+
 use page::{Domain, Gfn, PageHash, RegionId, ShortId};
 
 use crate::error::AbortReason;
@@ -32,6 +34,31 @@ pub struct SourceConfig {
     pub mode: Mode,
     /// Most pages of which the driver keeps the version that the destination has, for deltas; 0 for none.
     pub kept_versions: usize,
+    /// Whether a guest that writes faster than the link carries may be slowed down, where it does not go by post-copy.
+    pub auto_converge: bool,
+    /// Whether what is absent at a switchover to post-copy is to stand in a spill file before Commit.
+    pub spill: bool,
+}
+
+/// A migration's source whose process is no more, as its spill file tells.
+#[derive(Debug, Clone)]
+pub struct SpillConfig {
+    /// The migration.
+    pub migration: MigrationId,
+    /// Which VM.
+    pub vm: VmId,
+    /// The epoch as whose owner the source ran it.
+    pub epoch: Epoch,
+    /// The VM's RAM.
+    pub layout: Layout,
+    /// The root that the two ends agreed on.
+    pub root: PageHash,
+    /// The name of a zero page in the migration's domain.
+    pub zero: PageHash,
+    /// The name of every absent frame.
+    pub names: BTreeMap<Gfn, PageHash>,
+    /// The link, before the driver has measured it.
+    pub link: Link,
 }
 
 /// What the driver is to do.
@@ -63,6 +90,20 @@ pub enum Action {
     /// A virtual CPU at the destination waits for this frame: before all else read it, name it in [`Source::domain`](super::Source::domain), send it as
     /// [`Message::FaultPage`], and call [`Source::fault_sent`](super::Source::fault_sent).
     SendFault(Gfn),
+    /// Read these frames and write them to the spill file, with their names in [`Source::domain`](super::Source::domain); once they are on stable storage
+    /// call [`Source::spilled`](super::Source::spilled). A frame that comes again replaces what was written of it.
+    Spill(Vec<Gfn>),
+    /// Nothing more comes: make the spill file whole, with this root, and durable under its name; then call
+    /// [`Source::spill_sealed`](super::Source::spill_sealed).
+    SealSpill {
+        /// The root that the destination is to agree on.
+        root: PageHash,
+    },
+    /// From now on the virtual CPUs rest for so many percent of the time; 0 lets them run at full speed. Needs no answer.
+    Throttle {
+        /// At most [`limits::THROTTLE_MOST_PERCENT`](crate::limits::THROTTLE_MOST_PERCENT).
+        percent: u8,
+    },
     /// Stop the virtual CPUs; then call [`Source::vm_paused`](super::Source::vm_paused).
     Pause,
     /// Save vCPU and device state; then call [`Source::state_saved`](super::Source::state_saved).

@@ -1,6 +1,9 @@
-//! When to stop the VM: when what is left fits the downtime, or when going on does not make it less.
+//! When to stop the VM: when what is left fits the downtime, or when going on does not make it less. With auto-converge the guest is first slowed down, step by step,
+//! for as long as that helps.
 
-use crate::limits::{ROUNDS, STALLED_ROUNDS};
+use crate::limits::{
+    ROUNDS, STALLED_ROUNDS, THROTTLE_FIRST_PERCENT, THROTTLE_MOST_PERCENT, THROTTLE_STEP_PERCENT,
+};
 use crate::postcopy::Mode;
 use crate::timer::{Link, Span};
 
@@ -37,6 +40,8 @@ pub(super) struct Converge {
     best: Option<u64>,
     before: Option<u64>,
     stalled: u32,
+    /// Auto-converge: how much the guest is slowed down, percent; none if it may not be.
+    throttle: Option<u8>,
 }
 
 /// Literal bytes that a dirty page takes on the wire before one has been sent: the guest may be writing what nothing compresses.
@@ -49,8 +54,14 @@ const ABSENT_BYTES: u64 = 110;
 const STATE_TIME: Span = Span::from_millis(20);
 
 impl Converge {
-    pub(super) fn new(downtime: Span) -> Self {
-        Self { downtime, best: None, before: None, stalled: 0 }
+    /// `slows`: whether a guest that writes too fast for pre-copy may be slowed down.
+    pub(super) fn new(downtime: Span, slows: bool) -> Self {
+        Self { downtime, best: None, before: None, stalled: 0, throttle: slows.then_some(0) }
+    }
+
+    /// How much the guest is to be slowed down, percent of the time that it rests.
+    pub(super) fn throttle(&self) -> u8 {
+        self.throttle.unwrap_or(0)
     }
 
     /// What stopping now would take: the pages' names and literals, the state, and one and a half round trips (last literal there,
@@ -94,20 +105,38 @@ impl Converge {
         } else {
             self.stalled += 1;
         }
-        let too_slow = || {
-            let before = before.filter(|before| dirty < *before)?;
-            self.never_fits(next, before, dirty, link, bytes_a_page).then_some(WhyPostcopy::Predicted)
-        };
+        let too_slow = before
+            .filter(|before| dirty < *before)
+            .filter(|before| self.never_fits(next, *before, dirty, link, bytes_a_page))
+            .map(|_| WhyPostcopy::Predicted);
+        if mode == Mode::Precopy
+            && (self.stalled > 0 || too_slow.is_some())
+            && next < ROUNDS
+            && self.slow_down()
+        {
+            return None;
+        }
         let why = if self.stalled >= STALLED_ROUNDS {
             Some(WhyPostcopy::Stalled)
         } else if next >= ROUNDS {
             Some(WhyPostcopy::Rounds)
         } else if mode == Mode::Hybrid {
-            too_slow()
+            too_slow
         } else {
             None
         };
         why.map(|why| if mode == Mode::Hybrid { StopWhy::Postcopy(why) } else { StopWhy::DoesNotConverge })
+    }
+
+    /// Slows the guest down by one step; false if it may not be, or is as slow as it gets. What a step does, the rounds to come show.
+    fn slow_down(&mut self) -> bool {
+        let Some(percent) = self.throttle.filter(|percent| *percent < THROTTLE_MOST_PERCENT) else {
+            return false;
+        };
+        let more = percent + if percent == 0 { THROTTLE_FIRST_PERCENT } else { THROTTLE_STEP_PERCENT };
+        self.throttle = Some(more.min(THROTTLE_MOST_PERCENT));
+        self.stalled = 0;
+        true
     }
 
     /// Whether no round still allowed would leave what fits, if each leaves the share that the last one did.
@@ -162,14 +191,14 @@ mod tests {
 
     #[test]
     fn stops_when_the_rest_fits() {
-        let mut converge = Converge::new(Span::from_millis(300));
+        let mut converge = Converge::new(Span::from_millis(300), false);
         assert_eq!(converge.stop(1, 100_000, LINK, Some(4000), Mode::Precopy), None);
         assert_eq!(converge.stop(2, 100, LINK, Some(4000), Mode::Precopy), Some(StopWhy::Fits));
     }
 
     #[test]
     fn gives_up_on_a_guest_that_writes_as_fast_as_the_link() {
-        let mut converge = Converge::new(Span::from_millis(300));
+        let mut converge = Converge::new(Span::from_millis(300), false);
         let stopped =
             (1..).find(|round| converge.stop(*round, 50_000, LINK, Some(4000), Mode::Precopy).is_some());
         assert_eq!(stopped, Some(1 + STALLED_ROUNDS));
@@ -177,7 +206,7 @@ mod tests {
 
     #[test]
     fn slow_progress_ends_with_the_rounds() {
-        let mut converge = Converge::new(Span(0));
+        let mut converge = Converge::new(Span(0), false);
         let mut dirty = u64::MAX / 16_384;
         let stopped = (1..).find(|round| {
             dirty -= dirty / 8;
@@ -192,22 +221,61 @@ mod tests {
 
     #[test]
     fn hybrid_goes_on_while_rounds_promise_to_fit_and_says_why_it_does_not() {
-        let mut converge = Converge::new(Span::from_millis(300));
+        let mut converge = Converge::new(Span::from_millis(300), false);
         assert_eq!(hybrid(&mut converge, 1, 100_000), None);
         assert_eq!(hybrid(&mut converge, 2, 50_000), None, "a few more halvings and it fits");
         assert_eq!(hybrid(&mut converge, 3, 100), Some(StopWhy::Fits));
 
-        let mut slow = Converge::new(Span::from_millis(300));
+        let mut slow = Converge::new(Span::from_millis(300), false);
         let rounds = |round: u32| 1_000_000 - u64::from(round) * 10_000;
         let stopped = (1..).find_map(|round| hybrid(&mut slow, round, rounds(round)));
         assert_eq!(stopped, Some(StopWhy::Postcopy(WhyPostcopy::Predicted)));
 
-        let mut stalled = Converge::new(Span::from_millis(300));
+        let mut stalled = Converge::new(Span::from_millis(300), false);
         let stopped = (1..).find_map(|round| hybrid(&mut stalled, round, 50_000));
         assert_eq!(stopped, Some(StopWhy::Postcopy(WhyPostcopy::Stalled)));
 
-        let mut asked = Converge::new(Span::from_secs(300));
+        let mut asked = Converge::new(Span::from_secs(300), false);
         let stopped = asked.stop(1, 0, LINK, None, Mode::Postcopy);
         assert_eq!(stopped, Some(StopWhy::Postcopy(WhyPostcopy::Asked)));
+    }
+
+    #[test]
+    fn a_guest_that_does_not_converge_is_slowed_down_step_by_step_and_then_given_up_on() {
+        let mut converge = Converge::new(Span::from_millis(300), true);
+        let mut steps = Vec::new();
+        let stopped = (1..).find_map(|round| {
+            let why = converge.stop(round, 50_000, LINK, Some(4000), Mode::Precopy);
+            steps.push(converge.throttle());
+            why
+        });
+        assert_eq!(stopped, Some(StopWhy::DoesNotConverge));
+        steps.dedup();
+        assert_eq!(steps, [0, 20, 30, 40, 50, 60, 70, 80, 90, 99]);
+    }
+
+    #[test]
+    fn one_that_converges_is_not_slowed_down_nor_is_one_that_goes_by_post_copy() {
+        let mut converge = Converge::new(Span::from_millis(300), true);
+        let left = |round: u32| 800_000 >> round;
+        let stopped =
+            (1..).find_map(|round| converge.stop(round, left(round), LINK, Some(4000), Mode::Precopy));
+        assert_eq!((stopped, converge.throttle()), (Some(StopWhy::Fits), 0));
+        let mut converge = Converge::new(Span::from_millis(300), true);
+        let stopped = (1..).find_map(|round| converge.stop(round, 50_000, LINK, Some(4000), Mode::Hybrid));
+        assert_eq!((stopped, converge.throttle()), (Some(StopWhy::Postcopy(WhyPostcopy::Stalled)), 0));
+    }
+
+    #[test]
+    fn a_slower_guest_converges() {
+        // It writes three times what the link carries in the time of a round.
+        let mut converge = Converge::new(Span::from_millis(300), true);
+        let mut left = 100_000u64;
+        let stopped = (1..).find_map(|round| {
+            left = (left * 3 * u64::from(100 - converge.throttle()) / 100).min(200_000);
+            converge.stop(round, left, LINK, Some(4000), Mode::Precopy)
+        });
+        assert_eq!(stopped, Some(StopWhy::Fits));
+        assert!((70..99).contains(&converge.throttle()), "{}", converge.throttle());
     }
 }

@@ -15,9 +15,7 @@ impl Source {
         match self.phase {
             Phase::Handover { root } if root == theirs => {
                 self.verified = true;
-                self.phase = Phase::Committed { connected: true, in_doubt: false };
-                self.actions.push_back(Action::Send(self.commit()));
-                self.deadline = Some(now + limits::RUNNING_TIMEOUT);
+                self.commit_if_safe(now);
                 Ok(())
             }
             Phase::Handover { .. } => {
@@ -38,8 +36,23 @@ impl Source {
         }
     }
 
-    pub(super) fn commit(&self) -> Message {
-        Message::Commit { migration: self.config.migration, epoch: self.config.epoch.next() }
+    /// The destination is ready. If absent pages are to stand in a spill file, they do so first.
+    pub(super) fn commit_if_safe(&mut self, now: Time) {
+        if self.verified && matches!(self.phase, Phase::Handover { .. }) && self.is_spilled() {
+            self.phase = Phase::Committed { connected: true, in_doubt: false };
+            self.actions.push_back(Action::Send(self.first_word()));
+            self.deadline = Some(now + limits::RUNNING_TIMEOUT);
+        }
+    }
+
+    /// What a connection after Commit begins with. A source made of a spill file does not know whether the one that it was had sent Commit: it must say
+    /// nothing that starts a VM.
+    pub(super) fn first_word(&self) -> Message {
+        let (migration, epoch) = (self.config.migration, self.config.epoch.next());
+        match self.served {
+            Some(root) => Message::Serve { migration, epoch, root },
+            None => Message::Commit { migration, epoch },
+        }
     }
 
     pub(super) fn runs_there(&mut self, now: Time, stats: DestinationStats) -> Result<(), ProtocolError> {
@@ -59,6 +72,10 @@ impl Source {
     }
 
     pub(super) fn never_ran_there(&mut self) -> Result<(), ProtocolError> {
+        if self.served.is_some() {
+            self.not_served(true);
+            return Ok(());
+        }
         // After Running no promise can take back that it ran.
         if !matches!(self.phase, Phase::Committed { .. } | Phase::Postcopy { ran: false, .. }) {
             return Err(ProtocolError::Unexpected { message: "NotRunning", phase: self.phase.name() });
@@ -69,6 +86,10 @@ impl Source {
 
     /// Another process answers where the destination's was: whether that one ran the VM, only the operator can find out.
     pub(super) fn nobody_knows(&mut self, now: Time) -> Result<(), ProtocolError> {
+        if self.served.is_some() {
+            self.not_served(false);
+            return Ok(());
+        }
         match &mut self.phase {
             Phase::Committed { in_doubt, .. } => {
                 if !std::mem::replace(in_doubt, true) {
@@ -173,8 +194,8 @@ impl Source {
             | Phase::Ended(_) => return,
         }
         self.forget_connection();
-        let commit = self.commit();
-        self.actions.push_back(Action::Send(commit));
+        let word = self.first_word();
+        self.actions.push_back(Action::Send(word));
         self.deadline = Some(now + limits::RUNNING_TIMEOUT);
     }
 

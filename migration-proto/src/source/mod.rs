@@ -7,6 +7,8 @@ mod naming;
 mod phase;
 mod postcopy;
 mod round;
+mod spill;
+mod throttle;
 mod versions;
 mod wants;
 
@@ -14,13 +16,14 @@ use std::collections::{BTreeMap, VecDeque};
 
 use page::{Domain, Gfn, PageHash, PageSet, RegionId, ShortId};
 
-pub use self::action::{Action, Literal, LiteralsSent, SourceConfig, SourceProgress, TooLate};
+pub use self::action::{Action, Literal, LiteralsSent, SourceConfig, SourceProgress, SpillConfig, TooLate};
 use self::converge::{Converge, WrittenPage};
 pub use self::converge::{StopWhy, WhyPostcopy};
 use self::naming::Naming;
 pub use self::phase::End;
 use self::phase::Phase;
 use self::round::Round;
+use self::spill::Spill;
 use self::versions::Versions;
 use crate::error::{AbortReason, ProtocolError};
 use crate::limits;
@@ -46,6 +49,8 @@ pub struct Source {
     versions: Versions,
     literal_batches: usize,
     converge: Converge,
+    /// Since when the guest is slowed down; none if it runs at full speed.
+    throttled: Option<Time>,
     stop_why: Option<StopWhy>,
     expected_downtime: Option<Span>,
     /// What both ends can and the caller wants.
@@ -57,6 +62,10 @@ pub struct Source {
     naming: Option<Naming>,
     /// What a literal of a page that the guest has written takes, bytes.
     written_page: WrittenPage,
+    /// What of it stands in a spill file, if it is to.
+    spill: Option<Spill>,
+    /// This source is made of a spill file with this root: it gives pages, and the VM was never its own.
+    served: Option<PageHash>,
     link: Link,
     stats: SourceStats,
     destination: DestinationStats,
@@ -89,7 +98,8 @@ impl Source {
             wants: VecDeque::new(),
             versions: Versions::new(config.kept_versions),
             literal_batches: 0,
-            converge: Converge::new(config.downtime),
+            converge: Converge::new(config.downtime, config.auto_converge),
+            throttled: None,
             stop_why: None,
             expected_downtime: None,
             mode: config.mode,
@@ -97,6 +107,8 @@ impl Source {
             absent_regions: 0,
             naming: None,
             written_page: WrittenPage::default(),
+            spill: config.spill.then(|| Spill::new(config.layout.page_bound())),
+            served: None,
             link: config.link,
             stats: SourceStats::default(),
             destination: DestinationStats::default(),
@@ -255,6 +267,7 @@ impl Source {
             Message::Offer(_)
             | Message::Accept { .. }
             | Message::Refuse(_)
+            | Message::Serve { .. }
             | Message::Abort { .. }
             | Message::Region(_)
             | Message::FullNames { .. }
@@ -347,16 +360,14 @@ impl Source {
                 let sent = (self.stats.literal_pages, self.stats.literal_bytes);
                 let a_page = self.written_page.round_over(sent);
                 let (rounds, pages) = (self.stats.rounds, left.len());
-                self.stop_why = self.converge.stop(rounds, pages, self.link, a_page, self.mode);
+                if self.stop_why.is_none() {
+                    self.stop_why = self.converge.stop(rounds, pages, self.link, a_page, self.mode);
+                }
+                self.slow_down(now);
                 if self.stop_why.is_none() {
                     self.begin_round(now, left);
                 } else {
-                    if matches!(self.stop_why, Some(StopWhy::Postcopy(_))) {
-                        self.tell_absent(&left);
-                    }
-                    self.phase = Phase::Pausing { dirty: left };
-                    self.actions.push_back(Action::Pause);
-                    self.deadline = Some(now + limits::LOCAL_TIMEOUT);
+                    self.stop_vm(now, left);
                 }
             }
             Phase::CollectingLast { dirty, state } => {
@@ -381,6 +392,8 @@ impl Source {
     /// some of it makes KVM write to guest memory.
     pub fn vm_paused(&mut self, now: Time) {
         if matches!(self.phase, Phase::Pausing { .. }) {
+            // It stands still: full speed is what it goes on with, wherever that is.
+            self.full_speed(Some(now));
             self.actions.push_back(Action::SaveState);
             self.deadline = Some(now + limits::LOCAL_TIMEOUT);
         }
@@ -563,6 +576,7 @@ impl Source {
     }
 
     fn run_on(&mut self, reason: AbortReason, notify: bool) {
+        self.full_speed(None);
         let permit = RunPermit::new(self.config.epoch);
         self.actions.push_back(Action::Resume { permit, notify, reason: reason.clone() });
         self.finish(End::Aborted(reason));

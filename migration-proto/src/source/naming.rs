@@ -66,6 +66,17 @@ impl Naming {
         }
     }
 
+    /// Of these frames every name is known. The destination will ask for what it lacks.
+    pub(super) fn known(bound: u64, names: BTreeMap<Gfn, PageHash>, zero: PageHash) -> Self {
+        let mut absent = PageSet::empty(bound);
+        names.keys().for_each(|gfn| {
+            absent.insert(*gfn);
+        });
+        let mut naming = Self { names, ..Self::new(absent, zero) };
+        naming.cut();
+        naming
+    }
+
     /// Whether the destination was told that the frame is absent.
     pub(super) fn has(&self, gfn: Gfn) -> bool {
         self.absent.contains(gfn)

@@ -78,6 +78,11 @@ pub enum End {
     Aborted(AbortReason),
     /// An operator, who looked at the destination, said that the VM lives there. In post-copy: and that it shall do without what it lacks.
     LetGo,
+    /// Of a source made of a spill file: the destination does not run the VM by this migration, so there is nothing to give.
+    NotServed {
+        /// It said that it never will; otherwise, that it does not know of it, or not yet.
+        never: bool,
+    },
 }
 
 impl Phase {

@@ -7,12 +7,26 @@ use super::naming::{Naming, Step};
 use super::phase::{End, Phase};
 use super::{Action, Source, TooLate};
 use crate::error::{AbortReason, ProtocolError};
+use crate::limits;
 use crate::postcopy::{ABSENT_NAME, Mode};
 use crate::stats::{DestinationStats, PostcopyStats};
 use crate::timer::Time;
 use crate::wire::Message;
 
 impl Source {
+    /// The VM is to stand still, with these pages not at the destination as they are. What a spill file takes of them is written first.
+    pub(super) fn stop_vm(&mut self, now: Time, left: PageSet) {
+        if matches!(self.stop_why, Some(StopWhy::Postcopy(_))) {
+            self.tell_absent(&left);
+            if self.spill_ahead(now, &left) {
+                return;
+            }
+        }
+        self.phase = Phase::Pausing { dirty: left };
+        self.actions.push_back(Action::Pause);
+        self.deadline = Some(now + limits::LOCAL_TIMEOUT);
+    }
+
     /// The VM stands still, and these pages are not at the destination as they are.
     pub(super) fn last_pages(&mut self, now: Time, left: PageSet) {
         let a_page = self.written_page.bytes();
@@ -68,6 +82,7 @@ impl Source {
         self.expected_downtime = Some(Converge::estimate_postcopy(self.link, self.absent_regions));
         self.phase = Phase::Handover { root };
         self.progressed(now);
+        self.spill_rest(now, dirty, root);
         if !self.absent.is_empty() {
             self.naming = Some(Naming::new(self.absent.clone(), self.domain.zero_name()));
             // Names may be there before the VM is.

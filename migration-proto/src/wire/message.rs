@@ -159,6 +159,16 @@ pub enum Message {
         /// The epoch to run it as.
         epoch: Epoch,
     },
+    /// Control, to the destination, the first message of a connection: the sender has the pages that were absent at this migration's switchover to
+    /// post-copy, from a spill file, and is there to give them. It never starts a VM.
+    Serve {
+        /// Which migration.
+        migration: MigrationId,
+        /// The epoch that the VM runs as.
+        epoch: Epoch,
+        /// The root that the two ends agreed on.
+        root: PageHash,
+    },
     /// Control, to the source: it runs.
     Running {
         /// Which migration.
@@ -217,6 +227,7 @@ impl Message {
             Self::RoundDone { .. } => "RoundDone",
             Self::Ready { .. } => "Ready",
             Self::Commit { .. } => "Commit",
+            Self::Serve { .. } => "Serve",
             Self::Running { .. } => "Running",
             Self::Complete { .. } => "Complete",
             Self::NotRunning { .. } => "NotRunning",
@@ -236,6 +247,7 @@ impl Message {
             | Self::RoundDone { .. }
             | Self::Ready { .. }
             | Self::Commit { .. }
+            | Self::Serve { .. }
             | Self::Running { .. }
             | Self::Complete { .. }
             | Self::NotRunning { .. }
@@ -280,6 +292,7 @@ const PAGE_NAMES: u8 = 22;
 const FAULT: u8 = 23;
 const FAULT_PAGE: u8 = 24;
 const COMPLETE: u8 = 25;
+const SERVE: u8 = 26;
 
 /// The bytes of `message`, without the length before it.
 #[must_use]
@@ -363,6 +376,12 @@ pub fn encode(message: &Message) -> Vec<u8> {
             out.bytes(&migration.0);
             out.varint(epoch.0);
         }
+        Message::Serve { migration, epoch, root } => {
+            out.byte(SERVE);
+            out.bytes(&migration.0);
+            out.varint(epoch.0);
+            out.bytes(&root.0);
+        }
         Message::Running { migration, stats } => {
             out.byte(RUNNING);
             out.bytes(&migration.0);
@@ -442,6 +461,11 @@ pub fn decode(frame: &[u8]) -> Result<Message, WireError> {
         COMMIT => {
             Message::Commit { migration: read_migration(&mut input)?, epoch: Epoch(input.varint("epoch")?) }
         }
+        SERVE => Message::Serve {
+            migration: read_migration(&mut input)?,
+            epoch: Epoch(input.varint("epoch")?),
+            root: input.name("root")?,
+        },
         RUNNING => {
             Message::Running { migration: read_migration(&mut input)?, stats: read_stats(&mut input)? }
         }

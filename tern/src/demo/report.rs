@@ -189,7 +189,21 @@ fn show_postcopy(f: &mut fmt::Formatter<'_>, late: &Postcopy) -> fmt::Result {
         late.absent,
         late.faults,
         late.longest_wait_us as f64 / 1e3
-    )
+    )?;
+    for (who, faults, waited) in [
+        ("its host", late.faults_host, late.waited_host),
+        ("the site", late.faults_site, late.waited_site),
+        ("the source", late.faults_source, late.waited_source),
+    ] {
+        if faults > 0 {
+            let (median, p99) = (waited.median_us as f64 / 1e3, waited.p99_us as f64 / 1e3);
+            writeln!(
+                f,
+                "                    {faults} from {who}: median {median:.2} ms, 99% within {p99:.2} ms"
+            )?;
+        }
+    }
+    Ok(())
 }
 
 impl fmt::Display for Report {
@@ -293,6 +307,8 @@ mod tests {
                 downtime_asked_ms: 300,
                 why_stopped: Some(WhyStopped::Fits),
                 postcopy: None,
+                auto_converge: None,
+                spill: None,
                 rungs: Rungs { site: Rung { pages: 10, bytes: 40_960 }, ..Rungs::default() },
                 literals: Literals::default(),
                 wan_tx_bytes: 900,

@@ -130,6 +130,8 @@ impl World {
             mode: options.mode,
             bandwidth_bits: None,
             delta_cache_bytes: options.delta_cache,
+            auto_converge: false,
+            spill: None,
         };
         let client = self.source.client().clone();
         let migration = async { client.migrate(&request).await };

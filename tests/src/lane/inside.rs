@@ -164,6 +164,8 @@ async fn moves(source: &Vm, destination: &Vm) -> String {
         mode: Mode::default(),
         bandwidth_bits: None,
         delta_cache_bytes: None,
+        auto_converge: false,
+        spill: None,
     };
     let report = timeout(limits::MIGRATION, source.client().migrate(&request)).await;
     let report = report.unwrap_or_else(|_| timed_out("the migration did not end"));

@@ -1,5 +1,7 @@
 //! A migration under way, followed by the events of its source's control socket.
 
+use std::path::PathBuf;
+
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use vmm::control::api::{DEFAULT_DOWNTIME_MS, EventKind, MigrateRequest};
@@ -10,7 +12,7 @@ use vmm::migrate::report::{Phase, Progress, Report};
 use super::{Vm, limits};
 
 /// How a migration is asked for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Terms {
     /// As `--downtime`, milliseconds.
     pub downtime_ms: u64,
@@ -20,6 +22,10 @@ pub struct Terms {
     pub bandwidth_bits: Option<u64>,
     /// As `--delta-cache`, bytes.
     pub delta_cache_bytes: Option<u64>,
+    /// As `--auto-converge`.
+    pub auto_converge: bool,
+    /// As `--spill`.
+    pub spill: Option<PathBuf>,
 }
 
 impl Default for Terms {
@@ -30,6 +36,8 @@ impl Default for Terms {
             mode: Mode::Precopy,
             bandwidth_bits: None,
             delta_cache_bytes: None,
+            auto_converge: false,
+            spill: None,
         }
     }
 }
@@ -49,9 +57,17 @@ impl Journey {
     pub async fn start(source: &Vm, to: &str, terms: Terms) -> Self {
         let client = source.client().clone();
         let events = client.events().await.expect("a running vmm tells its events");
-        let Terms { downtime_ms, mode, bandwidth_bits, delta_cache_bytes } = terms;
-        let request =
-            MigrateRequest { to: to.to_owned(), downtime_ms, mode, bandwidth_bits, delta_cache_bytes };
+        let Terms { downtime_ms, mode, bandwidth_bits, delta_cache_bytes, auto_converge, spill } = terms;
+        let spill = spill.map(|dir| dir.to_str().expect("a test's directory is text").to_owned());
+        let request = MigrateRequest {
+            to: to.to_owned(),
+            downtime_ms,
+            mode,
+            bandwidth_bits,
+            delta_cache_bytes,
+            auto_converge,
+            spill,
+        };
         let asking = client.clone();
         let answer = tokio::spawn(async move { asking.migrate(&request).await });
         Self { name: source.name().to_owned(), client, events, answer, last: Progress::default() }

@@ -137,7 +137,8 @@ impl Host {
     }
 
     /// The options that every vmm process of this host has.
-    pub(super) fn options(&self) -> Vec<OsString> {
+    #[must_use]
+    pub fn options(&self) -> Vec<OsString> {
         vec![
             "--identity".into(),
             self.dir.join("host.key").into(),

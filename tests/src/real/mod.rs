@@ -25,7 +25,7 @@ mod wan;
 
 pub use booted::{Booted, copy};
 pub use journey::{Journey, Terms};
-pub use lab::{Host, Lab};
+pub use lab::{Host, Lab, Said, finish, run};
 pub use linux::{Links, LinuxGuest, LinuxVm};
 pub use net::{Counter, Net};
 pub use peer::{Fault, Peer, Site};

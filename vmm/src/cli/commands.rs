@@ -1,6 +1,7 @@
 //! What an operator asks of a running VM over its control socket.
 
 use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,12 @@ pub(super) async fn balloon(control: &Control, size_bytes: u64) -> Result<ExitCo
     print_status(control, &Client::new(&control.control)?.balloon(size_bytes).await?)
 }
 
+/// A path for the VM's process, which may stand in another directory than we do.
+pub(super) fn absolute(path: PathBuf) -> Result<String, CliError> {
+    let path = std::path::absolute(&path).map_err(|error| CliError::Path(path, error))?;
+    path.into_os_string().into_string().map_err(|path| CliError::NotText(path.into()))
+}
+
 fn print_status(control: &Control, status: &VmStatus) -> Result<ExitCode, CliError> {
     print_answer(control, status, || show::status(status))?;
     Ok(ExitCode::SUCCESS)
@@ -50,12 +57,15 @@ pub(super) fn print_answer(
 /// Asks for the migration, and until it is answered shows its events and turns Ctrl-C into a cancel.
 pub(super) async fn migrate(options: &Migrate) -> Result<ExitCode, CliError> {
     let client = Client::new(&options.control.control)?;
+    let spill = options.spill.clone().map(absolute).transpose()?;
     let request = MigrateRequest {
         to: options.to.clone(),
         downtime_ms: options.downtime,
         mode: options.mode,
         bandwidth_bits: options.bandwidth,
         delta_cache_bytes: options.delta_cache,
+        auto_converge: options.auto_converge,
+        spill,
     };
     // Followed before the migration begins, so that nothing of it is missed.
     let follower = Follower::new(client.events().await?);

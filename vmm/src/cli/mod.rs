@@ -7,6 +7,7 @@ mod devices;
 mod parse;
 mod show;
 mod snapshot;
+mod spill;
 
 use std::error::Error as _;
 use std::io::{IsTerminal, Write};
@@ -26,6 +27,7 @@ use crate::kvm::cpu::{self, BaselineError, CpuModel};
 use crate::limits;
 use crate::migrate::{HostIdentity, MigrateError, Mode};
 use crate::process::{self, Ending, ProcessError};
+use crate::spill::SpillError;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -66,6 +68,9 @@ enum Command {
     Balloon(Balloon),
     /// Move a VM; returns when it runs there, or with the reason why it still runs here. Ctrl-C cancels
     Migrate(Migrate),
+    /// Give a VM, which runs at its destination, the memory that its lost source had left in a spill file
+    #[command(subcommand)]
+    Spill(spill::Spill),
     /// Decide about a VM in doubt
     Resolve(Resolve),
     /// Print this host's line for the authorised keys of others
@@ -202,6 +207,12 @@ struct Migrate {
     /// VM's memory, 1G at most]
     #[arg(long, value_name = "BYTES", value_parser = parse::size)]
     delta_cache: Option<u64>,
+    /// Slow the guest down, step by step, if it writes faster than the link carries; only where it does not go by post-copy (`--mode precopy`)
+    #[arg(long)]
+    auto_converge: bool,
+    /// A directory on storage that outlives this host: before the VM runs there without all of its memory, what it lacks is written here
+    #[arg(long, value_name = "DIR")]
+    spill: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -256,6 +267,8 @@ enum CliError {
     NotText(PathBuf),
     #[error("cannot start the runtime")]
     Runtime(#[source] std::io::Error),
+    #[error(transparent)]
+    Spill(#[from] SpillError),
     #[error("the answer cannot be written as JSON")]
     Json(#[from] serde_json::Error),
 }
@@ -288,6 +301,7 @@ async fn dispatch(command: Command) -> Result<ExitCode, CliError> {
         Command::Stop(control) => commands::operate(&control, "stop").await,
         Command::Balloon(options) => commands::balloon(&options.control, options.size).await,
         Command::Migrate(options) => commands::migrate(&options).await,
+        Command::Spill(spill::Spill::Send(options)) => spill::send(options).await,
         Command::Resolve(options) => commands::resolve(&options.control, options.word.run_here).await,
     }
 }
@@ -479,6 +493,7 @@ mod tests {
             "vmm resolve --control c --run-here --let-go",
             "vmm migrate --control c",
             "vmm migrate --control c --to x --downtime 0",
+            "vmm spill send --to 127.0.0.1:1",
             "vmm status",
             "vmm balloon --control c",
             "vmm balloon --control c --size 1X",

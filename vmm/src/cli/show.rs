@@ -112,6 +112,7 @@ pub(super) fn report(report: &Report) -> String {
     if let Some(why) = report.why_stopped {
         table.row("stopped", why_stopped(why));
     }
+    cost(&mut table, report);
     let Rungs { zero, duplicate, in_place, host, site, source } = &report.rungs;
     for (name, rung) in [
         ("zero", zero),
@@ -153,6 +154,7 @@ pub(super) fn report(report: &Report) -> String {
             ),
         );
     }
+    faults(&mut table, report);
     table.row("WAN", format_args!("{} out, {} in", bytes(report.wan_tx_bytes), bytes(report.wan_rx_bytes)));
     table.row("plain", format_args!("{} would have crossed without names", bytes(report.plain_bytes)));
     if report.wrong_pages > 0 {
@@ -162,6 +164,39 @@ pub(super) fn report(report: &Report) -> String {
         table.row("time-outs", report.site_timeouts);
     }
     table.0
+}
+
+/// What the guest was made to bear, and a spill file took.
+fn cost(table: &mut Table, report: &Report) {
+    if let Some(slowed) = &report.auto_converge {
+        let row = format!("by up to {}%, for {} ms", slowed.highest_percent, slowed.throttled_ms);
+        table.row("slowed down", row);
+    }
+    if let Some(spill) = &report.spill {
+        let row = format!(
+            "{} pages, {}, in {} ms, of which the VM stood still for {}",
+            spill.pages,
+            bytes(spill.bytes),
+            spill.spill_ms,
+            spill.paused_ms
+        );
+        table.row("spilled", row);
+    }
+}
+
+/// How long virtual CPUs waited for what, by who gave it.
+fn faults(table: &mut Table, report: &Report) {
+    if let Some(late) = &report.postcopy {
+        for (who, faults, waited) in [
+            ("host's faults", late.faults_host, late.waited_host),
+            ("site's faults", late.faults_site, late.waited_site),
+            ("source's", late.faults_source, late.waited_source),
+        ] {
+            if faults > 0 {
+                table.row(who, format_args!("median {} us, 99% in {} us", waited.median_us, waited.p99_us));
+            }
+        }
+    }
 }
 
 fn why_stopped(why: WhyStopped) -> &'static str {

@@ -45,9 +45,7 @@ pub(super) struct Restore {
 }
 
 pub(super) async fn take(options: Take) -> Result<ExitCode, CliError> {
-    // The VM's process may stand in another directory than we do.
-    let to = std::path::absolute(&options.to).map_err(|error| CliError::Path(options.to, error))?;
-    let to = to.into_os_string().into_string().map_err(|path| CliError::NotText(path.into()))?;
+    let to = commands::absolute(options.to)?;
     let request = SnapshotRequest { to, name: options.name };
     let report = Client::new(&options.control.control)?.snapshot(&request).await?;
     commands::print_answer(&options.control, &report, || show::snapshot(&report))?;

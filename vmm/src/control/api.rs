@@ -122,6 +122,12 @@ pub struct MigrateRequest {
     /// the VM's memory, and no more than 1 GiB.
     #[serde(default)]
     pub delta_cache_bytes: Option<u64>,
+    /// Whether a guest that writes faster than the link carries may be slowed down, where it does not go by post-copy.
+    #[serde(default)]
+    pub auto_converge: bool,
+    /// A directory for a spill file, as an absolute path.
+    #[serde(default)]
+    pub spill: Option<String>,
 }
 
 /// `PUT /v1/vm/balloon`.

@@ -7,9 +7,13 @@
 //! A kick is `immediate_exit` set, then a signal: KVM_RUN, whether the thread is before it, in it or after it, completes
 //! pending I/O and returns EINTR, and only there does a thread look at what is wanted of it. So a parked virtual CPU has
 //! nothing pending, and its state can be saved.
+//!
+//! Throttled, all of them run for a slice and then rest together, by a kick as well, for so long that they run for the rest of the percentage. Who parks them
+//! need not wait for the end of a rest.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::signal::{Killable as _, SIGRTMIN, register_signal_handler, unblock_signal};
 
@@ -17,6 +21,7 @@ use super::run_page::RunPage;
 use super::vcpu::{Turn, Vcpu};
 use super::{KvmError, call};
 use crate::devices::Devices;
+use crate::limits;
 use crate::memory::Memory;
 
 /// What is wanted of the threads.
@@ -40,6 +45,10 @@ pub(crate) enum End {
 struct Gate {
     wanted: Wanted,
     running: usize,
+    /// Percent of the time that they rest; 0 for none.
+    throttle: u8,
+    /// They rest until then.
+    rest_until: Option<Instant>,
 }
 
 struct Shared {
@@ -50,6 +59,8 @@ struct Shared {
     memory: Arc<Memory>,
     on_end: Box<dyn Fn(End) + Send + Sync>,
     handles: Mutex<Vec<JoinHandle<()>>>,
+    /// The thread that has them rest, while they are throttled.
+    throttler: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -84,13 +95,14 @@ impl Threads {
     ) -> Result<Self, KvmError> {
         register_signal_handler(SIGRTMIN(), on_kick).map_err(call("sigaction"))?;
         let shared = Arc::new(Shared {
-            gate: Mutex::new(Gate { wanted: Wanted::Park, running: 0 }),
+            gate: Mutex::new(Gate { wanted: Wanted::Park, running: 0, throttle: 0, rest_until: None }),
             changed: Condvar::new(),
             pages: vcpus.iter().map(|v| Arc::clone(v.page())).collect(),
             devices,
             memory,
             on_end: Box::new(on_end),
             handles: Mutex::new(Vec::new()),
+            throttler: Mutex::new(None),
         });
         let threads = Self { vcpus: vcpus.into_iter().map(|v| Arc::new(Mutex::new(v))).collect(), shared };
         for (index, vcpu) in threads.vcpus.iter().enumerate() {
@@ -119,6 +131,8 @@ impl Threads {
             let mut gate = lock(&self.shared.gate);
             if gate.wanted == Wanted::Run {
                 gate.wanted = Wanted::Park;
+                // One that rests does not wait for a kick.
+                self.shared.changed.notify_all();
             }
         }
         self.shared.kick();
@@ -131,17 +145,38 @@ impl Threads {
         );
     }
 
+    /// Has them rest for so many percent of the time, at most [`limits::THROTTLE_PERCENT`]; 0 lets them run at full speed, at once.
+    pub(crate) fn throttle(&self, percent: u8) -> Result<(), KvmError> {
+        let mut throttler = lock(&self.shared.throttler);
+        let before = {
+            let mut gate = lock(&self.shared.gate);
+            if percent == 0 {
+                gate.rest_until = None;
+            }
+            self.shared.changed.notify_all();
+            std::mem::replace(&mut gate.throttle, percent.min(limits::THROTTLE_PERCENT))
+        };
+        if percent == 0 {
+            join(throttler.take());
+        } else if before == 0 {
+            let shared = Arc::clone(&self.shared);
+            let spawned = std::thread::Builder::new()
+                .name("throttle".to_owned())
+                .spawn(move || shared.have_rests())
+                .map_err(|source| KvmError::Call { call: "the creation of a thread", source })?;
+            *throttler = Some(spawned);
+        }
+        Ok(())
+    }
+
     /// Ends them, and returns when they have ended. Not to be called from one of them.
     pub(crate) fn quit(&self) {
         self.shared.want_quit();
         self.shared.kick();
         // The lock must be free again before the joins: a thread that ends by itself kicks the others.
         let handles = std::mem::take(&mut *lock(&self.shared.handles));
-        for handle in handles {
-            if handle.join().is_err() {
-                tracing::error!("the thread of a virtual CPU panicked");
-            }
-        }
+        handles.into_iter().for_each(|handle| join(Some(handle)));
+        join(lock(&self.shared.throttler).take());
     }
 
     /// The virtual CPUs. Their locks are held while they run.
@@ -217,7 +252,7 @@ impl Shared {
             match vcpu.turn(&self.devices) {
                 Turn::Handled => {}
                 Turn::Kicked => {
-                    if lock(&self.gate).wanted != Wanted::Run {
+                    if !self.rest(vcpu.page()) {
                         return None;
                     }
                 }
@@ -228,6 +263,53 @@ impl Shared {
                 }
             }
         }
+    }
+}
+
+impl Shared {
+    /// A virtual CPU was kicked: it rests, if all do. False if it is to leave.
+    fn rest(&self, page: &RunPage) -> bool {
+        let mut gate = lock(&self.gate);
+        loop {
+            if gate.wanted != Wanted::Run {
+                return false;
+            }
+            let left = gate.rest_until.and_then(|until| until.checked_duration_since(Instant::now()));
+            let Some(left) = left.filter(|left| !left.is_zero()) else {
+                // As in `enter`: a kick that follows a new wish comes after this.
+                page.set_immediate_exit(false);
+                return true;
+            };
+            gate = self.changed.wait_timeout(gate, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Has the virtual CPUs rest after each slice, until they are not throttled any more.
+    fn have_rests(&self) {
+        let throttled = |gate: &mut Gate| gate.throttle > 0 && gate.wanted != Wanted::Quit;
+        let wait = |span: Duration| {
+            let gate = lock(&self.gate);
+            let waited = self.changed.wait_timeout_while(gate, span, throttled);
+            waited.unwrap_or_else(PoisonError::into_inner).0
+        };
+        loop {
+            let mut gate = wait(limits::THROTTLE_SLICE);
+            if !throttled(&mut gate) {
+                return;
+            }
+            let percent = u32::from(gate.throttle);
+            let rest = limits::THROTTLE_SLICE * percent / (100 - percent);
+            gate.rest_until = Some(Instant::now() + rest);
+            drop(gate);
+            self.kick();
+            drop(wait(rest));
+        }
+    }
+}
+
+fn join(handle: Option<JoinHandle<()>>) {
+    if handle.is_some_and(|handle| handle.join().is_err()) {
+        tracing::error!("a thread of the virtual CPUs panicked");
     }
 }
 

@@ -19,7 +19,7 @@ use tokio::time::sleep_until;
 use super::clock::{Bulk, Clock, Meter};
 use super::error::chain;
 use super::identity::HostKey;
-use super::incoming::Greeting;
+use super::incoming::{Greeting, is_server};
 use super::late::{self, LatePages};
 use super::pages::{self, CheckedPage, DecodedBatch, Pool};
 use super::report::{IncomingPhase, IncomingStatus};
@@ -86,7 +86,7 @@ pub(super) struct Arrival {
     drained: Arc<Notify>,
     meter: Meter,
     pool: Pool,
-    helpers: JoinSet<()>,
+    pub(super) helpers: JoinSet<()>,
     questions: BTreeMap<RequestId, AbortHandle>,
     decoding: usize,
     pub(super) failures: Vec<String>,
@@ -420,7 +420,8 @@ impl Arrival {
     fn mail(&mut self, mail: Mail) {
         match mail {
             Mail::Connection(greeting) => {
-                if greeting.link.peer() != self.source {
+                let Some(greeting) = self.not_in_vain(greeting) else { return };
+                if greeting.link.peer() != self.source && !is_server(&greeting.first) {
                     tracing::warn!(key = %greeting.link.peer(), "another host speaks of this migration: refused");
                     return greeting.link.close(Close::Failed, "this migration is another host's");
                 }

@@ -128,6 +128,24 @@ pub enum MigrateError {
         /// Why.
         reason: AbortReason,
     },
+    /// The spill file cannot be made or read.
+    #[error("the spill file: {why}")]
+    Spill {
+        /// Why not.
+        why: Arc<str>,
+    },
+    /// A spill file was brought to a destination that does not run its VM.
+    #[error(
+        "the destination {}", if *never {
+            "gave this VM back to its source: it never ran there, and needs nothing; the file can be removed"
+        } else {
+            "does not run this VM by this migration, and nothing was started. Look whether it waits for its source's word (`vmm status` there; then              `vmm resolve` settles it, and this can be tried again), or is another process than the one that the VM went to"
+        }
+    )]
+    NotServed {
+        /// It said that it never will.
+        never: bool,
+    },
     /// The endpoint at which a VM could arrive is no more.
     #[error("the endpoint has been closed: no VM can arrive here any more")]
     Closed,
@@ -158,6 +176,8 @@ impl MigrateError {
             Self::ConnectionLost { .. } => "connection_lost",
             Self::Frame { .. } => "protocol_error",
             Self::NotMovable { .. } => "not_movable",
+            Self::Spill { .. } => "spill_failed",
+            Self::NotServed { .. } => "not_served",
             Self::Closed => "closed",
             Self::Died => "bug",
             Self::Aborted { reason } => abort_code(reason),
@@ -175,6 +195,7 @@ fn abort_code(reason: &AbortReason) -> &'static str {
         AbortReason::Protocol(_) => "protocol_error",
         AbortReason::Disconnected => "connection_lost",
         AbortReason::Timeout(_) => "timeout",
+        AbortReason::Spill(_) => "spill_failed",
         AbortReason::Local(_) => "local_failure",
         AbortReason::RootMismatch => "root_mismatch",
         AbortReason::Unresolved(_) => "unresolved_pages",

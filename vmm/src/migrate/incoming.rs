@@ -91,7 +91,9 @@ impl Server {
     fn route(&mut self, greeting: Greeting) {
         match greeting.first.clone() {
             Message::Offer(offer) => self.offered(offer, greeting),
-            Message::Commit { migration, .. } => self.asked(migration, greeting, true),
+            Message::Commit { migration, .. } | Message::Serve { migration, .. } => {
+                self.asked(migration, greeting, true);
+            }
             Message::Abort { migration, .. } => self.asked(migration, greeting, false),
             Message::Accept { .. }
             | Message::Refuse(_)
@@ -189,7 +191,7 @@ impl Server {
     fn asked(&mut self, migration: MigrationId, greeting: Greeting, wants_answer: bool) {
         let current = self.current.as_ref().filter(|current| current.migration == migration);
         let greeting = match current {
-            Some(current) if current.source != greeting.link.peer() => {
+            Some(current) if current.source != greeting.link.peer() && !is_server(&greeting.first) => {
                 tracing::warn!(key = %greeting.link.peer(), "another host speaks of this migration: refused");
                 return greeting.link.close(Close::Failed, "this migration is another host's");
             }
@@ -204,6 +206,13 @@ impl Server {
             },
             None => greeting,
         };
+        if is_server(&greeting.first) {
+            let fate = self.shared.ledger.lock().unwrap_or_else(PoisonError::into_inner).look_up(migration);
+            let never = fate == Fate::Refused;
+            let answer =
+                if never { Message::NotRunning { migration } } else { Message::Unknown { migration } };
+            return self.answer(greeting, Some(answer));
+        }
         let answer = wants_answer.then(|| {
             let fate = self.shared.ledger.lock().unwrap_or_else(PoisonError::into_inner).answer(migration);
             match fate {
@@ -217,22 +226,30 @@ impl Server {
 
     /// Says one thing, or nothing, and closes.
     fn answer(&mut self, greeting: Greeting, message: Option<Message>) {
-        let Greeting { link, mut channels, .. } = greeting;
-        self.errands.spawn(async move {
-            if let Some(message) = message {
-                let saying = async {
-                    channels.control.send(wire::encode(&message).into()).await?;
-                    channels.control.flush().await
-                };
-                match timeout(limits::CLOSE_TIMEOUT, saying).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => tracing::debug!(%error, "the answer was not heard"),
-                    Err(_) => tracing::debug!("the answer was not acknowledged in time"),
-                }
-            }
-            link.close(Close::Done, "answered");
-        });
+        self.errands.spawn(say(greeting, message));
     }
+}
+
+/// Says one thing, or nothing, and closes.
+pub(super) async fn say(greeting: Greeting, message: Option<Message>) {
+    let Greeting { link, mut channels, .. } = greeting;
+    if let Some(message) = message {
+        let saying = async {
+            channels.control.send(wire::encode(&message).into()).await?;
+            channels.control.flush().await
+        };
+        match timeout(limits::CLOSE_TIMEOUT, saying).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "the answer was not heard"),
+            Err(_) => tracing::debug!("the answer was not acknowledged in time"),
+        }
+    }
+    link.close(Close::Done, "answered");
+}
+
+/// Whether somebody brings a spill file: any host whose key is authorised may.
+pub(super) fn is_server(first: &Message) -> bool {
+    matches!(first, Message::Serve { .. })
 }
 
 /// Finishes a handshake and waits for the first message.

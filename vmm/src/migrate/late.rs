@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use migration_proto::wire::Message;
 use page::{Gfn, Page, PageHash, PageSet};
 use tokio::io::unix::AsyncFd;
 
 use super::arrival::Arrival;
 use super::error::chain;
+use super::incoming::{self, Greeting};
 use super::pages;
 use super::report::IncomingPhase;
 use crate::machine::{Machine, RunState};
@@ -105,7 +107,7 @@ impl Arrival {
         let name = name.map_or_else(|| "of a name not known here".to_owned(), |name| format!("named {name}"));
         let lack = format!(
             "the VM is paused: nobody gives the page of frame {gfn}, {name}. Its source cannot be reached and the site lacks it; it goes on \
-             when one of them gives the page"
+             when one of them gives the page, or `vmm spill send` with the spill file of a source that wrote one"
         );
         tracing::error!("{lack}");
         self.shared.status.send_modify(|status| {
@@ -153,6 +155,22 @@ impl Arrival {
             };
             tokio::task::spawn_blocking(move || job(&machine, starved)).await.unwrap_or_else(failed)
         }));
+    }
+
+    /// A later connection, if it is one for this machine. Whoever brings a spill file to a VM that does not run here is told so.
+    pub(super) fn not_in_vain(&mut self, greeting: Box<Greeting>) -> Option<Box<Greeting>> {
+        let Message::Serve { epoch, root, .. } = greeting.first else { return Some(greeting) };
+        match self.core.serve_answer(epoch, root) {
+            None => {
+                tracing::info!(key = %greeting.link.peer(), "the VM's missing pages come from a spill file");
+                Some(greeting)
+            }
+            Some(answer) => {
+                tracing::warn!(key = %greeting.link.peer(), "a spill file was brought for a VM that does not run here by it");
+                self.helpers.spawn(incoming::say(*greeting, Some(answer)));
+                None
+            }
+        }
     }
 
     /// One page, and somebody waits for it: no worker is asked first.

@@ -26,6 +26,7 @@ pub mod pages;
 pub mod report;
 pub mod site;
 mod source;
+mod spill_server;
 pub mod throttle;
 pub mod ticket;
 pub mod tls;
@@ -34,6 +35,7 @@ pub mod versions;
 pub mod wires;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use migration_proto::Layout;
@@ -46,6 +48,7 @@ pub use identity::HostIdentity;
 use report::{IncomingPhase, IncomingStatus, Phase, Progress, Report};
 use site::SitePages;
 use source::{Assignment, Command};
+pub use spill_server::serve_spill;
 use ticket::Ticket;
 use transport::Endpoint;
 
@@ -92,6 +95,10 @@ pub struct MigrateOptions {
     /// The most that versions of pages that the destination has may take at the source, bytes, so that pages written again go as deltas: 0 for no
     /// deltas; `None` for an eighth of the VM's memory, and no more than 1 GiB.
     pub delta_cache_bytes: Option<u64>,
+    /// Whether a guest that writes faster than the link carries may be slowed down, where it does not go by post-copy.
+    pub auto_converge: bool,
+    /// A directory for a spill file: before the VM runs at the destination, every page that it lacks there stands here. An absolute path.
+    pub spill: Option<PathBuf>,
 }
 
 /// One migration away from this process. Dropping the handle does not end the migration.

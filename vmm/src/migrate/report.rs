@@ -203,6 +203,27 @@ pub struct Postcopy {
     pub pauses: u64,
     /// Connections after the one that the VM went over.
     pub reconnects: u64,
+    /// How long those waited that the destination's host gave the page to.
+    pub waited_host: Waited,
+    /// How long those waited that other hosts of the site gave the page to.
+    pub waited_site: Waited,
+    /// How long those waited that the source gave the page to.
+    pub waited_source: Waited,
+}
+
+/// How long virtual CPUs waited for pages, to one part in sixteen; zeroes if none did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waited {
+    /// The median, microseconds.
+    pub median_us: u64,
+    /// The 99th percentile, microseconds.
+    pub p99_us: u64,
+}
+
+impl From<migration_proto::stats::Waited> for Waited {
+    fn from(waited: migration_proto::stats::Waited) -> Self {
+        Self { median_us: waited.median_us, p99_us: waited.p99_us }
+    }
 }
 
 impl From<PostcopyStats> for Postcopy {
@@ -220,8 +241,44 @@ impl From<PostcopyStats> for Postcopy {
             longest_wait_us: stats.longest_wait_us,
             pauses: stats.pauses,
             reconnects: stats.reconnects,
+            waited_host: stats.waited_host.into(),
+            waited_site: stats.waited_site.into(),
+            waited_source: stats.waited_source.into(),
         }
     }
+}
+
+/// What auto-converge did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AutoConverge {
+    /// The most that the guest was slowed down, percent of the time that its virtual CPUs rested.
+    pub highest_percent: u8,
+    /// How long it was slowed down, by whatever percentage, milliseconds.
+    pub throttled_ms: u64,
+}
+
+/// What a spill file took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spilled {
+    /// Pages written; one that the guest wrote meanwhile counts again.
+    pub pages: u64,
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// How long it was written, milliseconds.
+    pub spill_ms: u64,
+    /// Of those, while the VM stood still.
+    pub paused_ms: u64,
+}
+
+/// What `vmm spill send` gave.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Served {
+    /// Pages sent.
+    pub pages: u64,
+    /// Of those, pages that a virtual CPU waited for.
+    pub faults: u64,
+    /// From the call to the destination's word that it has all, milliseconds.
+    pub total_ms: u64,
 }
 
 /// The report at the end.
@@ -245,6 +302,10 @@ pub struct Report {
     pub why_stopped: Option<WhyStopped>,
     /// Where the VM ran at the destination before its memory was complete: what came after.
     pub postcopy: Option<Postcopy>,
+    /// Where the guest was slowed down: by how much, and how long.
+    pub auto_converge: Option<AutoConverge>,
+    /// Where a spill file was written: what it took.
+    pub spill: Option<Spilled>,
     /// Pages and bytes by rung.
     pub rungs: Rungs,
     /// The pages of the last rung as they crossed the WAN.

@@ -1,6 +1,7 @@
 //! The source's driver: one task owns the protocol core and carries out what it says.
 
 mod end;
+mod spilling;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
+use self::spilling::Spilling;
 use super::channel::{self, SourceChannels};
 use super::clock::{Bulk, Clock, Meter, millis};
 use super::dial;
@@ -50,6 +52,7 @@ enum Done {
     Dirty(Result<PageSet, String>),
     Paused(Result<(), String>),
     Saved(Result<Vec<u8>, String>),
+    Spilled(spilling::Job),
     /// The dial of this number has ended.
     Connected(u32, Result<(Link, Box<SourceChannels>), MigrateError>),
 }
@@ -112,6 +115,7 @@ struct Driver {
     paused_at: Option<Instant>,
     downtime_ms: f64,
     downtime_asked_ms: u64,
+    spilling: Spilling,
 }
 
 /// Carries out one migration to its end.
@@ -163,9 +167,12 @@ impl Driver {
             machine: serde_json::to_vec(&description).map_err(|e| unfit(e.to_string()))?,
             downtime: Span::from_millis(options.downtime_ms),
             mode: options.mode.into(),
+            auto_converge: options.auto_converge,
+            spill: options.spill.is_some(),
             link: meter.measure(&link),
             kept_versions: versions.most(),
         };
+        let spilling = Spilling::begin(options.spill, &config).await?;
         let (inbox, results) = (mpsc::channel(limits::INBOX_BOUND), mpsc::channel(limits::RESULTS_BOUND));
         let (drained, address, key) = (Arc::new(Notify::new()), link.address(), link.peer());
         let wires = Wires::source(link, channels, 0, &inbox.0, &drained, &throttle);
@@ -202,6 +209,7 @@ impl Driver {
             paused_at: None,
             downtime_ms: 0.0,
             downtime_asked_ms: options.downtime_ms,
+            spilling,
         })
     }
 
@@ -293,6 +301,9 @@ impl Driver {
                 Done::Saved(state.map(|state| bundle::pack(machine.heartbeat().last_unix_ns, &state)))
             }),
             Action::SendFault(gfn) => self.send_fault(gfn),
+            Action::Spill(frames) => self.spill(frames),
+            Action::SealSpill { root } => self.seal_spill(root),
+            Action::Throttle { percent } => self.throttle_guest(percent),
             Action::Reconnect => self.reconnect(),
             Action::PostcopyCut => tracing::warn!(
                 destination = %self.address,
@@ -393,6 +404,7 @@ impl Driver {
             Done::Encoded(channel, encoded) => self.encoded(channel, encoded),
             Done::Dirty(Ok(dirty)) => self.core.dirty(now, &dirty),
             Done::Paused(Ok(())) => self.core.vm_paused(now),
+            Done::Spilled(job) => self.spilled(job),
             Done::Saved(Ok(state)) => self.core.state_saved(now, state),
             Done::Dirty(Err(error)) => self.core.failed(format!("the dirty log could not be read: {error}")),
             Done::Paused(Err(error)) => self.core.failed(format!("the VM could not be paused: {error}")),

@@ -251,9 +251,28 @@ impl Process {
         if state != VmState::Running {
             return Err(wrong_state("migrate", state));
         }
-        let MigrateRequest { to, downtime_ms, mode, bandwidth_bits, delta_cache_bytes } = request;
-        let options = MigrateOptions { to: to.clone(), downtime_ms, mode, bandwidth_bits, delta_cache_bytes };
-        tracing::info!(to, downtime_ms, ?mode, bandwidth_bits, "a migration begins");
+        let MigrateRequest { to, downtime_ms, mode, bandwidth_bits, delta_cache_bytes, auto_converge, spill } =
+            request;
+        let spill = spill.map(Into::into);
+        tracing::info!(
+            to,
+            downtime_ms,
+            ?mode,
+            bandwidth_bits,
+            delta_cache_bytes,
+            auto_converge,
+            ?spill,
+            "a migration begins"
+        );
+        let options = MigrateOptions {
+            to: to.clone(),
+            downtime_ms,
+            mode,
+            bandwidth_bits,
+            delta_cache_bytes,
+            auto_converge,
+            spill,
+        };
         let outgoing =
             Outgoing::start(Arc::clone(&machine), self.site_pages(), Arc::clone(&self.host), options);
         let (ended, end) = watch::channel(None);
@@ -470,7 +489,15 @@ fn wrong_state(operation: &'static str, state: VmState) -> ProcessError {
 }
 
 fn check_request(request: &MigrateRequest) -> Result<(), ProcessError> {
-    let MigrateRequest { to, downtime_ms, mode: _, bandwidth_bits, delta_cache_bytes: _ } = request;
+    let MigrateRequest {
+        to,
+        downtime_ms,
+        mode: _,
+        bandwidth_bits,
+        delta_cache_bytes: _,
+        auto_converge: _,
+        spill,
+    } = request;
     let wrong = |message: String| Err(ProcessError::BadRequest(message));
     if to.is_empty() || to.len() > limits::DESTINATION_BYTES {
         return wrong(format!(
@@ -487,6 +514,9 @@ fn check_request(request: &MigrateRequest) -> Result<(), ProcessError> {
     }
     if *bandwidth_bits == Some(0) {
         return wrong("`bandwidth_bits` must be at least 1; leave it out for no limit".to_owned());
+    }
+    if spill.as_ref().is_some_and(|dir| !std::path::Path::new(dir).is_absolute()) {
+        return wrong("`spill` must be an absolute path".to_owned());
     }
     // A ticket that cannot be read is the caller's mistake, and no migration begins for it.
     to.parse::<Ticket>().map(|_| ()).map_err(ProcessError::Migration)
@@ -505,6 +535,8 @@ mod tests {
             mode: Mode::Hybrid,
             bandwidth_bits: None,
             delta_cache_bytes: None,
+            auto_converge: false,
+            spill: None,
         };
         let key = "0".repeat(63);
         for bad in [format!("127.0.0.1:7201#{key}"), "127.0.0.1".to_owned()] {

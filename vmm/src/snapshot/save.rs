@@ -8,12 +8,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use page::{Domain, Gfn, PageHash, PageSet};
 use sha2::{Digest as _, Sha256};
-use vmm_sys_util::signal::register_signal_handler;
 
 use super::manifest::{Manifest, PackRef, Run};
 use super::naming::{self, Batch};
 use super::store::{self, Spot, Store};
 use super::{SnapshotError, SnapshotReport};
+use crate::file_size;
 use crate::limits::{SNAPSHOT_ROUNDS_MAX, SNAPSHOT_STILL_PAGES};
 use crate::machine::{Machine, RunState};
 
@@ -27,7 +27,7 @@ pub fn save(machine: &Machine, to: &Path, name: Option<&str>) -> Result<Snapshot
         return Err(SnapshotError::Relative(to.to_owned()));
     }
     let started = Instant::now();
-    report_file_size_limit()?;
+    file_size::limit_is_an_error().map_err(SnapshotError::Signal)?;
     let mut store = Store::open(to)?;
     let name = store.free_name(name)?;
     let (mut image, mut pause) = (Image::new(machine), Duration::ZERO);
@@ -63,14 +63,6 @@ pub fn save(machine: &Machine, to: &Path, name: Option<&str>) -> Result<Snapshot
     };
     tracing::info!(?report, "a snapshot was written");
     Ok(report)
-}
-
-/// A file that would outgrow the process's limit (`ulimit -f`) raises a signal, which would end the VM: with a handler the write fails, which
-/// is all that it should.
-fn report_file_size_limit() -> Result<(), SnapshotError> {
-    extern "C" fn on_limit(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
-    register_signal_handler(libc::SIGXFSZ, on_limit)
-        .map_err(|error| SnapshotError::Signal(io::Error::from(error)))
 }
 
 /// The dirty log, on for as long as this lives.

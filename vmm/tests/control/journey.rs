@@ -53,6 +53,8 @@ async fn a_cancelled_migration_leaves_the_vm_running_here() {
         mode: Mode::default(),
         bandwidth_bits: Some(100_000),
         delta_cache_bytes: None,
+        auto_converge: false,
+        spill: None,
     };
     let migrating = tokio::spawn({
         let client = client.clone();

@@ -77,6 +77,8 @@ impl Host {
             mode: Mode::Hybrid,
             bandwidth_bits: None,
             delta_cache_bytes: None,
+            auto_converge: false,
+            spill: None,
         };
         Outgoing::start(Arc::clone(machine), None, Arc::clone(&self.identity), options)
     }

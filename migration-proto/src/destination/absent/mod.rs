@@ -25,6 +25,7 @@ use crate::limits;
 use crate::postcopy::FullName;
 use crate::stats::PostcopyStats;
 use crate::timer::{Link, Span, Time};
+use crate::waits::Waits;
 use crate::wire::Message;
 
 /// Where a page is awaited from.
@@ -134,6 +135,10 @@ pub(super) struct Absent {
     paused: bool,
     complete: bool,
     stats: PostcopyStats,
+    /// How long virtual CPUs waited, by who gave the page.
+    waits_host: Waits,
+    waits_site: Waits,
+    waits_source: Waits,
     out: VecDeque<Action>,
 }
 
@@ -164,6 +169,9 @@ impl Absent {
             paused: false,
             complete: false,
             stats: PostcopyStats::default(),
+            waits_host: Waits::default(),
+            waits_site: Waits::default(),
+            waits_source: Waits::default(),
             out: VecDeque::new(),
         }
     }
@@ -200,7 +208,12 @@ impl Absent {
     }
 
     pub(super) fn stats(&self) -> PostcopyStats {
-        self.stats
+        PostcopyStats {
+            waited_host: self.waits_host.summary(),
+            waited_site: self.waits_site.summary(),
+            waited_source: self.waits_source.summary(),
+            ..self.stats
+        }
     }
 
     /// What is to be done, in order.
@@ -459,7 +472,14 @@ impl Absent {
             self.asked.remove(gfn);
             if let Some(since) = self.faults.remove(gfn) {
                 waited += 1;
-                self.stats.longest_wait_us = self.stats.longest_wait_us.max((now - since).0);
+                let wait = now - since;
+                self.stats.longest_wait_us = self.stats.longest_wait_us.max(wait.0);
+                match rung {
+                    Rung::Zero => {}
+                    Rung::Host => self.waits_host.add(wait),
+                    Rung::Site => self.waits_site.add(wait),
+                    Rung::Source => self.waits_source.add(wait),
+                }
             }
         }
         let stats = &mut self.stats;

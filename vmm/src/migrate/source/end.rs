@@ -5,10 +5,12 @@ use migration_proto::source::End;
 use tokio::time::timeout;
 
 use super::super::clock::millis;
-use super::super::report::{self, Literals, Phase, Postcopy, Progress, Report, Rungs, WhyStopped};
+use super::super::report::{
+    self, AutoConverge, Literals, Phase, Postcopy, Progress, Report, Rungs, WhyStopped,
+};
 use super::super::transport::{Close, WanBytes};
 use super::super::{MigrateError, dial, limits};
-use super::Driver;
+use super::{Driver, Outcome};
 use crate::machine::StopReason;
 
 impl Driver {
@@ -46,6 +48,16 @@ impl Driver {
         }
     }
 
+    /// Has the guest rest for so many percent of the time.
+    pub(super) fn throttle_guest(&mut self, percent: u8) {
+        if percent > 0 {
+            tracing::info!(percent, "the guest writes faster than the link carries: it is slowed down");
+        }
+        if let Err(error) = self.machine.throttle(percent) {
+            self.outcomes.push_back(Outcome::Failed(format!("the guest could not be slowed down: {error}")));
+        }
+    }
+
     /// Puts the end into effect on the VM, and tells both ends.
     pub(super) async fn finish(mut self) -> Result<Report, MigrateError> {
         let end = self
@@ -59,15 +71,18 @@ impl Driver {
         if timeout(limits::VM_JOB_TIMEOUT, jobs).await.is_err() {
             tracing::error!("KVM has not done what it was asked for; going on without");
         }
+        self.end_spill(&end);
         match &end {
-            End::Completed | End::LetGo => self.machine.stop(StopReason::Migrated),
+            End::Completed | End::LetGo | End::NotServed { .. } => self.machine.stop(StopReason::Migrated),
             End::Aborted(_) => self.run_on(),
         }
         let mut heard = false;
         if let Some(wires) = self.wires.take() {
             let (how, words) = match &end {
                 End::Completed => (Close::Done, "the VM has moved"),
-                End::LetGo | End::Aborted(_) => (Close::Failed, "the migration was given up"),
+                End::LetGo | End::Aborted(_) | End::NotServed { .. } => {
+                    (Close::Failed, "the migration was given up")
+                }
             };
             let (flushed, bytes) = wires.flush_and_close(how, words).await;
             heard = flushed;
@@ -85,7 +100,7 @@ impl Driver {
         }
         match end {
             End::Completed => Ok(self.report(report::Outcome::Completed, None)),
-            End::LetGo => {
+            End::LetGo | End::NotServed { .. } => {
                 let reason = "in doubt, and let go by the operator: the VM was ended here".to_owned();
                 Ok(self.report(report::Outcome::InDoubt, Some(reason)))
             }
@@ -123,6 +138,11 @@ impl Driver {
             downtime_asked_ms: self.downtime_asked_ms,
             why_stopped: self.core.stop_why().map(WhyStopped::from),
             postcopy: self.core.postcopy_stats().map(Postcopy::from),
+            auto_converge: (stats.throttle_percent > 0).then(|| AutoConverge {
+                highest_percent: stats.throttle_percent,
+                throttled_ms: stats.throttled_us / 1000,
+            }),
+            spill: self.spilling.report(),
             rungs: Rungs::from(there),
             literals: Literals::from(stats),
             wan_tx_bytes: self.spent.tx,

@@ -1,0 +1,325 @@
+//! In a lost source's place: one task that gives a VM's destination what a spill file holds, by the same protocol core.
+
+use std::sync::Arc;
+
+use migration_proto::literal;
+use migration_proto::source::{Action, End, LiteralsSent, Source, SpillConfig};
+use migration_proto::wire::{Channel, Message};
+use page::{Gfn, Page, PageHash};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+
+use super::channel::{self, SourceChannels};
+use super::clock::{Bulk, Clock, Meter, millis};
+use super::error::chain;
+use super::identity::HostIdentity;
+use super::report::Served;
+use super::throttle::Throttle;
+use super::ticket::Ticket;
+use super::transport::{Close, Endpoint, Link};
+use super::wires::{FromLink, LinkEvent, Wires};
+use super::{MigrateError, limits};
+use crate::spill::{SpillError, SpillFile};
+
+/// What helpers have done.
+enum Done {
+    Literals(Channel, Result<(Vec<u8>, LiteralsSent), SpillError>),
+    Fault(Gfn, Result<(PageHash, Vec<u8>), SpillError>),
+    Connected(u32, Result<(Link, Box<SourceChannels>), MigrateError>),
+}
+
+struct Server {
+    core: Source,
+    file: Arc<SpillFile>,
+    clock: Clock,
+    endpoint: Endpoint,
+    address: std::net::SocketAddr,
+    key: super::identity::HostKey,
+    wires: Option<Wires>,
+    generation: u32,
+    dials: u32,
+    inbox: (mpsc::Sender<LinkEvent>, mpsc::Receiver<LinkEvent>),
+    results: (mpsc::Sender<Done>, mpsc::Receiver<Done>),
+    drained: Arc<Notify>,
+    throttle: Arc<Throttle>,
+    meter: Meter,
+    helpers: JoinSet<()>,
+    /// Batches that the present connection has been given and not passed on.
+    flying: Vec<LiteralsSent>,
+    faults: u64,
+    failure: Option<MigrateError>,
+}
+
+/// Gives the destination at `to` what `file` holds, until it has all of its memory. It never starts a VM: a destination that does not run this VM by
+/// this migration says so, and nothing has happened.
+///
+/// # Errors
+/// If there is no connection at first, the destination does not run the VM, or the file cannot be read. Later connections are tried for ever.
+pub async fn serve_spill(
+    file: &Arc<SpillFile>,
+    to: &Ticket,
+    host: &Arc<HostIdentity>,
+) -> Result<Served, MigrateError> {
+    let mut server = Server::connect(Arc::clone(file), to, host).await?;
+    server.drive().await;
+    server.finish().await
+}
+
+impl Server {
+    async fn connect(
+        file: Arc<SpillFile>,
+        to: &Ticket,
+        host: &Arc<HostIdentity>,
+    ) -> Result<Self, MigrateError> {
+        let clock = Clock::start();
+        let (endpoint, link) = Endpoint::open(to, host).await?;
+        let channels = channel::open_source(&link).await?;
+        tracing::info!(destination = %link.address(), key = %link.peer(), "connected to the destination");
+        let throttle = Arc::new(Throttle::new(None));
+        let mut meter = Meter::new(Bulk::Out, None);
+        let head = file.head().clone();
+        let config = SpillConfig {
+            migration: head.migration,
+            vm: head.vm,
+            epoch: head.epoch,
+            layout: head.layout,
+            root: file.root(),
+            zero: head.zero,
+            names: file.names(),
+            link: meter.measure(&link),
+        };
+        let (inbox, results) = (mpsc::channel(limits::INBOX_BOUND), mpsc::channel(limits::RESULTS_BOUND));
+        let drained = Arc::new(Notify::new());
+        let (address, key) = (link.address(), link.peer());
+        let wires = Wires::source(link, channels, 0, &inbox.0, &drained, &throttle);
+        Ok(Self {
+            core: Source::from_spill(clock.now(), config),
+            file,
+            clock,
+            endpoint,
+            address,
+            key,
+            wires: Some(wires),
+            generation: 0,
+            dials: 0,
+            inbox,
+            results,
+            drained,
+            throttle,
+            meter,
+            helpers: JoinSet::new(),
+            flying: Vec::new(),
+            faults: 0,
+            failure: None,
+        })
+    }
+
+    async fn drive(&mut self) {
+        let mut tick = tokio::time::interval(limits::TICK);
+        let drained = Arc::clone(&self.drained);
+        loop {
+            while let Some(action) = self.core.poll() {
+                self.act(action);
+            }
+            if self.core.end().is_some() || self.failure.is_some() {
+                return;
+            }
+            let full = self.wires.as_ref().is_some_and(Wires::is_full);
+            let deadline: Instant = self.clock.instant(self.core.next_timeout());
+            tokio::select! {
+                Some(done) = self.results.1.recv() => self.done(done),
+                Some(event) = self.inbox.1.recv(), if !full => self.link_event(event),
+                () = drained.notified() => {}
+                () = sleep_until(deadline) => self.core.timeout(self.clock.now()),
+                _ = tick.tick() => self.measure(),
+            }
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Send(message) => self.send(&message),
+            Action::SendLiterals { channel, pages } => {
+                self.read(move |file| Done::Literals(channel, encode(file, &pages)));
+            }
+            Action::SendFault(gfn) => {
+                self.faults += 1;
+                self.read(move |file| {
+                    let found = file.page(gfn);
+                    Done::Fault(gfn, found.map(|(name, page)| (name, literal::encode(&[(gfn, &page)]))))
+                });
+            }
+            Action::Reconnect => self.reconnect(),
+            Action::PostcopyCut => tracing::warn!(
+                destination = %self.address,
+                "the connection is lost, and the VM needs pages that are here; dialling every second"
+            ),
+            Action::Release => tracing::info!("the destination has all of the VM's memory"),
+            Action::StartDirtyLog
+            | Action::CollectDirty
+            | Action::Hash { .. }
+            | Action::Spill(_)
+            | Action::SealSpill { .. }
+            | Action::Throttle { .. }
+            | Action::Pause
+            | Action::SaveState
+            | Action::InDoubt
+            | Action::Resume { .. } => {
+                tracing::error!(
+                    ?action,
+                    "the protocol asks a spill file for what only a VM's source has: this is a bug"
+                );
+            }
+        }
+    }
+
+    fn send(&self, message: &Message) {
+        match &self.wires {
+            Some(wires) => wires.send(message),
+            None => tracing::debug!(message = message.name(), "not sent: there is no connection"),
+        }
+    }
+
+    /// Has a thread read the file.
+    fn read(&mut self, job: impl FnOnce(&SpillFile) -> Done + Send + 'static) {
+        let (file, results) = (Arc::clone(&self.file), self.results.0.clone());
+        self.helpers.spawn_blocking(move || {
+            if results.blocking_send(job(&file)).is_err() {
+                tracing::debug!("the server ended before its reader");
+            }
+        });
+    }
+
+    fn reconnect(&mut self) {
+        self.drop_wires();
+        self.dials += 1;
+        let (dial, endpoint, results) = (self.dials, self.endpoint.clone(), self.results.0.clone());
+        let (address, key) = (self.address, self.key);
+        self.helpers.spawn(async move {
+            let connecting = async {
+                let link = endpoint.connect(address, Some(key)).await?;
+                let channels = channel::open_source(&link).await?;
+                Ok((link, Box::new(channels)))
+            };
+            if results.send(Done::Connected(dial, connecting.await)).await.is_err() {
+                tracing::debug!("the server ended before the connection stood");
+            }
+        });
+    }
+
+    fn drop_wires(&mut self) {
+        if let Some(wires) = self.wires.take() {
+            wires.link.close(Close::Failed, "another connection follows");
+        }
+        for lost in std::mem::take(&mut self.flying) {
+            self.core.literals_sent(self.clock.now(), lost);
+        }
+    }
+
+    fn done(&mut self, done: Done) {
+        let now = self.clock.now();
+        match done {
+            Done::Literals(channel, Ok((batch, sent))) => match &self.wires {
+                Some(wires) => {
+                    self.flying.push(sent.clone());
+                    wires.send_literals(channel, batch, sent);
+                }
+                None => self.core.literals_sent(now, sent),
+            },
+            Done::Fault(gfn, Ok((name, batch))) => {
+                self.send(&Message::FaultPage { gfn, name, batch });
+                self.core.fault_sent(now, gfn, name);
+            }
+            Done::Literals(_, Err(error)) | Done::Fault(_, Err(error)) => {
+                self.failure = Some(MigrateError::Spill { why: chain(&error).into() });
+            }
+            Done::Connected(dial, result) if dial != self.dials => {
+                if let Ok((link, _)) = result {
+                    link.close(Close::Done, "another connection was opened since");
+                }
+            }
+            Done::Connected(_, Ok((link, channels))) => {
+                self.generation += 1;
+                let wires = Wires::source(
+                    link,
+                    *channels,
+                    self.generation,
+                    &self.inbox.0,
+                    &self.drained,
+                    &self.throttle,
+                );
+                self.wires = Some(wires);
+                self.core.connected(now);
+            }
+            Done::Connected(_, Err(error)) => {
+                tracing::warn!(%error, "the destination cannot be reached");
+                self.core.disconnected(now);
+            }
+        }
+    }
+
+    fn link_event(&mut self, event: LinkEvent) {
+        if event.generation != self.generation {
+            return;
+        }
+        let now = self.clock.now();
+        match event.what {
+            FromLink::Message(message) => self.core.message(now, message),
+            FromLink::LiteralsSent(sent) => {
+                if let Some(at) = self.flying.iter().position(|flying| *flying == sent) {
+                    self.flying.swap_remove(at);
+                }
+                self.core.literals_sent(now, sent);
+            }
+            FromLink::Undecodable(error) => {
+                self.core.failed(format!("the destination sent what cannot be decoded: {error}"));
+            }
+            FromLink::Lost(error) => {
+                tracing::warn!(%error, "the connection to the destination was lost");
+                self.core.disconnected(now);
+            }
+        }
+    }
+
+    fn measure(&mut self) {
+        while self.helpers.try_join_next().is_some() {}
+        if let Some(wires) = &self.wires {
+            wires.link.fit_send_window();
+            let link = self.meter.measure(&wires.link);
+            self.core.link(link);
+        }
+    }
+
+    async fn finish(mut self) -> Result<Served, MigrateError> {
+        if let Some(wires) = self.wires.take() {
+            wires.flush_and_close(Close::Done, "the spill file is not needed any more").await;
+        }
+        self.endpoint.settle().await;
+        if let Some(failure) = self.failure {
+            return Err(failure);
+        }
+        let stats = self.core.stats();
+        match self.core.end() {
+            Some(End::Completed) => Ok(Served {
+                pages: stats.literal_pages + self.faults,
+                faults: self.faults,
+                total_ms: millis(self.clock.elapsed()),
+            }),
+            Some(End::NotServed { never }) => Err(MigrateError::NotServed { never: *never }),
+            Some(End::Aborted(_) | End::LetGo) | None => Err(MigrateError::Died),
+        }
+    }
+}
+
+/// Reads pages, whose names the destination has, for a batch of literals.
+fn encode(file: &SpillFile, wanted: &[(Gfn, PageHash)]) -> Result<(Vec<u8>, LiteralsSent), SpillError> {
+    let pages: Vec<(Gfn, Box<Page>)> = wanted
+        .iter()
+        .map(|(gfn, _)| file.page(*gfn).map(|(_, page)| (*gfn, page)))
+        .collect::<Result<_, _>>()?;
+    let borrowed: Vec<(Gfn, &Page)> = pages.iter().map(|(gfn, page)| (*gfn, page.as_ref())).collect();
+    let batch = literal::encode(&borrowed);
+    let sent = LiteralsSent { pages: pages.len() as u64, bytes: batch.len() as u64, stale: Vec::new() };
+    Ok((batch, sent))
+}
