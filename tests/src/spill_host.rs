@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use migration_proto::source::{Action, End, LiteralsSent, Source, SpillConfig};
+use migration_proto::source::{Action, End, Literal, LiteralsSent, Source, SpillConfig};
 use migration_proto::timer::Time;
 use migration_proto::wire::{Channel, Message};
 use migration_proto::{Epoch, MigrationId, Span, VmId, literal};
@@ -308,6 +308,7 @@ impl World {
             | Action::Hash { .. }
             | Action::Spill(_)
             | Action::SealSpill { .. }
+            | Action::DropVersions(_)
             | Action::Throttle { .. }
             | Action::Pause
             | Action::SaveState
@@ -318,14 +319,17 @@ impl World {
         }
     }
 
-    fn spill_literals(&mut self, conn: Option<ConnId>, channel: Channel, wanted: &[(Gfn, PageHash)]) {
+    fn spill_literals(&mut self, conn: Option<ConnId>, channel: Channel, wanted: &[Literal]) {
         let Some(server) = &self.spill.server else { return };
         let names = server.file.names;
         let content = |gfn: &Gfn| server.file.pages.get(gfn).copied();
-        let pages: Vec<_> =
-            wanted.iter().filter_map(|(gfn, _)| Some((*gfn, names.page(content(gfn)?).bytes()))).collect();
+        let pages: Vec<_> = wanted
+            .iter()
+            .filter_map(|page| Some((page.gfn, names.page(content(&page.gfn)?).bytes())))
+            .collect();
         let batch = literal::encode(&pages);
-        let sent = LiteralsSent { pages: pages.len() as u64, bytes: batch.len() as u64, stale: Vec::new() };
+        let sent =
+            LiteralsSent { pages: pages.len() as u64, bytes: batch.len() as u64, ..LiteralsSent::default() };
         let gone = self.send(Side::Spill, conn, channel, &Message::Literals(batch));
         let number = self.spill.number;
         self.schedule(gone, Event::Spill { number, event: SpillEvent::LiteralsSent(sent) });

@@ -170,6 +170,7 @@ impl Source {
             downtime: Span(0),
             link,
             mode: Mode::Postcopy,
+            kept_versions: 0,
             auto_converge: false,
             spill: false,
         };

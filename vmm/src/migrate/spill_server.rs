@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use migration_proto::literal;
-use migration_proto::source::{Action, End, LiteralsSent, Source, SpillConfig};
+use migration_proto::source::{Action, End, Literal, LiteralsSent, Source, SpillConfig};
 use migration_proto::wire::{Channel, Message};
 use page::{Gfn, Page, PageHash};
 use tokio::sync::{Notify, mpsc};
@@ -161,6 +161,7 @@ impl Server {
             | Action::Hash { .. }
             | Action::Spill(_)
             | Action::SealSpill { .. }
+            | Action::DropVersions(_)
             | Action::Throttle { .. }
             | Action::Pause
             | Action::SaveState
@@ -313,13 +314,14 @@ impl Server {
 }
 
 /// Reads pages, whose names the destination has, for a batch of literals.
-fn encode(file: &SpillFile, wanted: &[(Gfn, PageHash)]) -> Result<(Vec<u8>, LiteralsSent), SpillError> {
+fn encode(file: &SpillFile, wanted: &[Literal]) -> Result<(Vec<u8>, LiteralsSent), SpillError> {
     let pages: Vec<(Gfn, Box<Page>)> = wanted
         .iter()
-        .map(|(gfn, _)| file.page(*gfn).map(|(_, page)| (*gfn, page)))
+        .map(|wanted| file.page(wanted.gfn).map(|(_, page)| (wanted.gfn, page)))
         .collect::<Result<_, _>>()?;
     let borrowed: Vec<(Gfn, &Page)> = pages.iter().map(|(gfn, page)| (*gfn, page.as_ref())).collect();
     let batch = literal::encode(&borrowed);
-    let sent = LiteralsSent { pages: pages.len() as u64, bytes: batch.len() as u64, stale: Vec::new() };
+    let sent =
+        LiteralsSent { pages: pages.len() as u64, bytes: batch.len() as u64, ..LiteralsSent::default() };
     Ok((batch, sent))
 }
