@@ -7,7 +7,8 @@ use crate::timer::Span;
 const STEPS: u64 = 16;
 const STEPS_BITS: u32 = STEPS.trailing_zeros();
 /// One step each below `STEPS` microseconds, then `STEPS` for each doubling.
-const BUCKETS: usize = (STEPS * (65 - STEPS_BITS as u64)) as usize;
+const BUCKETS: usize = 16 * 61;
+const _: () = assert!(BUCKETS as u64 == STEPS * (65 - STEPS_BITS as u64));
 
 /// Waits in microseconds, in buckets whose width is a sixteenth of what they hold.
 #[derive(Clone, Debug, Default)]

@@ -43,7 +43,7 @@ fn messages() -> Vec<Message> {
         Message::PageNames { region: RegionId(2), entries: vec![] },
         Message::Fault(Gfn(1 << 33)),
         Message::FaultPage { gfn: Gfn(5), name: ROOT, batch: literal::encode(&[(Gfn(5), &[3; PAGE_SIZE])]) },
-        Message::Complete { migration: MIGRATION, stats, postcopy },
+        Message::Complete { migration: MIGRATION, stats, postcopy: Box::new(postcopy) },
     ]
 }
 

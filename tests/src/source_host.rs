@@ -59,8 +59,6 @@ pub(crate) struct SourceHost {
     mode: Mode,
     /// Whether absent pages are to stand in a spill file.
     pub(crate) spills: bool,
-    /// Whether the guest may be slowed down.
-    slows: bool,
     /// Attempts begun.
     pub(crate) attempt: u32,
     dials: u32,
@@ -90,7 +88,6 @@ impl SourceHost {
             downtime,
             mode,
             spills,
-            slows: mode == Mode::Precopy && seed.is_multiple_of(2),
             attempt: 0,
             dials: 0,
             lane: Time(0),
@@ -241,7 +238,7 @@ impl World {
             link: self.net.link(),
             mode: self.source.mode,
             kept_versions: self.source.versions.most,
-            auto_converge: self.source.slows,
+            auto_converge: self.source.mode == Mode::Precopy && self.source.seed.is_multiple_of(2),
             spill: self.source.spills,
         };
         self.source.versions.kept.clear();
@@ -325,9 +322,9 @@ impl World {
                 }
                 None => self.source_job_after(Span(1), SourceJob::Failed(Local::Literals)),
             },
-            Action::DropVersions(frames) => frames.iter().for_each(|gfn| {
-                self.source.versions.kept.remove(gfn);
-            }),
+            Action::DropVersions(frames) => {
+                self.source.versions.kept.retain(|gfn, _| !frames.contains(gfn));
+            }
             Action::SendFault(gfn) => match self.local(Local::Literals, 2_000) {
                 Some(span) => self.source_job_after(span, SourceJob::FaultRead(gfn)),
                 None => self.source_job_after(Span(1), SourceJob::Failed(Local::Literals)),

@@ -101,7 +101,7 @@ fn messages() -> Vec<Message> {
         },
         Message::Fault(Gfn(1 << 20)),
         Message::FaultPage { gfn: Gfn(513), name: root, batch: literal::encode(&[(Gfn(513), &page)]) },
-        Message::Complete { migration, stats, postcopy },
+        Message::Complete { migration, stats, postcopy: Box::new(postcopy) },
     ]
 }
 

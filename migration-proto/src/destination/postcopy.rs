@@ -71,7 +71,7 @@ impl Destination {
     /// Nothing is absent any more: the source is told.
     pub(super) fn complete_memory(&mut self) -> Option<Action> {
         let absent = self.absent.as_mut()?;
-        let postcopy = absent.stats();
+        let postcopy = Box::new(absent.stats());
         let complete = Message::Complete { migration: self.migration, stats: self.stats, postcopy };
         absent.take_complete().then_some(Action::Send(complete))
     }

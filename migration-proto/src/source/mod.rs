@@ -256,7 +256,7 @@ impl Source {
             Message::Ready { root } => self.ready(now, root)?,
             Message::Running { migration, stats } if migration == ours => self.runs_there(now, stats)?,
             Message::Complete { migration, stats, postcopy } if migration == ours && !self.is_over() => {
-                self.completed(stats, postcopy)?;
+                self.completed(stats, *postcopy)?;
             }
             Message::NotRunning { migration } if migration == ours => self.never_ran_there()?,
             Message::Unknown { migration } if migration == ours => self.nobody_knows(now)?,

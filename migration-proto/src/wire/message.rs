@@ -183,7 +183,7 @@ pub enum Message {
         /// The final counters of what came before the VM ran.
         stats: DestinationStats,
         /// The counters of post-copy.
-        postcopy: PostcopyStats,
+        postcopy: Box<PostcopyStats>,
     },
     /// Control, to the source: it does not run here and never will by this migration.
     NotRunning {
@@ -489,7 +489,7 @@ pub fn decode(frame: &[u8]) -> Result<Message, WireError> {
         COMPLETE => Message::Complete {
             migration: read_migration(&mut input)?,
             stats: read_stats(&mut input)?,
-            postcopy: PostcopyStats::from_array(read_counters(&mut input)?),
+            postcopy: Box::new(PostcopyStats::from_array(read_counters(&mut input)?)),
         },
         unknown => return Err(WireError::UnknownKind(unknown)),
     };

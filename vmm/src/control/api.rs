@@ -214,7 +214,7 @@ pub enum EventKind {
     /// A migration ended with a report: it completed, or the VM runs on here.
     Report {
         /// The report.
-        report: Report,
+        report: Box<Report>,
     },
     /// A migration ended without a report.
     MigrationFailed {

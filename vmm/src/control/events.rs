@@ -67,7 +67,7 @@ impl Events {
     /// Tells how a migration ended.
     pub fn ended(&self, end: Result<Report, ErrorDetail>) {
         self.lock().send(match end {
-            Ok(report) => EventKind::Report { report },
+            Ok(report) => EventKind::Report { report: Box::new(report) },
             Err(error) => EventKind::MigrationFailed { error },
         });
     }

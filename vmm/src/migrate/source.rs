@@ -136,25 +136,31 @@ pub(super) async fn run(assignment: Assignment) -> Result<Report, MigrateError> 
     result
 }
 
+fn unfit(why: String) -> MigrateError {
+    MigrateError::NotMovable { why: why.into() }
+}
+
+/// Whether the VM runs, or stands still and can be moved so.
+fn runs(machine: &Machine) -> Result<bool, MigrateError> {
+    match &*machine.watch().borrow() {
+        RunState::Running => Ok(true),
+        RunState::Created | RunState::Paused => Ok(false),
+        RunState::Stopped(reason) => Err(unfit(format!("it has stopped: {reason:?}"))),
+    }
+}
+
 impl Driver {
     /// Everything up to the offer. The VM is not touched.
     async fn connect(assignment: Assignment, clock: Clock) -> Result<Self, MigrateError> {
         let Assignment { machine, site, host, options, progress, mut commands } = assignment;
         let ticket: Ticket = options.to.parse()?;
-        let was_running = match &*machine.watch().borrow() {
-            RunState::Running => true,
-            RunState::Created | RunState::Paused => false,
-            RunState::Stopped(reason) => {
-                return Err(MigrateError::NotMovable { why: format!("it has stopped: {reason:?}").into() });
-            }
-        };
+        let was_running = runs(&machine)?;
         let (endpoint, link, channels) = dial::open(&ticket, &host, &mut commands).await?;
         tracing::info!(destination = %link.address(), key = %link.peer(), "connected to the destination");
         let throttle = Arc::new(Throttle::new(options.bandwidth_bits));
         let mut meter = Meter::new(Bulk::Out, throttle.bytes_per_s());
         let (description, ownership) = (machine.description(), machine.ownership());
         let domain = site.as_ref().map_or_else(Domain::unkeyed, |site| site.domain().clone());
-        let unfit = |why: String| MigrateError::NotMovable { why: why.into() };
         let migration = MigrationId(random().map_err(|e| unfit(e.to_string()))?);
         let versions = Versions::new(options.delta_cache_bytes, machine.memory().bytes());
         let config = SourceConfig {

@@ -138,7 +138,7 @@ impl Driver {
             downtime_asked_ms: self.downtime_asked_ms,
             why_stopped: self.core.stop_why().map(WhyStopped::from),
             postcopy: self.core.postcopy_stats().map(Postcopy::from),
-            auto_converge: (stats.throttle_percent > 0).then(|| AutoConverge {
+            auto_converge: (stats.throttle_percent > 0).then_some(AutoConverge {
                 highest_percent: stats.throttle_percent,
                 throttled_ms: stats.throttled_us / 1000,
             }),

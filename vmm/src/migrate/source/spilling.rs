@@ -29,7 +29,7 @@ pub(super) struct Spilling {
 
 /// What became of a job.
 pub(super) enum Job {
-    Written(Result<Writer, SpillError>),
+    Written(Result<Box<Writer>, SpillError>),
     Sealed(Result<Sealed, SpillError>),
 }
 
@@ -62,7 +62,7 @@ impl Driver {
         self.spilling.pages += frames.len() as u64;
         let (memory, domain) = (self.machine.memory().clone(), self.core.domain().clone());
         self.spill_job(move |mut writer| {
-            Job::Written(writer.write(&memory, &domain, &frames).map(|()| writer))
+            Job::Written(writer.write(&memory, &domain, &frames).map(|()| Box::new(writer)))
         });
     }
 
@@ -94,7 +94,7 @@ impl Driver {
         let now = self.clock.now();
         match job {
             Job::Written(Ok(writer)) => {
-                self.spilling.writer = Some(writer);
+                self.spilling.writer = Some(*writer);
                 self.core.spilled(now);
             }
             Job::Sealed(Ok(sealed)) => {
