@@ -49,6 +49,10 @@ pub(crate) enum SourceJob {
 
 /// The source's host.
 #[derive(Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own about the host, and none a phase"
+)]
 pub(crate) struct SourceHost {
     pub(crate) alive: bool,
     pub(crate) guest: Option<Guest>,
@@ -322,9 +326,7 @@ impl World {
                 }
                 None => self.source_job_after(Span(1), SourceJob::Failed(Local::Literals)),
             },
-            Action::DropVersions(frames) => {
-                self.source.versions.kept.retain(|gfn, _| !frames.contains(gfn));
-            }
+            Action::DropVersions(frames) => self.source.versions.drop_those(&frames),
             Action::SendFault(gfn) => match self.local(Local::Literals, 2_000) {
                 Some(span) => self.source_job_after(span, SourceJob::FaultRead(gfn)),
                 None => self.source_job_after(Span(1), SourceJob::Failed(Local::Literals)),

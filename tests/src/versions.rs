@@ -40,6 +40,11 @@ impl Versions {
         }
     }
 
+    /// Forgets what is kept of these frames.
+    pub(crate) fn drop_those(&mut self, frames: &[Gfn]) {
+        self.kept.retain(|gfn, _| !frames.contains(gfn));
+    }
+
     /// What the literal of `content` is a delta against. The wrong base is the page itself: what the destination makes of that delta is what stands there.
     fn base(&mut self, literal: &Literal, content: Content, always: bool) -> Option<Content> {
         let (name, kept) = self.kept.get(&literal.gfn).copied()?;
