@@ -92,6 +92,7 @@
 
 pub mod destination;
 pub mod error;
+pub mod forecast;
 pub mod limits;
 pub mod literal;
 pub mod manifest;

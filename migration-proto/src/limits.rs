@@ -41,6 +41,20 @@ pub const SPILL_BATCH_PAGES: usize = 16_384;
 pub const SPILL_WALKS: u32 = 8;
 /// So few pages are left to be spilled while the VM stands still, without a further walk: 4 MiB.
 pub const SPILL_REST_PAGES: u64 = 1024;
+/// Most pages that a dry run samples: 64 MiB, and 128 KiB of names.
+pub const PROBE_IDS: usize = 16_384;
+/// Pages beside each other in a dry run's sample: what lies together was often written together, and is found together.
+pub const PROBE_RUN_PAGES: u64 = 16;
+/// A dry run samples at most one page of so many, that it may cost little beside the migration; where that would be few, [`PROBE_IDS_MIN`].
+pub const PROBE_SHARE: u64 = 16;
+/// See [`PROBE_SHARE`].
+pub const PROBE_IDS_MIN: u64 = 2048;
+/// Bytes of one burst of a dry run.
+pub const PROBE_BURST_BYTES: usize = 16 * 1024;
+/// Most bytes that a dry run fills the link with.
+pub const PROBE_BURSTS_BYTES: u64 = 32 << 20;
+/// How long a dry run fills the link at most.
+pub const PROBE_BURSTS_TIME: Span = Span::from_millis(2500);
 
 /// Most bytes of an opaque machine description.
 pub const MACHINE_BYTES: usize = 64 * 1024;
@@ -103,4 +117,6 @@ const _: () = assert!(REGION_PAGES * (32 + 4) < FRAME_BYTES);
 const _: () = assert!(LITERAL_BATCH_PAGES * (PAGE_SIZE + 16) < FRAME_BYTES);
 const _: () = assert!(REGION_PAGES * 64 < FRAME_BYTES);
 const _: () = assert!(WANT_BATCH_PAGES * 10 < FRAME_BYTES);
-const _: () = assert!(MACHINE_BYTES < FRAME_BYTES);
+const _: () = assert!(MACHINE_BYTES + PROBE_IDS * 8 < FRAME_BYTES);
+const _: () = assert!(PROBE_IDS_MIN <= PROBE_IDS as u64 && PROBE_RUN_PAGES <= PROBE_IDS_MIN);
+const _: () = assert!(PROBE_BURST_BYTES < LITERAL_BATCH_PAGES * PAGE_SIZE);

@@ -2,16 +2,20 @@
 
 use migration_proto::postcopy::FullName;
 use migration_proto::stats::{DestinationStats, PostcopyStats};
-use migration_proto::wire::{Message, Offer, WireError, decode, encode};
+use migration_proto::wire::{Message, Offer, Probe, WireError, decode, encode};
 use migration_proto::{Epoch, Extent, Layout, MigrationId, Mode, VmId, literal};
-use page::{DomainId, Gfn, PAGE_SIZE, PageHash, RegionId};
+use page::{DomainId, Gfn, PAGE_SIZE, PageHash, RegionId, ShortId};
 use proptest::prelude::*;
 
 const ROOT: PageHash = PageHash([9; 32]);
 const MIGRATION: MigrationId = MigrationId([7; 16]);
 
 fn offer(mode: Mode, deltas: bool) -> Message {
-    Message::Offer(Offer {
+    Message::Offer(offered(mode, deltas))
+}
+
+fn offered(mode: Mode, deltas: bool) -> Offer {
+    Offer {
         migration: MIGRATION,
         vm: VmId([1; 16]),
         epoch: Epoch(3),
@@ -20,7 +24,7 @@ fn offer(mode: Mode, deltas: bool) -> Message {
         machine: b"{}".to_vec(),
         mode,
         deltas,
-    })
+    }
 }
 
 fn messages() -> Vec<Message> {
@@ -44,6 +48,14 @@ fn messages() -> Vec<Message> {
         Message::Fault(Gfn(1 << 33)),
         Message::FaultPage { gfn: Gfn(5), name: ROOT, batch: literal::encode(&[(Gfn(5), &[3; PAGE_SIZE])]) },
         Message::Complete { migration: MIGRATION, stats, postcopy: Box::new(postcopy) },
+        Message::Probe(Probe::Ask {
+            offer: offered(Mode::Hybrid, true),
+            ids: vec![ShortId(1), ShortId(u64::MAX)],
+        }),
+        Message::Probe(Probe::Answer { shared: true, postcopy: false, held: vec![true; 16] }),
+        Message::Probe(Probe::Answer { shared: false, postcopy: true, held: vec![false, true, false] }),
+        Message::Probe(Probe::Burst(vec![7; 100])),
+        Message::Probe(Probe::Carried { bytes_per_s: 1 << 40, enough: true }),
     ]
 }
 
@@ -53,7 +65,11 @@ fn every_message_comes_back_and_none_does_when_it_is_cut_short() {
         let bytes = encode(&message);
         assert_eq!(decode(&bytes).as_ref(), Ok(&message));
         // Of a batch the protocol knows no length: its own decoder does.
-        let fixed = if let Message::FaultPage { batch, .. } = &message { batch.len() } else { 0 };
+        let fixed = match &message {
+            Message::FaultPage { batch, .. } => batch.len(),
+            Message::Probe(Probe::Burst(bytes)) => bytes.len(),
+            _ => 0,
+        };
         for cut in 0..bytes.len() - fixed {
             assert!(decode(&bytes[..cut]).is_err(), "{message:?} cut to {cut} bytes");
         }
@@ -83,7 +99,7 @@ fn an_offer_of_version_1_is_one_of_pre_copy_and_pre_copy_is_offered_in_version_1
 proptest! {
     #[test]
     fn any_bytes_are_a_message_that_comes_back_or_an_error(
-        kind in prop_oneof![Just(1u8), Just(2), 21u8..=26],
+        kind in prop_oneof![Just(1u8), Just(2), 21u8..=26, Just(64)],
         bytes in prop::collection::vec(any::<u8>(), 0..400),
     ) {
         let frame = [&[kind], &bytes[..]].concat();

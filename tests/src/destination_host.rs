@@ -230,7 +230,8 @@ impl World {
             | Message::Ready { .. }
             | Message::Running { .. }
             | Message::NotRunning { .. }
-            | Message::Unknown { .. } => {
+            | Message::Unknown { .. }
+            | Message::Probe(_) => {
                 self.check.fail(format!("a connection began with {}", message.name()));
             }
         }

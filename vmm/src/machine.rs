@@ -538,6 +538,28 @@ impl Machine {
     }
 }
 
+/// The dirty log, on for as long as this lives.
+#[derive(Debug)]
+pub struct DirtyLog<'a>(&'a Machine);
+
+impl<'a> DirtyLog<'a> {
+    /// Turns it on, empty.
+    /// # Errors
+    /// If KVM refuses.
+    pub fn start(machine: &'a Machine) -> Result<Self, MachineError> {
+        machine.start_dirty_log()?;
+        Ok(Self(machine))
+    }
+}
+
+impl Drop for DirtyLog<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.stop_dirty_log() {
+            tracing::warn!(%error, "the dirty log goes on, though nobody reads it any more");
+        }
+    }
+}
+
 impl Drop for Machine {
     fn drop(&mut self) {
         self.stop(StopReason::Requested);

@@ -211,7 +211,6 @@ impl Destination {
                 self.mark_absent(region, &frames, root)?;
             }
             Message::PageNames { region, entries } if self.takes_names() => {
-                self.progressed(now);
                 self.names_came(now, region, &entries)?;
             }
             Message::RoundEnd { round } if fills => self.round_end = Some(round),
@@ -250,7 +249,8 @@ impl Destination {
             | Message::Complete { .. }
             | Message::NotRunning { .. }
             | Message::Unknown { .. }
-            | Message::Released { .. } => {
+            | Message::Released { .. }
+            | Message::Probe(_) => {
                 return Err(ProtocolError::Unexpected { message: name, phase: self.phase.name() });
             }
         }

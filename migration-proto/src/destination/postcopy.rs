@@ -116,6 +116,7 @@ impl Destination {
         region: RegionId,
         entries: &[(Gfn, FullName)],
     ) -> Result<(), ProtocolError> {
+        self.progressed(now);
         let link = self.link;
         let taken = match &mut self.absent {
             Some(absent) => absent.named(now, link, region, entries),

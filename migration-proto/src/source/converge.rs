@@ -35,7 +35,7 @@ pub enum WhyPostcopy {
 
 /// Watches the rounds.
 #[derive(Debug)]
-pub(super) struct Converge {
+pub(crate) struct Converge {
     downtime: Span,
     best: Option<u64>,
     before: Option<u64>,
@@ -55,24 +55,24 @@ const STATE_TIME: Span = Span::from_millis(20);
 
 impl Converge {
     /// `slows`: whether a guest that writes too fast for pre-copy may be slowed down.
-    pub(super) fn new(downtime: Span, slows: bool) -> Self {
+    pub(crate) fn new(downtime: Span, slows: bool) -> Self {
         Self { downtime, best: None, before: None, stalled: 0, throttle: slows.then_some(0) }
     }
 
     /// How much the guest is to be slowed down, percent of the time that it rests.
-    pub(super) fn throttle(&self) -> u8 {
+    pub(crate) fn throttle(&self) -> u8 {
         self.throttle.unwrap_or(0)
     }
 
     /// What stopping now would take: the pages' names and literals, the state, and one and a half round trips (last literal there,
     /// Ready back, Commit there; Running back does not count, the VM runs).
-    pub(super) fn estimate(link: Link, pages: u64, literal_bytes_a_page: Option<u64>) -> Span {
+    pub(crate) fn estimate(link: Link, pages: u64, literal_bytes_a_page: Option<u64>) -> Span {
         let bytes = pages.saturating_mul(literal_bytes_a_page.unwrap_or(GUESS_BYTES_A_PAGE) + NAME_BYTES);
         Span(link.time_for(bytes).0 + link.rtt.0 * 3 / 2 + STATE_TIME.0)
     }
 
     /// What a switchover to post-copy takes: as [`Converge::estimate`], with the absent frames of `regions` in the pages' place.
-    pub(super) fn estimate_postcopy(link: Link, regions: u64) -> Span {
+    pub(crate) fn estimate_postcopy(link: Link, regions: u64) -> Span {
         let bytes = regions.saturating_mul(ABSENT_BYTES);
         Span(link.time_for(bytes).0 + link.rtt.0 * 3 / 2 + STATE_TIME.0)
     }
@@ -83,7 +83,7 @@ impl Converge {
     }
 
     /// Whether to stop before round `next`, with `dirty` pages left. `mode`: what both ends can and the caller wants.
-    pub(super) fn stop(
+    pub(crate) fn stop(
         &mut self,
         next: u32,
         dirty: u64,

@@ -17,7 +17,8 @@ use std::collections::{BTreeMap, VecDeque};
 use page::{Domain, Gfn, PageHash, PageSet, RegionId, ShortId};
 
 pub use self::action::{Action, Literal, LiteralsSent, SourceConfig, SourceProgress, SpillConfig, TooLate};
-use self::converge::{Converge, WrittenPage};
+pub(crate) use self::converge::Converge;
+use self::converge::WrittenPage;
 pub use self::converge::{StopWhy, WhyPostcopy};
 use self::naming::Naming;
 pub use self::phase::End;
@@ -287,7 +288,8 @@ impl Source {
             | Message::Complete { .. }
             | Message::NotRunning { .. }
             | Message::Unknown { .. }
-            | Message::Released { .. } => {
+            | Message::Released { .. }
+            | Message::Probe(_) => {
                 return Err(ProtocolError::Unexpected { message: name, phase: self.phase.name() });
             }
         }

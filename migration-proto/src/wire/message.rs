@@ -4,6 +4,7 @@ use page::{DomainId, Gfn, PageHash, REGION_PAGES, RegionId, ShortId};
 
 use super::codec::{Reader, WireError, Writer};
 use super::offer::{read_accept, read_offer, write_accept, write_offer};
+use super::probe::Probe;
 use crate::limits;
 use crate::manifest::{Entry, Layout, read_entries, write_entries};
 use crate::postcopy::{FullName, Mode, read_absent, write_absent};
@@ -200,6 +201,8 @@ pub enum Message {
         /// Which migration.
         migration: MigrationId,
     },
+    /// Of a dry run, on a connection of its own; never one of a migration's.
+    Probe(Probe),
 }
 
 impl Message {
@@ -233,6 +236,7 @@ impl Message {
             Self::NotRunning { .. } => "NotRunning",
             Self::Unknown { .. } => "Unknown",
             Self::Released { .. } => "Released",
+            Self::Probe(probe) => probe.name(),
         }
     }
 
@@ -252,7 +256,10 @@ impl Message {
             | Self::Complete { .. }
             | Self::NotRunning { .. }
             | Self::Unknown { .. }
-            | Self::Released { .. } => Channel::Control,
+            | Self::Released { .. }
+            | Self::Probe(Probe::Ask { .. } | Probe::Answer { .. } | Probe::Carried { .. }) => {
+                Channel::Control
+            }
             Self::Fault(_) | Self::FaultPage { .. } => Channel::Faults,
             Self::Region(_)
             | Self::FullNames { .. }
@@ -261,7 +268,7 @@ impl Message {
             | Self::Absent { .. }
             | Self::PageNames { .. }
             | Self::Final { .. } => Channel::Names,
-            Self::Literals(_) | Self::Stale(_) => Channel::Literals,
+            Self::Literals(_) | Self::Stale(_) | Self::Probe(Probe::Burst(_)) => Channel::Literals,
             Self::Want(_) | Self::WantNames(_) => Channel::Wants,
         }
     }
@@ -293,6 +300,7 @@ const FAULT: u8 = 23;
 const FAULT_PAGE: u8 = 24;
 const COMPLETE: u8 = 25;
 const SERVE: u8 = 26;
+const PROBE: u8 = 64;
 
 /// The bytes of `message`, without the length before it.
 #[must_use]
@@ -425,6 +433,10 @@ pub fn encode(message: &Message) -> Vec<u8> {
             out.bytes(&migration.0);
             stats.to_array().into_iter().chain(postcopy.to_array()).for_each(|n| out.varint(n));
         }
+        Message::Probe(probe) => {
+            out.byte(PROBE);
+            probe.write(&mut out);
+        }
     }
     out.finish()
 }
@@ -491,6 +503,7 @@ pub fn decode(frame: &[u8]) -> Result<Message, WireError> {
             stats: read_stats(&mut input)?,
             postcopy: Box::new(PostcopyStats::from_array(read_counters(&mut input)?)),
         },
+        PROBE => Message::Probe(Probe::read(&mut input)?),
         unknown => return Err(WireError::UnknownKind(unknown)),
     };
     input.end()?;

@@ -8,6 +8,8 @@
 mod codec;
 mod message;
 mod offer;
+mod probe;
 
 pub use codec::{Reader, WireError, Writer};
 pub use message::{Channel, Message, Offer, Region, decode, encode};
+pub use probe::Probe;

@@ -47,6 +47,18 @@ pub struct LinkCounts {
     pub dropped_bytes: u64,
 }
 
+impl LinkCounts {
+    /// What came after these were `earlier`.
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self {
+            packets: self.packets - earlier.packets,
+            bytes: self.bytes - earlier.bytes,
+            dropped_packets: self.dropped_packets - earlier.dropped_packets,
+            dropped_bytes: self.dropped_bytes - earlier.dropped_bytes,
+        }
+    }
+}
+
 /// One direction of a link that carries items of type `T`.
 #[derive(Debug)]
 pub struct Link<T> {

@@ -46,6 +46,9 @@ pub struct Options {
     /// The most memory that old versions of pages may take at the source, so that pages written again go as deltas: 64M, 0 for none.
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub(crate) delta_cache: Option<u64>,
+    /// Ask what it will cost before it moves, and show how right that was (`vmm migrate --dry-run`).
+    #[arg(long)]
+    pub(crate) dry_run: bool,
     /// Chooses the built-in content: the same seed gives the same bytes.
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,

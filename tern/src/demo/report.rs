@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use guest_images::pagestorm::report::Report as SelfCheck;
 use serde::Serialize;
-use vmm::migrate::report::{Literals, Outcome, Postcopy, Report as MigrationReport, Rung, Rungs, WhyStopped};
+use vmm::migrate::report::{
+    Forecast, Literals, Outcome, Postcopy, Report as MigrationReport, Rung, Rungs, WhyStopped,
+};
 
 use crate::demo::bound::Bound;
 use crate::demo::content::MIX_IN_WORDS;
@@ -56,6 +58,8 @@ pub(crate) struct Report {
     downtime_ms: f64,
     vmm_downtime_ms: f64,
     why_stopped: Option<WhyStopped>,
+    /// What a dry run had said; none where there was none.
+    forecast: Option<Forecast>,
     /// What came after the VM ran at site B; none where all of its memory went before it.
     postcopy: Option<Postcopy>,
     rounds: u32,
@@ -100,6 +104,7 @@ impl Report {
             downtime_ms: guest_downtime_ms,
             vmm_downtime_ms: migration.downtime_ms,
             why_stopped: migration.why_stopped,
+            forecast: migration.forecast,
             postcopy: migration.postcopy,
             rounds: migration.rounds,
             rungs: migration.rungs,
@@ -206,8 +211,8 @@ fn show_postcopy(f: &mut fmt::Formatter<'_>, late: &Postcopy) -> fmt::Result {
     Ok(())
 }
 
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Report {
+    fn show_rungs(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const BAR: usize = 30;
         let rungs = named(&self.rungs);
         let all: u64 = rungs.iter().map(|(_, rung)| rung.pages).sum();
@@ -226,10 +231,25 @@ impl fmt::Display for Report {
         }
         let Literals { plain_pages, plain_bytes, delta_pages, delta_bytes } = self.literals;
         let (plain, delta) = (Bytes(plain_bytes), Bytes(delta_bytes));
+        writeln!(f, "  from the source   {plain_pages} pages in {plain}, {delta_pages} as deltas in {delta}")
+    }
+
+    fn show_forecast(&self, f: &mut fmt::Formatter<'_>, said: &Forecast) -> fmt::Result {
         writeln!(
             f,
-            "  from the source   {plain_pages} pages in {plain}, {delta_pages} as deltas in {delta}"
-        )?;
+            "Forecast            {} on the WAN (it was {:.2} times that), {:.2} s ({:.2} times), {} ms of downtime",
+            Bytes(said.wan_bytes),
+            ratio(self.wan_bytes, said.wan_bytes),
+            Duration::from_millis(said.total_ms).as_secs_f64(),
+            ratio(self.total_ms, said.total_ms),
+            said.downtime_ms
+        )
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.show_rungs(f)?;
         let time = Duration::from_millis(self.total_ms).as_secs_f64();
         writeln!(
             f,
@@ -267,6 +287,7 @@ impl fmt::Display for Report {
             self.downtime_ms, self.vmm_downtime_ms
         )?;
         self.postcopy.iter().try_for_each(|late| show_postcopy(f, late))?;
+        self.forecast.iter().try_for_each(|said| self.show_forecast(f, said))?;
         writeln!(
             f,
             "Memory verified     {}",
@@ -316,6 +337,7 @@ mod tests {
                 plain_bytes: 50_000,
                 wrong_pages: 0,
                 site_timeouts: 0,
+                forecast: None,
             },
             wan: WanCounts { to_destination: one_way(910), to_source: one_way(100) },
             guest_downtime_ms: 80.5,

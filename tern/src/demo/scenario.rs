@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use vmm::control::api::{EventKind, MigrateRequest};
 use vmm::control::client::Client;
@@ -15,7 +16,7 @@ use crate::demo::options::Options;
 use crate::demo::process::{Args, Stage};
 use crate::demo::progress::Display;
 use crate::demo::report::{Bytes, Findings, Report};
-use crate::demo::shaper::Shaper;
+use crate::demo::shaper::{Shaper, WanCounts};
 use crate::demo::sites::{Site, SiteKeys};
 use crate::demo::vm::{Host, Vm};
 use crate::limits;
@@ -44,7 +45,7 @@ pub(crate) async fn play(options: &Options, dir: &Path, logs: &Path) -> Result<R
         "moving a VM of {mebibytes} MiB from site A to site B: {} each way, {rtt:?} round trip",
         Rate(rate)
     ));
-    let (migration, shaper) = world.migrate(options, &mut display).await?;
+    let (migration, shaper, before) = world.migrate(options, &mut display).await?;
     display.step("asking the guest whether all is there");
     let source_ended_well = world.source.finish().await?;
     let arrived = world
@@ -54,7 +55,7 @@ pub(crate) async fn play(options: &Options, dir: &Path, logs: &Path) -> Result<R
         })
         .await?;
     let self_check = world.destination.self_check().await?;
-    let wan = shaper.counts();
+    let wan = shaper.counts().since(&before);
     let ended_well = world.end().await? && source_ended_well;
     let bytes = Bytes(wan.bytes());
     display.step(&format!("done: {bytes} crossed the WAN"));
@@ -108,12 +109,12 @@ impl World {
         Ok(Self { site_a, site_b, source, sibling, destination, ticket })
     }
 
-    /// Moves the VM over a link as `options` want it; gives the source's report, and the link with its counts.
+    /// Moves the VM over a link as `options` want it; gives the source's report, and the link with what it had counted before.
     async fn migrate(
         &mut self,
         options: &Options,
         display: &mut Display,
-    ) -> Result<(MigrationReport, Shaper), DemoError> {
+    ) -> Result<(MigrationReport, Shaper, WanCounts), DemoError> {
         let unclear =
             || DemoError::Answer(format!("`{}` is no ticket of the form ADDR:PORT#KEY", self.ticket));
         let (address, key) = self.ticket.split_once('#').ok_or_else(unclear)?;
@@ -134,6 +135,19 @@ impl World {
             spill: None,
         };
         let client = self.source.client().clone();
+        if options.dry_run {
+            let said = client.dry_run(&request).await;
+            let said =
+                said.map_err(|source| DemoError::Vmm { what: "try to move its VM", vm: "a1-vm", source })?;
+            display.step(&format!(
+                "a dry run says: {} on the WAN, give or take {}; {:.1} s; {} ms of downtime",
+                Bytes(said.wan_bytes),
+                Bytes(said.wan_bytes_error),
+                Duration::from_millis(said.total_ms).as_secs_f64(),
+                said.downtime_ms
+            ));
+        }
+        let before = shaper.counts();
         let migration = async { client.migrate(&request).await };
         let report = tokio::select! {
             report = migration => report,
@@ -142,7 +156,7 @@ impl World {
         };
         display.end_line();
         let report = report.map_err(|source| DemoError::Vmm { what: "move its VM", vm: "a1-vm", source })?;
-        Ok((report, shaper))
+        Ok((report, shaper, before))
     }
 
     /// Ends all that still runs; says whether all ended well.

@@ -28,6 +28,14 @@ pub struct WanCounts {
 }
 
 impl WanCounts {
+    /// What came after these were `earlier`.
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self {
+            to_destination: self.to_destination.since(&earlier.to_destination),
+            to_source: self.to_source.since(&earlier.to_source),
+        }
+    }
+
     /// Bytes that crossed the link both ways, headers included; what a full queue dropped did not cross it.
     pub fn bytes(&self) -> u64 {
         self.to_destination.bytes + self.to_source.bytes

@@ -42,6 +42,24 @@ impl Default for Terms {
     }
 }
 
+impl Terms {
+    /// The request for a migration to `to`.
+    #[must_use]
+    pub fn request(self, to: &str) -> MigrateRequest {
+        let Self { downtime_ms, mode, bandwidth_bits, delta_cache_bytes, auto_converge, spill } = self;
+        let spill = spill.map(|dir| dir.to_str().expect("a test's directory is text").to_owned());
+        MigrateRequest {
+            to: to.to_owned(),
+            downtime_ms,
+            mode,
+            bandwidth_bits,
+            delta_cache_bytes,
+            auto_converge,
+            spill,
+        }
+    }
+}
+
 /// A migration that has been asked for.
 #[derive(Debug)]
 pub struct Journey {
@@ -57,17 +75,7 @@ impl Journey {
     pub async fn start(source: &Vm, to: &str, terms: Terms) -> Self {
         let client = source.client().clone();
         let events = client.events().await.expect("a running vmm tells its events");
-        let Terms { downtime_ms, mode, bandwidth_bits, delta_cache_bytes, auto_converge, spill } = terms;
-        let spill = spill.map(|dir| dir.to_str().expect("a test's directory is text").to_owned());
-        let request = MigrateRequest {
-            to: to.to_owned(),
-            downtime_ms,
-            mode,
-            bandwidth_bits,
-            delta_cache_bytes,
-            auto_converge,
-            spill,
-        };
+        let request = terms.request(to);
         let asking = client.clone();
         let answer = tokio::spawn(async move { asking.migrate(&request).await });
         Self { name: source.name().to_owned(), client, events, answer, last: Progress::default() }

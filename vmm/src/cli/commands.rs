@@ -67,6 +67,11 @@ pub(super) async fn migrate(options: &Migrate) -> Result<ExitCode, CliError> {
         auto_converge: options.auto_converge,
         spill,
     };
+    if options.dry_run {
+        let forecast = client.dry_run(&request).await?;
+        print_answer(&options.control, &forecast, || show::forecast(&forecast))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     // Followed before the migration begins, so that nothing of it is missed.
     let follower = Follower::new(client.events().await?);
     let follower = tokio::spawn(follower.follow());

@@ -213,6 +213,9 @@ struct Migrate {
     /// A directory on storage that outlives this host: before the VM runs there without all of its memory, what it lacks is written here
     #[arg(long, value_name = "DIR")]
     spill: Option<PathBuf>,
+    /// Move nothing: say what it would cost, by a sample of the memory, what the site there holds of it, what the guest writes, and what the link carries
+    #[arg(long)]
+    dry_run: bool,
 }
 
 #[derive(Debug, Args)]

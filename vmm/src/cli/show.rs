@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use crate::control::api::VmStatus;
 use crate::machine::BalloonStatus;
-use crate::migrate::report::{IncomingPhase, Literals, Phase, Progress, Report, Rungs, WhyStopped};
+use crate::migrate::report::{Forecast, IncomingPhase, Literals, Phase, Progress, Report, Rungs, WhyStopped};
 use crate::snapshot::SnapshotReport;
 
 /// Lines of `name  value`.
@@ -157,6 +157,9 @@ pub(super) fn report(report: &Report) -> String {
     faults(&mut table, report);
     table.row("WAN", format_args!("{} out, {} in", bytes(report.wan_tx_bytes), bytes(report.wan_rx_bytes)));
     table.row("plain", format_args!("{} would have crossed without names", bytes(report.plain_bytes)));
+    if let Some(forecast) = &report.forecast {
+        table.row("forecast", right(forecast, report));
+    }
     if report.wrong_pages > 0 {
         table.row("wrong pages", report.wrong_pages);
     }
@@ -197,6 +200,56 @@ fn faults(table: &mut Table, report: &Report) {
             }
         }
     }
+}
+
+/// What a dry run had said, beside what came of it.
+fn right(forecast: &Forecast, report: &Report) -> String {
+    let percent = |real: u64, said: u64| u128::from(real) * 100 / u128::from(said.max(1));
+    let wan = report.wan_tx_bytes + report.wan_rx_bytes;
+    format!(
+        "{} on the WAN ({}% of that crossed), {} ms ({}%), {} ms of downtime",
+        bytes(forecast.wan_bytes),
+        percent(wan, forecast.wan_bytes),
+        forecast.total_ms,
+        percent(report.total_ms, forecast.total_ms),
+        forecast.downtime_ms,
+    )
+}
+
+pub(super) fn forecast(forecast: &Forecast) -> String {
+    let Forecast { sampled_pages, sampled_named, sampled_missing, .. } = forecast;
+    let mut table = Table(String::new());
+    table.row(
+        "WAN",
+        format_args!("{}, give or take {}", bytes(forecast.wan_bytes), bytes(forecast.wan_bytes_error)),
+    );
+    table.row("total", format_args!("{} ms", forecast.total_ms));
+    table.row(
+        "downtime",
+        format_args!("{} ms, {} ms asked for", forecast.downtime_ms, forecast.downtime_asked_ms),
+    );
+    table.row("rounds", forecast.rounds);
+    table.row("stopped", why_stopped(forecast.why_stopped));
+    table.row(
+        "sampled",
+        format_args!(
+            "{sampled_pages} of {} pages: {sampled_named} named, {} of them in the site there, {sampled_missing} missing",
+            forecast.pages,
+            sampled_named - sampled_missing.min(sampled_named)
+        ),
+    );
+    table.row("guest writes", format_args!("{} pages a second", forecast.written_pages_per_s));
+    table.row(
+        "link",
+        format_args!(
+            "{}.{} Mbit/s, round trip {}.{:03} ms",
+            forecast.link_bits_per_s / 1_000_000,
+            forecast.link_bits_per_s / 100_000 % 10,
+            forecast.round_trip_us / 1000,
+            forecast.round_trip_us % 1000
+        ),
+    );
+    table.0
 }
 
 fn why_stopped(why: WhyStopped) -> &'static str {

@@ -20,7 +20,7 @@ use crate::control::api::{
 };
 use crate::control::socket::{SocketError, check_path};
 use crate::limits::{CLIENT_ANSWER, EVENT_LINE_BYTES, RESPONSE_BODY_BYTES};
-use crate::migrate::report::Report;
+use crate::migrate::report::{Forecast, Report};
 use crate::snapshot::SnapshotReport;
 
 /// Why a request came to nothing.
@@ -109,6 +109,13 @@ impl Client {
     /// Why the VM still runs here, or that it is in doubt.
     pub async fn migrate(&self, request: &MigrateRequest) -> Result<Report, ClientError> {
         self.call(Method::POST, "/v1/migration", Some(request), None).await
+    }
+
+    /// `POST /v1/migration/dry-run`: what a migration would cost.
+    /// # Errors
+    /// Why none could be made.
+    pub async fn dry_run(&self, request: &MigrateRequest) -> Result<Forecast, ClientError> {
+        self.call(Method::POST, "/v1/migration/dry-run", Some(request), None).await
     }
 
     /// `GET /v1/migration`.

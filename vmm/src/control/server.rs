@@ -25,7 +25,7 @@ use crate::control::api::{
 };
 use crate::control::metrics;
 use crate::limits::{CONTROL_CONNECTIONS, REQUEST_BODY_BYTES};
-use crate::migrate::report::Report;
+use crate::migrate::report::{Forecast, Report};
 use crate::process::{Process, ProcessError};
 use crate::snapshot::SnapshotReport;
 
@@ -50,6 +50,7 @@ pub const ROUTES: &[Route] = &[
     Route { method: "GET", path: "/v1/migration", handler: || get(migration) },
     Route { method: "POST", path: "/v1/migration", handler: || post(migrate) },
     Route { method: "DELETE", path: "/v1/migration", handler: || delete(cancel) },
+    Route { method: "POST", path: "/v1/migration/dry-run", handler: || post(dry_run) },
     Route { method: "POST", path: "/v1/migration/resolve", handler: || post(resolve) },
     Route { method: "GET", path: "/v1/events", handler: || get(events) },
     Route { method: "GET", path: "/v1/metrics", handler: || get(metrics_text) },
@@ -115,6 +116,10 @@ async fn migration(State(process): Shared) -> Answer<MigrationStatus> {
 
 async fn migrate(State(process): Shared, Json(request): Json<MigrateRequest>) -> Answer<Report> {
     Ok(Json(process.migrate(request).await?))
+}
+
+async fn dry_run(State(process): Shared, Json(request): Json<MigrateRequest>) -> Answer<Forecast> {
+    Ok(Json(process.dry_run(request).await?))
 }
 
 async fn cancel(State(process): Shared) -> Answer<MigrationStatus> {

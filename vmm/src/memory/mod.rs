@@ -175,6 +175,32 @@ impl Memory {
         slice.copy_to(&mut into[..]);
     }
 
+    /// Copies whole pages of one extent out, from the frame `first` on. Unlike [`Memory::read_page`], this does not make pages that nobody has touched take
+    /// memory.
+    /// # Errors
+    /// The system call's; also if they are not RAM of one extent.
+    pub fn peek_pages(&self, first: Gfn, into: &mut [u8]) -> io::Result<()> {
+        let pages = (into.len() / PAGE_SIZE) as u64;
+        let mut offset = self.file_offset(first, pages)?;
+        let mut left = into;
+        while !left.is_empty() {
+            let got = rustix::io::pread(&self.file, &mut *left, offset)?;
+            if got == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            offset += got as u64;
+            left = &mut left[got..];
+        }
+        Ok(())
+    }
+
+    /// Where a run of frames within one extent stands in the memfd.
+    fn file_offset(&self, first: Gfn, pages: u64) -> io::Result<u64> {
+        let within = |e: &&Extent| first.0 >= e.first_gfn && first.0 + pages <= e.first_gfn + e.pages;
+        let extent = self.extents.iter().find(within).ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(extent.file_offset + (first.0 - extent.first_gfn) * PAGE_SIZE as u64)
+    }
+
     /// Writes a page as the monitor: it counts as dirty.
     /// # Panics
     /// If `gfn` is not RAM.
@@ -223,9 +249,7 @@ impl Memory {
     /// # Errors
     /// The system call's; also if the run is not RAM.
     fn punch(&self, first: Gfn, pages: u64) -> io::Result<()> {
-        let within = |e: &&Extent| first.0 >= e.first_gfn && first.0 + pages <= e.first_gfn + e.pages;
-        let extent = self.extents.iter().find(within).ok_or(io::ErrorKind::InvalidInput)?;
-        let offset = extent.file_offset + (first.0 - extent.first_gfn) * PAGE_SIZE as u64;
+        let offset = self.file_offset(first, pages)?;
         let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         Ok(rustix::fs::fallocate(&self.file, how, offset, pages * PAGE_SIZE as u64)?)
     }

@@ -41,7 +41,9 @@ impl Clock {
     }
 }
 
-fn micros(duration: Duration) -> u64 {
+/// A duration in whole microseconds.
+#[must_use]
+pub(super) fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 

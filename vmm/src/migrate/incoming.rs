@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use migration_proto::stats::DestinationStats;
 use migration_proto::switchover::Fate;
-use migration_proto::wire::{self, Message, Offer};
+use migration_proto::wire::{self, Message, Offer, Probe};
 use migration_proto::{MigrationId, VmId};
-use tokio::sync::{mpsc, watch};
+use page::ShortId;
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -17,7 +18,7 @@ use super::channel::{self, DestinationChannels};
 use super::identity::HostKey;
 use super::report::{IncomingPhase, IncomingStatus};
 use super::transport::{Close, Endpoint, Handshake, Link};
-use super::{MigrateError, limits};
+use super::{MigrateError, limits, probe};
 
 /// A connection that has said what it is about.
 pub(super) struct Greeting {
@@ -47,12 +48,15 @@ pub(super) struct Server {
     errands: JoinSet<()>,
     greetings: (mpsc::Sender<Greeting>, mpsc::Receiver<Greeting>),
     resolve: mpsc::Receiver<bool>,
+    /// Places for dry runs.
+    probes: Arc<Semaphore>,
 }
 
 impl Server {
     pub(super) fn new(endpoint: Endpoint, shared: Shared, resolve: mpsc::Receiver<bool>) -> Self {
         let greetings = mpsc::channel(limits::GREETINGS_BOUND);
-        Self { endpoint, shared, current: None, errands: JoinSet::new(), greetings, resolve }
+        let probes = Arc::new(Semaphore::new(limits::PROBES));
+        Self { endpoint, shared, current: None, errands: JoinSet::new(), greetings, resolve, probes }
     }
 
     pub(super) async fn serve(mut self, stop: CancellationToken) {
@@ -95,6 +99,7 @@ impl Server {
                 self.asked(migration, greeting, true);
             }
             Message::Abort { migration, .. } => self.asked(migration, greeting, false),
+            Message::Probe(Probe::Ask { offer, ids }) => self.probed(offer, ids, greeting),
             Message::Accept { .. }
             | Message::Refuse(_)
             | Message::Region(_)
@@ -116,8 +121,11 @@ impl Server {
             | Message::Running { .. }
             | Message::NotRunning { .. }
             | Message::Unknown { .. }
-            | Message::Released { .. } => {
-                greeting.link.close(Close::Failed, "a connection begins with Offer, Commit or Abort");
+            | Message::Released { .. }
+            | Message::Probe(Probe::Answer { .. } | Probe::Burst(_) | Probe::Carried { .. }) => {
+                greeting
+                    .link
+                    .close(Close::Failed, "a connection begins with Offer, Commit, Abort or a dry run");
             }
         }
     }
@@ -185,6 +193,21 @@ impl Server {
         ledger
             .is_fenced(offer.vm, offer.epoch)
             .then_some("this VM has had a later owner: the source's copy is stale")
+    }
+
+    /// A source asks what it would be like to move a VM here.
+    fn probed(&mut self, offer: Offer, ids: Vec<ShortId>, greeting: Greeting) {
+        let place = Arc::clone(&self.probes).try_acquire_owned();
+        match (self.refusal(&offer), place) {
+            (Some(reason), _) => self.answer(greeting, Some(Message::Refuse(reason.to_owned()))),
+            (None, Err(_)) => {
+                let busy = "another dry run is under way there; try again in a few seconds";
+                self.answer(greeting, Some(Message::Refuse(busy.to_owned())));
+            }
+            (None, Ok(place)) => {
+                self.errands.spawn(probe::answer(greeting, offer, ids, self.shared.clone(), place));
+            }
+        }
     }
 
     /// A source asks what became of a migration, or says that it has given it up.

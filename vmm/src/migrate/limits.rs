@@ -55,8 +55,8 @@ pub const MAX_ACK_DELAY: Duration = Duration::from_millis(20);
 /// How long an end waits for its own closing words to be sent.
 pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The longest frame on the control channel: an offer.
-pub const MAX_CONTROL_FRAME_BYTES: usize = proto::MACHINE_BYTES + 4096;
+/// The longest frame on the control channel: an offer, and in a dry run the names of the sample.
+pub const MAX_CONTROL_FRAME_BYTES: usize = proto::MACHINE_BYTES + proto::PROBE_IDS * 8 + 4096;
 
 /// The longest frame of faults: a page with its full name.
 pub const MAX_FAULTS_FRAME_BYTES: usize = page::PAGE_SIZE + 256;
@@ -97,6 +97,27 @@ pub const COMMANDS_BOUND: usize = 8;
 /// Connections that have said what they are about and wait to be looked at.
 pub const GREETINGS_BOUND: usize = 8;
 
+/// How long a dry run may take.
+pub const PROBE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long a dry run waits for what the site holds.
+pub const PROBE_SITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Pages of memory that a dry run looks at to see what stands there more than once: 8 GiB take about two seconds.
+pub const PROBE_SCAN_PAGES: usize = 2 << 20;
+
+/// Dry runs that an endpoint answers at once.
+pub const PROBES: usize = 1;
+
+/// How long a dry run watches what the guest writes.
+pub const PROBE_WATCH: Duration = Duration::from_secs(1);
+
+/// How often it looks meanwhile.
+pub const PROBE_LOOKS: u32 = 4;
+
+/// Written pages that it compresses to see what they take.
+pub const PROBE_WRITTEN_PAGES: usize = 512;
+
 /// How often the link is measured and progress is told.
 pub const TICK: Duration = Duration::from_millis(100);
 
@@ -128,6 +149,7 @@ const _: () = assert!(RECEIVE_WINDOW_FIRST_BYTES <= WINDOW_MAX_BYTES && WINDOW_M
 const _: () = assert!(SEND_WINDOW_MIN_BYTES <= SEND_WINDOW_FIRST_BYTES);
 const _: () = assert!(SEND_WINDOW_FIRST_BYTES <= WINDOW_MAX_BYTES);
 const _: () = assert!(FREE_HANDSHAKES < MAX_HANDSHAKES);
+const _: () = assert!(proto::PROBE_BURST_BYTES + 64 < MAX_LITERALS_FRAME_BYTES);
 // A question goes to the site's peer as one request.
 const _: () = assert!(proto::QUESTION_IDS <= dht::limits::LOCAL_RESOLVE_IDS);
 const _: () = assert!(proto::HASH_WINDOW_REGIONS + proto::LITERAL_WINDOW_BATCHES <= JOBS_BOUND);

@@ -15,14 +15,17 @@ mod bundle;
 pub mod channel;
 mod clock;
 mod congestion;
+mod copies;
 mod dial;
 pub mod error;
+mod forecast;
 pub mod identity;
 mod incoming;
 mod late;
 pub mod level;
 pub mod limits;
 pub mod pages;
+mod probe;
 pub mod report;
 pub mod site;
 mod source;
@@ -164,6 +167,20 @@ impl Outgoing {
         let ended = result.wait_for(Option::is_some).await.map_err(|_| MigrateError::Died)?;
         ended.clone().ok_or(MigrateError::Died)?
     }
+}
+
+/// What a migration as `options` say would cost, found out without moving anything: samples memory, watches what the guest writes, asks the destination's
+/// site, and fills the link for a moment. Takes some seconds. Nothing else may use the machine's dirty log meanwhile.
+///
+/// # Errors
+/// If the destination cannot be reached or would refuse the VM.
+pub async fn dry_run(
+    machine: Arc<Machine>,
+    site: Option<Arc<dyn SitePages>>,
+    host: Arc<HostIdentity>,
+    options: MigrateOptions,
+) -> Result<report::Forecast, MigrateError> {
+    forecast::run(machine, site, host, options).await
 }
 
 /// An endpoint at which a VM can arrive. It listens until a VM runs here, and answers its source's questions for as long as the

@@ -281,6 +281,39 @@ pub struct Served {
     pub total_ms: u64,
 }
 
+/// What a dry run says that a migration would cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forecast {
+    /// Bytes on the WAN, both ways, IP and UDP headers included.
+    pub wan_bytes: u64,
+    /// Two standard errors of that, for the sample alone.
+    pub wan_bytes_error: u64,
+    /// From the call to the end, milliseconds.
+    pub total_ms: u64,
+    /// How long the VM would stand still, milliseconds.
+    pub downtime_ms: u64,
+    /// The downtime asked for, milliseconds.
+    pub downtime_asked_ms: u64,
+    /// Rounds, the last one included.
+    pub rounds: u32,
+    /// Why the virtual CPUs would be stopped when they would.
+    pub why_stopped: WhyStopped,
+    /// Pages of RAM.
+    pub pages: u64,
+    /// Pages looked at.
+    pub sampled_pages: u64,
+    /// Of those, the ones that are named: neither zero nor equal to another page of the VM that is.
+    pub sampled_named: u64,
+    /// Of those, the ones that the destination's site does not hold.
+    pub sampled_missing: u64,
+    /// Different pages that the guest wrote in a second.
+    pub written_pages_per_s: u64,
+    /// What the link carries, bits a second.
+    pub link_bits_per_s: u64,
+    /// The link's round trip, microseconds.
+    pub round_trip_us: u64,
+}
+
 /// The report at the end.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
@@ -320,6 +353,8 @@ pub struct Report {
     pub wrong_pages: u64,
     /// Times that the site did not answer before its deadline and the source was asked instead.
     pub site_timeouts: u64,
+    /// What the last dry run to the same destination had said.
+    pub forecast: Option<Forecast>,
 }
 
 /// What happens at an endpoint where a VM can arrive.

@@ -70,11 +70,13 @@ pub enum ProcessError {
         /// How many.
         pages: u64,
     },
-    /// A snapshot is being written.
-    #[error("cannot {operation}: a snapshot of the VM is being written; wait for its end")]
+    /// A snapshot is being written, or a dry run looks at the VM.
+    #[error("cannot {operation}: {why}; wait for its end")]
     Busy {
         /// What was asked.
         operation: &'static str,
+        /// What the VM is busy with.
+        why: &'static str,
     },
     /// The snapshot could not be taken.
     #[error("there is no new snapshot")]

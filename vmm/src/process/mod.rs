@@ -20,9 +20,10 @@
 //!         lost     in_doubt ── run here ──► running
 //! ```
 //! The state is never stored: [`Process::state`] derives it from the machine, the migration and the endpoint, which each know their own
-//! part. This file has the operations; `snapshots` has those with snapshots; `run` has the wiring, the watchers and the end.
+//! part. This file has the operations; `snapshots` has those with snapshots, `forecast` the dry run; `run` has the wiring, the watchers and the end.
 
 mod error;
+mod forecast;
 mod run;
 mod snapshots;
 
@@ -40,7 +41,7 @@ use crate::control::api::{MigrateRequest, MigrationStatus, VmState, VmStatus};
 use crate::control::events::Events;
 use crate::limits;
 use crate::machine::{Machine, RunState, StopReason};
-use crate::migrate::report::{IncomingPhase, Phase, Report};
+use crate::migrate::report::{Forecast, IncomingPhase, Phase, Report};
 use crate::migrate::ticket::Ticket;
 use crate::migrate::{HostIdentity, Incoming, MigrateError, MigrateOptions, Outgoing};
 
@@ -99,10 +100,22 @@ struct Stage {
     machine: Option<Arc<Machine>>,
     /// The running or last migration away.
     migration: Option<Migration>,
-    /// Whether a snapshot is being written: it has the dirty log, and pauses the VM itself.
-    snapshot: bool,
+    /// What has the dirty log besides migrations, if anything does: a snapshot, which also pauses the VM itself, or a dry run.
+    busy: Option<&'static str>,
+    /// What the last dry run said, and of which destination.
+    forecast: Option<(String, Forecast)>,
     /// Keeps the VM's memory with the site's peer.
     registration: Option<dht::Registration>,
+}
+
+/// Something that other operations wait for; its end is when this is dropped.
+#[derive(Debug)]
+struct Busy(Arc<Process>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.stage().busy = None;
+    }
 }
 
 /// A migration away, followed by a task that publishes its end.
@@ -232,6 +245,12 @@ impl Process {
         Ok(())
     }
 
+    /// Makes every other operation wait until what this returns is dropped.
+    fn busy_with(self: &Arc<Self>, why: &'static str) -> Busy {
+        self.stage().busy = Some(why);
+        Busy(Arc::clone(self))
+    }
+
     /// Moves the VM; returns when it runs there, or with the reason why it still runs here. The migration goes on if the caller
     /// stops waiting.
     /// # Errors
@@ -251,28 +270,9 @@ impl Process {
         if state != VmState::Running {
             return Err(wrong_state("migrate", state));
         }
-        let MigrateRequest { to, downtime_ms, mode, bandwidth_bits, delta_cache_bytes, auto_converge, spill } =
-            request;
-        let spill = spill.map(Into::into);
-        tracing::info!(
-            to,
-            downtime_ms,
-            ?mode,
-            bandwidth_bits,
-            delta_cache_bytes,
-            auto_converge,
-            ?spill,
-            "a migration begins"
-        );
-        let options = MigrateOptions {
-            to: to.clone(),
-            downtime_ms,
-            mode,
-            bandwidth_bits,
-            delta_cache_bytes,
-            auto_converge,
-            spill,
-        };
+        let options = migrate_options(request);
+        let to = options.to.clone();
+        tracing::info!(?options, "a migration begins");
         let outgoing =
             Outgoing::start(Arc::clone(&machine), self.site_pages(), Arc::clone(&self.host), options);
         let (ended, end) = watch::channel(None);
@@ -361,8 +361,8 @@ impl Process {
     /// The machine, if it is here and nothing else is busy with it.
     fn machine_at_rest(&self, operation: &'static str) -> Result<Arc<Machine>, ProcessError> {
         let stage = self.stage();
-        if stage.snapshot {
-            return Err(ProcessError::Busy { operation });
+        if let Some(why) = stage.busy {
+            return Err(ProcessError::Busy { operation, why });
         }
         let (state, _) = stage.state();
         match state {
@@ -428,15 +428,15 @@ impl Stage {
             Some(migration) => (VmState::Migrating, Some(format!("to {}", migration.to))),
             None => match machine {
                 RunState::Created => (VmState::Created, None),
-                RunState::Running => (VmState::Running, self.snapshot_reason()),
-                RunState::Paused => (VmState::Paused, self.snapshot_reason()),
+                RunState::Running => (VmState::Running, self.busy_reason()),
+                RunState::Paused => (VmState::Paused, self.busy_reason()),
                 RunState::Stopped(reason) => (VmState::Stopped, Some(stop_reason(&reason))),
             },
         }
     }
 
-    fn snapshot_reason(&self) -> Option<String> {
-        self.snapshot.then(|| "a snapshot of it is being written".to_owned())
+    fn busy_reason(&self) -> Option<String> {
+        self.busy.map(str::to_owned)
     }
 
     fn state_without_machine(&self) -> (VmState, Option<String>) {
@@ -486,6 +486,13 @@ fn wrong_state(operation: &'static str, state: VmState) -> ProcessError {
         VmState::InDoubt => "resolve that first (`vmm resolve`)",
     };
     ProcessError::WrongState { operation, state, advice }
+}
+
+fn migrate_options(request: MigrateRequest) -> MigrateOptions {
+    let MigrateRequest { to, downtime_ms, mode, bandwidth_bits, delta_cache_bytes, auto_converge, spill } =
+        request;
+    let spill = spill.map(Into::into);
+    MigrateOptions { to, downtime_ms, mode, bandwidth_bits, delta_cache_bytes, auto_converge, spill }
 }
 
 fn check_request(request: &MigrateRequest) -> Result<(), ProcessError> {

@@ -94,7 +94,8 @@ pub(super) async fn start(common: &Common) -> Result<(ControlSocket, Arc<Process
             incoming: None,
             machine: None,
             migration: None,
-            snapshot: false,
+            busy: None,
+            forecast: None,
             registration: None,
         }),
         steps: tokio::sync::Mutex::new(()),
@@ -293,6 +294,8 @@ impl Process {
             self.tell_state();
             self.events.progress(now);
         };
+        let to = self.stage().migration.as_ref().map(|migration| migration.to.clone()).unwrap_or_default();
+        let end = end.map(|report| Report { forecast: self.forecast_of(&to), ..report });
         self.events.progress(progress.borrow().clone());
         let counter = match &end {
             Ok(report) => {

@@ -40,15 +40,6 @@ pub async fn restore(common: &Common, options: RestoreOptions) -> Result<Ending,
     process.serve(socket, signals).await
 }
 
-/// What makes every other operation wait for the snapshot's end; gone when it is dropped.
-struct Busy(Arc<Process>);
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.0.stage().snapshot = false;
-    }
-}
-
 impl Process {
     /// Writes a snapshot; a VM that runs goes on running. The snapshot goes on if the caller stops waiting.
     /// # Errors
@@ -72,8 +63,7 @@ impl Process {
             if state == VmState::Created {
                 return Err(wrong_state("take a snapshot", state));
             }
-            self.stage().snapshot = true;
-            (machine, Busy(Arc::clone(self)))
+            (machine, self.busy_with("a snapshot of it is being written"))
         };
         let saving = tokio::task::spawn_blocking(move || {
             let _busy = busy;

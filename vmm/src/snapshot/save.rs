@@ -15,7 +15,7 @@ use super::store::{self, Spot, Store};
 use super::{SnapshotError, SnapshotReport};
 use crate::file_size;
 use crate::limits::{SNAPSHOT_ROUNDS_MAX, SNAPSHOT_STILL_PAGES};
-use crate::machine::{Machine, RunState};
+use crate::machine::{DirtyLog, Machine, RunState};
 
 /// Saves `machine` into the directory `to`, as `name` or else as the next number. A VM that runs goes on running but for a short pause; one
 /// that stands still goes on standing still. Nothing else may pause, resume or migrate it meanwhile.
@@ -63,24 +63,6 @@ pub fn save(machine: &Machine, to: &Path, name: Option<&str>) -> Result<Snapshot
     };
     tracing::info!(?report, "a snapshot was written");
     Ok(report)
-}
-
-/// The dirty log, on for as long as this lives.
-struct DirtyLog<'a>(&'a Machine);
-
-impl<'a> DirtyLog<'a> {
-    fn start(machine: &'a Machine) -> Result<Self, SnapshotError> {
-        machine.start_dirty_log()?;
-        Ok(Self(machine))
-    }
-}
-
-impl Drop for DirtyLog<'_> {
-    fn drop(&mut self) {
-        if let Err(error) = self.0.stop_dirty_log() {
-            tracing::warn!(%error, "the dirty log goes on after the snapshot");
-        }
-    }
 }
 
 /// Where each page lies, so far.

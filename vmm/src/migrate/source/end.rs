@@ -150,6 +150,7 @@ impl Driver {
             plain_bytes: stats.plain_bytes,
             wrong_pages: there.wrong,
             site_timeouts: there.site_timeouts,
+            forecast: None,
         }
     }
 }
