@@ -20,6 +20,10 @@ pub const CLIENT_ANSWER: Duration = Duration::from_secs(30);
 pub const CANCEL_WAIT: Duration = Duration::from_secs(20);
 /// How long a migration may stand in doubt before the request that started it is answered so; the source goes on asking.
 pub const IN_DOUBT_ANSWER: Duration = Duration::from_secs(30);
+
+/// How long the answer to `stop` waits for the VM's threads: they have been told, and the VM does not run any more.
+pub const STOP_ANSWER: Duration = Duration::from_secs(2);
+const _: () = assert!(STOP_ANSWER.as_secs() < DRAIN.as_secs());
 /// How long an ending process lets answers that are under way reach their operators.
 pub const DRAIN: Duration = Duration::from_secs(5);
 /// The first wait before the site's peer is tried again; doubles up to [`SITE_RETRY_LONGEST`].

@@ -240,7 +240,16 @@ impl Process {
     }
 
     async fn stop_machine(&self, machine: Arc<Machine>) -> Result<(), ProcessError> {
-        tokio::task::spawn_blocking(move || machine.stop(StopReason::Requested)).await?;
+        let stopping = tokio::task::spawn_blocking(move || machine.stop(StopReason::Requested));
+        match tokio::time::timeout(limits::STOP_ANSWER, stopping).await {
+            Ok(stopped) => stopped?,
+            // Where KVM itself waits for a page that nobody gives, no signal ends that. Such a virtual CPU never gets back to the guest.
+            Err(_) => {
+                tracing::warn!(
+                    "the VM has stopped; a thread of it stands in the kernel, and ends with the process"
+                )
+            }
+        }
         self.tell_state();
         Ok(())
     }
