@@ -15,6 +15,7 @@ mod bundle;
 pub mod channel;
 mod clock;
 mod congestion;
+mod connection;
 mod copies;
 mod dial;
 pub mod error;

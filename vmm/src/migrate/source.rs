@@ -11,13 +11,13 @@ use migration_proto::source::{Action, LiteralsSent, Source, SourceConfig};
 use migration_proto::timer::Span;
 use migration_proto::wire::{Channel, Message};
 use page::{Domain, Gfn, PageHash, PageSet, RegionId};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use self::spilling::Spilling;
-use super::channel::{self, SourceChannels};
-use super::clock::{Bulk, Clock, Meter, millis};
+use super::clock::{Clock, millis};
+use super::connection::{Connection, Dialled};
 use super::dial;
 use super::error::chain;
 use super::identity::HostIdentity;
@@ -25,11 +25,9 @@ use super::level::Levels;
 use super::pages::{self, Pool};
 use super::report::{Phase, Progress, Report};
 use super::site::SitePages;
-use super::throttle::Throttle;
 use super::ticket::Ticket;
-use super::transport::{Close, Endpoint, Link, WanBytes};
 use super::versions::Versions;
-use super::wires::{FromLink, LinkEvent, Wires};
+use super::wires::{FromLink, LinkEvent};
 use super::{MigrateError, MigrateOptions, bundle, layout_of, limits};
 use crate::machine::{Machine, RunState};
 
@@ -53,8 +51,7 @@ enum Done {
     Paused(Result<(), String>),
     Saved(Result<Vec<u8>, String>),
     Spilled(spilling::Job),
-    /// The dial of this number has ended.
-    Connected(u32, Result<(Link, Box<SourceChannels>), MigrateError>),
+    Dialled(Dialled),
 }
 
 /// What came of an action while it was carried out: the protocol hears of it when it has no more to say.
@@ -81,35 +78,20 @@ struct Driver {
     clock: Clock,
     machine: Arc<Machine>,
     was_running: bool,
-    endpoint: Endpoint,
-    wires: Option<Wires>,
-    /// The first connection's other end: a later one must be the same.
-    ticket: Ticket,
-    address: std::net::SocketAddr,
-    generation: u32,
-    inbox: (mpsc::Sender<LinkEvent>, mpsc::Receiver<LinkEvent>),
+    connection: Connection,
     results: (mpsc::Sender<Done>, mpsc::Receiver<Done>),
-    drained: Arc<Notify>,
-    throttle: Arc<Throttle>,
-    meter: Meter,
     pool: Pool,
     helpers: JoinSet<()>,
     /// What KVM has been asked for and has not done: the VM is not resumed before it has.
     vm_jobs: JoinSet<()>,
-    /// Dials so far; only the last one counts.
-    dials: u32,
     /// Names that wait for room on the names channel.
     hashed: VecDeque<(RegionId, Vec<(Gfn, PageHash)>)>,
     /// What came of actions while they were carried out.
     outcomes: VecDeque<Outcome>,
-    /// Batches of literals that the present connection has been given and not passed on.
-    flying: Vec<LiteralsSent>,
     versions: Versions,
     levels: Levels,
     progress: watch::Sender<Progress>,
     commands: mpsc::Receiver<Command>,
-    /// Bytes of connections that are no more.
-    spent: WanBytes,
     link_error: Option<MigrateError>,
     notify_destination: bool,
     paused_at: Option<Instant>,
@@ -157,8 +139,7 @@ impl Driver {
         let was_running = runs(&machine)?;
         let (endpoint, link, channels) = dial::open(&ticket, &host, &mut commands).await?;
         tracing::info!(destination = %link.address(), key = %link.peer(), "connected to the destination");
-        let throttle = Arc::new(Throttle::new(options.bandwidth_bits));
-        let mut meter = Meter::new(Bulk::Out, throttle.bytes_per_s());
+        let (connection, measured) = Connection::new(endpoint, link, channels, options.bandwidth_bits);
         let (description, ownership) = (machine.description(), machine.ownership());
         let domain = site.as_ref().map_or_else(Domain::unkeyed, |site| site.domain().clone());
         let migration = MigrationId(random().map_err(|e| unfit(e.to_string()))?);
@@ -175,41 +156,27 @@ impl Driver {
             mode: options.mode.into(),
             auto_converge: options.auto_converge,
             spill: options.spill.is_some(),
-            link: meter.measure(&link),
+            link: measured,
             kept_versions: versions.most(),
         };
         let spilling = Spilling::begin(options.spill, &config).await?;
-        let (inbox, results) = (mpsc::channel(limits::INBOX_BOUND), mpsc::channel(limits::RESULTS_BOUND));
-        let (drained, address, key) = (Arc::new(Notify::new()), link.address(), link.peer());
-        let wires = Wires::source(link, channels, 0, &inbox.0, &drained, &throttle);
         Ok(Self {
             core: Source::new(clock.now(), config),
             migration,
             pool: Pool::new().map_err(|e| unfit(format!("no worker threads: {e}")))?,
-            ticket: Ticket { address: ticket.address, key: Some(key) },
             clock,
             machine,
             was_running,
-            endpoint,
-            wires: Some(wires),
-            address,
-            generation: 0,
-            inbox,
-            results,
-            drained,
-            throttle,
-            meter,
+            connection,
+            results: mpsc::channel(limits::RESULTS_BOUND),
             helpers: JoinSet::new(),
             vm_jobs: JoinSet::new(),
-            dials: 0,
             hashed: VecDeque::new(),
             outcomes: VecDeque::new(),
-            flying: Vec::new(),
             versions,
             levels: Levels::default(),
             progress,
             commands,
-            spent: WanBytes::default(),
             link_error: None,
             notify_destination: false,
             paused_at: None,
@@ -223,19 +190,19 @@ impl Driver {
     async fn drive(&mut self) {
         let mut tick = tokio::time::interval(limits::TICK);
         let mut state = self.machine.watch();
-        let drained = Arc::clone(&self.drained);
+        let drained = self.connection.drained();
         loop {
             self.carry_out();
             self.tell_progress();
             if self.core.end().is_some() {
                 return;
             }
-            let full = self.wires.as_ref().is_some_and(Wires::is_full);
+            let full = self.connection.is_full();
             let deadline = self.clock.instant(self.core.next_timeout());
             tokio::select! {
                 Some(command) = self.commands.recv() => self.command(command),
                 Some(done) = self.results.1.recv() => self.done(done),
-                Some(event) = self.inbox.1.recv(), if !full => self.link_event(event),
+                Some(event) = self.connection.event(), if !full => self.link_event(event),
                 () = drained.notified() => {}
                 () = sleep_until(deadline) => self.core.timeout(self.clock.now()),
                 _ = tick.tick() => self.measure(),
@@ -251,7 +218,7 @@ impl Driver {
 
     /// Gives the core the names that there is room for on the names channel.
     fn feed_names(&mut self) {
-        while self.wires.as_ref().is_none_or(|wires| wires.names_queued() < limits::NAMES_QUEUED) {
+        while self.connection.takes_names() {
             let Some((region, names)) = self.hashed.pop_front() else { return };
             self.core.hashed(self.clock.now(), region, &names);
             self.carry_out();
@@ -274,7 +241,7 @@ impl Driver {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::Send(message) => self.send(&message),
+            Action::Send(message) => self.connection.send(&message),
             Action::StartDirtyLog => {
                 if let Err(error) = self.machine.start_dirty_log() {
                     self.outcomes
@@ -312,12 +279,12 @@ impl Driver {
             Action::Throttle { percent } => self.throttle_guest(percent),
             Action::Reconnect => self.reconnect(),
             Action::PostcopyCut => tracing::warn!(
-                destination = %self.address,
+                destination = %self.connection.address(),
                 "the VM runs at the destination and needs memory that is here, and the connection is lost. Dialling every second; if the \
                  destination is gone for good, `vmm resolve --let-go` ends the VM's memory here"
             ),
             Action::InDoubt => tracing::warn!(
-                destination = %self.address,
+                destination = %self.connection.address(),
                 "IN DOUBT: the hand-over was sent and not answered. The VM is paused here and may run there. Asking again every second; \
                  if the destination is gone for good, look at its host, then `vmm resolve --run-here` or `--let-go`"
             ),
@@ -332,15 +299,8 @@ impl Driver {
     /// A virtual CPU at the destination stands still for this page: it goes before whatever the workers do.
     fn send_fault(&mut self, gfn: Gfn) {
         let (name, batch) = pages::encode_one(self.machine.memory(), self.core.domain(), gfn);
-        self.send(&Message::FaultPage { gfn, name, batch });
+        self.connection.send(&Message::FaultPage { gfn, name, batch });
         self.outcomes.push_back(Outcome::FaultSent(gfn, name));
-    }
-
-    fn send(&mut self, message: &Message) {
-        match &self.wires {
-            Some(wires) => wires.send(message),
-            None => tracing::debug!(message = message.name(), "not sent: there is no connection"),
-        }
     }
 
     /// Runs a job on the workers.
@@ -367,30 +327,13 @@ impl Driver {
     }
 
     fn reconnect(&mut self) {
-        self.drop_wires();
-        self.dials += 1;
-        let dial = self.dials;
-        let (endpoint, results) = (self.endpoint.clone(), self.results.0.clone());
-        let (address, key) = (self.address, self.ticket.key);
+        self.outcomes.extend(self.connection.cut().into_iter().map(Outcome::LiteralsLost));
+        let (dial, results) = (self.connection.dial(), self.results.0.clone());
         self.helpers.spawn(async move {
-            let connecting = async {
-                let link = endpoint.connect(address, key).await?;
-                let channels = channel::open_source(&link).await?;
-                Ok((link, Box::new(channels)))
-            };
-            if results.send(Done::Connected(dial, connecting.await)).await.is_err() {
+            if results.send(Done::Dialled(dial.await)).await.is_err() {
                 tracing::debug!("the migration ended before the connection stood");
             }
         });
-    }
-
-    fn drop_wires(&mut self) {
-        if let Some(wires) = self.wires.take() {
-            wires.link.close(Close::Failed, "the source asks over a new connection");
-            self.spent += wires.link.wan_bytes();
-        }
-        // The protocol's window of batches is to open again; what they held is asked for anew.
-        self.outcomes.extend(self.flying.drain(..).map(Outcome::LiteralsLost));
     }
 
     fn command(&mut self, command: Command) {
@@ -417,51 +360,34 @@ impl Driver {
             Done::Saved(Err(error)) => {
                 self.core.failed(format!("the VM's state could not be saved: {error}"))
             }
-            Done::Connected(dial, result) if dial != self.dials => {
-                if let Ok((link, _)) = result {
-                    link.close(Close::Done, "another connection was opened since");
+            Done::Dialled(dialled) => match self.connection.dialled(dialled) {
+                None => {}
+                Some(Ok(())) => self.core.connected(now),
+                Some(Err(error)) => {
+                    tracing::warn!(%error, "the destination cannot be asked");
+                    self.core.disconnected(now);
                 }
-            }
-            Done::Connected(_, Ok((link, channels))) => {
-                self.drop_wires();
-                self.generation += 1;
-                let wires = Wires::source(
-                    link,
-                    *channels,
-                    self.generation,
-                    &self.inbox.0,
-                    &self.drained,
-                    &self.throttle,
-                );
-                self.wires = Some(wires);
-                self.core.connected(now);
-            }
-            Done::Connected(_, Err(error)) => {
-                tracing::warn!(%error, "the destination cannot be asked");
-                self.core.disconnected(now);
-            }
+            },
         }
     }
 
     fn encoded(&mut self, channel: Channel, encoded: pages::EncodedBatch) {
         let pages::EncodedBatch { batch, sent, keep } = encoded;
         self.versions.keep(keep);
-        self.levels.encoded(self.flying.len());
-        match (batch, &self.wires) {
-            (Some(batch), Some(wires)) => {
-                self.flying.push(sent.clone());
-                wires.send_literals(channel, batch, sent);
-            }
-            (Some(_), None) | (None, _) => self.core.literals_sent(self.clock.now(), sent),
+        self.levels.encoded(self.connection.batches_flying());
+        let unsent = match batch {
+            Some(batch) => self.connection.send_literals(channel, batch, sent).err(),
+            None => Some(sent),
+        };
+        if let Some(sent) = unsent {
+            self.core.literals_sent(self.clock.now(), sent);
         }
     }
 
     fn link_event(&mut self, event: LinkEvent) {
-        if event.generation != self.generation {
-            return;
-        }
+        let Some(what) = self.connection.take(event) else { return };
         let now = self.clock.now();
-        match event.what {
+        match what {
             FromLink::Message(message) => {
                 // Only the first: after a break in post-copy it is said again.
                 if matches!(message, Message::Running { .. })
@@ -471,12 +397,7 @@ impl Driver {
                 }
                 self.core.message(now, message);
             }
-            FromLink::LiteralsSent(sent) => {
-                if let Some(at) = self.flying.iter().position(|flying| *flying == sent) {
-                    self.flying.swap_remove(at);
-                }
-                self.core.literals_sent(now, sent);
-            }
+            FromLink::LiteralsSent(sent) => self.core.literals_sent(now, sent),
             FromLink::Undecodable(error) => {
                 self.core.failed(format!("the destination sent what cannot be decoded: {error}"))
             }
@@ -490,10 +411,10 @@ impl Driver {
 
     fn measure(&mut self) {
         while self.helpers.try_join_next().is_some() || self.vm_jobs.try_join_next().is_some() {}
-        if let Some(wires) = &self.wires {
-            wires.link.fit_send_window();
-            let link = self.meter.measure(&wires.link);
-            let (path, wan) = (wires.link.path(), wires.link.wan_bytes());
+        if let Some(measured) = self.connection.measure()
+            && let Some(link) = self.connection.link()
+        {
+            let (path, wan) = (link.path(), link.wan_bytes());
             tracing::debug!(
                 phase = self.core.phase_name(),
                 wan_tx_bytes = wan.tx,
@@ -503,8 +424,8 @@ impl Driver {
                 queued = ?self.core.queued(),
                 "the link"
             );
-            self.levels.measure(link.bytes_per_s);
-            self.core.link(link);
+            self.levels.measure(measured.bytes_per_s);
+            self.core.link(measured);
         }
     }
 }

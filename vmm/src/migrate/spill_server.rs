@@ -6,19 +6,19 @@ use migration_proto::literal;
 use migration_proto::source::{Action, End, Literal, LiteralsSent, Source, SpillConfig};
 use migration_proto::wire::{Channel, Message};
 use page::{Gfn, Page, PageHash};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use super::channel::{self, SourceChannels};
-use super::clock::{Bulk, Clock, Meter, millis};
+use super::channel;
+use super::clock::{Clock, millis};
+use super::connection::{Connection, Dialled};
 use super::error::chain;
 use super::identity::HostIdentity;
 use super::report::Served;
-use super::throttle::Throttle;
 use super::ticket::Ticket;
-use super::transport::{Close, Endpoint, Link};
-use super::wires::{FromLink, LinkEvent, Wires};
+use super::transport::{Close, Endpoint};
+use super::wires::{FromLink, LinkEvent};
 use super::{MigrateError, limits};
 use crate::spill::{SpillError, SpillFile};
 
@@ -26,27 +26,16 @@ use crate::spill::{SpillError, SpillFile};
 enum Done {
     Literals(Channel, Result<(Vec<u8>, LiteralsSent), SpillError>),
     Fault(Gfn, Result<(PageHash, Vec<u8>), SpillError>),
-    Connected(u32, Result<(Link, Box<SourceChannels>), MigrateError>),
+    Dialled(Dialled),
 }
 
 struct Server {
     core: Source,
     file: Arc<SpillFile>,
     clock: Clock,
-    endpoint: Endpoint,
-    address: std::net::SocketAddr,
-    key: super::identity::HostKey,
-    wires: Option<Wires>,
-    generation: u32,
-    dials: u32,
-    inbox: (mpsc::Sender<LinkEvent>, mpsc::Receiver<LinkEvent>),
+    connection: Connection,
     results: (mpsc::Sender<Done>, mpsc::Receiver<Done>),
-    drained: Arc<Notify>,
-    throttle: Arc<Throttle>,
-    meter: Meter,
     helpers: JoinSet<()>,
-    /// Batches that the present connection has been given and not passed on.
-    flying: Vec<LiteralsSent>,
     faults: u64,
     failure: Option<MigrateError>,
 }
@@ -76,8 +65,7 @@ impl Server {
         let (endpoint, link) = Endpoint::open(to, host).await?;
         let channels = channel::open_source(&link).await?;
         tracing::info!(destination = %link.address(), key = %link.peer(), "connected to the destination");
-        let throttle = Arc::new(Throttle::new(None));
-        let mut meter = Meter::new(Bulk::Out, None);
+        let (connection, measured) = Connection::new(endpoint, link, channels, None);
         let head = file.head().clone();
         let config = SpillConfig {
             migration: head.migration,
@@ -87,29 +75,15 @@ impl Server {
             root: file.root(),
             zero: head.zero,
             names: file.names(),
-            link: meter.measure(&link),
+            link: measured,
         };
-        let (inbox, results) = (mpsc::channel(limits::INBOX_BOUND), mpsc::channel(limits::RESULTS_BOUND));
-        let drained = Arc::new(Notify::new());
-        let (address, key) = (link.address(), link.peer());
-        let wires = Wires::source(link, channels, 0, &inbox.0, &drained, &throttle);
         Ok(Self {
             core: Source::from_spill(clock.now(), config),
             file,
             clock,
-            endpoint,
-            address,
-            key,
-            wires: Some(wires),
-            generation: 0,
-            dials: 0,
-            inbox,
-            results,
-            drained,
-            throttle,
-            meter,
+            connection,
+            results: mpsc::channel(limits::RESULTS_BOUND),
             helpers: JoinSet::new(),
-            flying: Vec::new(),
             faults: 0,
             failure: None,
         })
@@ -117,7 +91,7 @@ impl Server {
 
     async fn drive(&mut self) {
         let mut tick = tokio::time::interval(limits::TICK);
-        let drained = Arc::clone(&self.drained);
+        let drained = self.connection.drained();
         loop {
             while let Some(action) = self.core.poll() {
                 self.act(action);
@@ -125,11 +99,11 @@ impl Server {
             if self.core.end().is_some() || self.failure.is_some() {
                 return;
             }
-            let full = self.wires.as_ref().is_some_and(Wires::is_full);
+            let full = self.connection.is_full();
             let deadline: Instant = self.clock.instant(self.core.next_timeout());
             tokio::select! {
                 Some(done) = self.results.1.recv() => self.done(done),
-                Some(event) = self.inbox.1.recv(), if !full => self.link_event(event),
+                Some(event) = self.connection.event(), if !full => self.link_event(event),
                 () = drained.notified() => {}
                 () = sleep_until(deadline) => self.core.timeout(self.clock.now()),
                 _ = tick.tick() => self.measure(),
@@ -139,7 +113,7 @@ impl Server {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::Send(message) => self.send(&message),
+            Action::Send(message) => self.connection.send(&message),
             Action::SendLiterals { channel, pages } => {
                 self.read(move |file| Done::Literals(channel, encode(file, &pages)));
             }
@@ -152,7 +126,7 @@ impl Server {
             }
             Action::Reconnect => self.reconnect(),
             Action::PostcopyCut => tracing::warn!(
-                destination = %self.address,
+                destination = %self.connection.address(),
                 "the connection is lost, and the VM needs pages that are here; dialling every second"
             ),
             Action::Release => tracing::info!("the destination has all of the VM's memory"),
@@ -175,13 +149,6 @@ impl Server {
         }
     }
 
-    fn send(&self, message: &Message) {
-        match &self.wires {
-            Some(wires) => wires.send(message),
-            None => tracing::debug!(message = message.name(), "not sent: there is no connection"),
-        }
-    }
-
     /// Has a thread read the file.
     fn read(&mut self, job: impl FnOnce(&SpillFile) -> Done + Send + 'static) {
         let (file, results) = (Arc::clone(&self.file), self.results.0.clone());
@@ -193,86 +160,49 @@ impl Server {
     }
 
     fn reconnect(&mut self) {
-        self.drop_wires();
-        self.dials += 1;
-        let (dial, endpoint, results) = (self.dials, self.endpoint.clone(), self.results.0.clone());
-        let (address, key) = (self.address, self.key);
+        for lost in self.connection.cut() {
+            self.core.literals_sent(self.clock.now(), lost);
+        }
+        let (dial, results) = (self.connection.dial(), self.results.0.clone());
         self.helpers.spawn(async move {
-            let connecting = async {
-                let link = endpoint.connect(address, Some(key)).await?;
-                let channels = channel::open_source(&link).await?;
-                Ok((link, Box::new(channels)))
-            };
-            if results.send(Done::Connected(dial, connecting.await)).await.is_err() {
+            if results.send(Done::Dialled(dial.await)).await.is_err() {
                 tracing::debug!("the server ended before the connection stood");
             }
         });
     }
 
-    fn drop_wires(&mut self) {
-        if let Some(wires) = self.wires.take() {
-            wires.link.close(Close::Failed, "another connection follows");
-        }
-        for lost in std::mem::take(&mut self.flying) {
-            self.core.literals_sent(self.clock.now(), lost);
-        }
-    }
-
     fn done(&mut self, done: Done) {
         let now = self.clock.now();
         match done {
-            Done::Literals(channel, Ok((batch, sent))) => match &self.wires {
-                Some(wires) => {
-                    self.flying.push(sent.clone());
-                    wires.send_literals(channel, batch, sent);
+            Done::Literals(channel, Ok((batch, sent))) => {
+                if let Err(unsent) = self.connection.send_literals(channel, batch, sent) {
+                    self.core.literals_sent(now, unsent);
                 }
-                None => self.core.literals_sent(now, sent),
-            },
+            }
             Done::Fault(gfn, Ok((name, batch))) => {
-                self.send(&Message::FaultPage { gfn, name, batch });
+                self.connection.send(&Message::FaultPage { gfn, name, batch });
                 self.core.fault_sent(now, gfn, name);
             }
             Done::Literals(_, Err(error)) | Done::Fault(_, Err(error)) => {
                 self.failure = Some(MigrateError::Spill { why: chain(&error).into() });
             }
-            Done::Connected(dial, result) if dial != self.dials => {
-                if let Ok((link, _)) = result {
-                    link.close(Close::Done, "another connection was opened since");
+            Done::Dialled(dialled) => match self.connection.dialled(dialled) {
+                None => {}
+                Some(Ok(())) => self.core.connected(now),
+                Some(Err(error)) => {
+                    tracing::warn!(%error, "the destination cannot be reached");
+                    self.core.disconnected(now);
                 }
-            }
-            Done::Connected(_, Ok((link, channels))) => {
-                self.generation += 1;
-                let wires = Wires::source(
-                    link,
-                    *channels,
-                    self.generation,
-                    &self.inbox.0,
-                    &self.drained,
-                    &self.throttle,
-                );
-                self.wires = Some(wires);
-                self.core.connected(now);
-            }
-            Done::Connected(_, Err(error)) => {
-                tracing::warn!(%error, "the destination cannot be reached");
-                self.core.disconnected(now);
-            }
+            },
         }
     }
 
     fn link_event(&mut self, event: LinkEvent) {
-        if event.generation != self.generation {
-            return;
-        }
+        let Some(what) = self.connection.take(event) else { return };
         let now = self.clock.now();
-        match event.what {
+        match what {
             FromLink::Message(message) => self.core.message(now, message),
-            FromLink::LiteralsSent(sent) => {
-                if let Some(at) = self.flying.iter().position(|flying| *flying == sent) {
-                    self.flying.swap_remove(at);
-                }
-                self.core.literals_sent(now, sent);
-            }
+            FromLink::LiteralsSent(sent) => self.core.literals_sent(now, sent),
             FromLink::Undecodable(error) => {
                 self.core.failed(format!("the destination sent what cannot be decoded: {error}"));
             }
@@ -285,18 +215,14 @@ impl Server {
 
     fn measure(&mut self) {
         while self.helpers.try_join_next().is_some() {}
-        if let Some(wires) = &self.wires {
-            wires.link.fit_send_window();
-            let link = self.meter.measure(&wires.link);
+        if let Some(link) = self.connection.measure() {
             self.core.link(link);
         }
     }
 
     async fn finish(mut self) -> Result<Served, MigrateError> {
-        if let Some(wires) = self.wires.take() {
-            wires.flush_and_close(Close::Done, "the spill file is not needed any more").await;
-        }
-        self.endpoint.settle().await;
+        self.connection.close(Close::Done, "the spill file is not needed any more").await;
+        self.connection.endpoint().settle().await;
         if let Some(failure) = self.failure {
             return Err(failure);
         }

@@ -8,22 +8,14 @@ use super::super::clock::millis;
 use super::super::report::{
     self, AutoConverge, Literals, Phase, Postcopy, Progress, Report, Rungs, WhyStopped,
 };
-use super::super::transport::{Close, WanBytes};
+use super::super::transport::Close;
 use super::super::{MigrateError, dial, limits};
 use super::{Driver, Outcome};
 use crate::machine::StopReason;
 
 impl Driver {
-    pub(super) fn wan_bytes(&self) -> WanBytes {
-        let mut sum = self.spent;
-        if let Some(wires) = &self.wires {
-            sum += wires.link.wan_bytes();
-        }
-        sum
-    }
-
     pub(super) fn tell_progress(&self) {
-        let (stats, wan) = (self.core.stats(), self.wan_bytes());
+        let (stats, wan) = (self.core.stats(), self.connection.wan_bytes());
         let new = Progress {
             phase: Phase::from(self.core.progress()),
             round: stats.rounds.saturating_sub(1),
@@ -76,27 +68,22 @@ impl Driver {
             End::Completed | End::LetGo | End::NotServed { .. } => self.machine.stop(StopReason::Migrated),
             End::Aborted(_) => self.run_on(),
         }
-        let mut heard = false;
-        if let Some(wires) = self.wires.take() {
-            let (how, words) = match &end {
-                End::Completed => (Close::Done, "the VM has moved"),
-                End::LetGo | End::Aborted(_) | End::NotServed { .. } => {
-                    (Close::Failed, "the migration was given up")
-                }
-            };
-            let (flushed, bytes) = wires.flush_and_close(how, words).await;
-            heard = flushed;
-            self.spent += bytes;
-        }
+        let (how, words) = match &end {
+            End::Completed => (Close::Done, "the VM has moved"),
+            End::LetGo | End::Aborted(_) | End::NotServed { .. } => {
+                (Close::Failed, "the migration was given up")
+            }
+        };
+        let heard = self.connection.close(how, words).await;
         if self.notify_destination && !heard {
             tokio::spawn(dial::tell_abort(
-                self.endpoint.clone(),
-                self.address,
-                self.ticket.key,
+                self.connection.endpoint().clone(),
+                self.connection.address(),
+                Some(self.connection.key()),
                 self.migration,
             ));
         } else {
-            self.endpoint.settle().await;
+            self.connection.endpoint().settle().await;
         }
         match end {
             End::Completed => Ok(self.report(report::Outcome::Completed, None)),
@@ -128,6 +115,7 @@ impl Driver {
 
     fn report(&self, outcome: report::Outcome, reason: Option<String>) -> Report {
         let (stats, there) = (self.core.stats(), self.core.destination_stats());
+        let wan = self.connection.wan_bytes();
         Report {
             outcome,
             reason,
@@ -145,8 +133,8 @@ impl Driver {
             spill: self.spilling.report(),
             rungs: Rungs::from(there),
             literals: Literals::from(stats),
-            wan_tx_bytes: self.spent.tx,
-            wan_rx_bytes: self.spent.rx,
+            wan_tx_bytes: wan.tx,
+            wan_rx_bytes: wan.rx,
             plain_bytes: stats.plain_bytes,
             wrong_pages: there.wrong,
             site_timeouts: there.site_timeouts,
