@@ -1,6 +1,7 @@
 //! The near end of a dry run: samples the VM's memory, watches what its guest writes, asks the destination, fills the link for a moment, and says what a
 //! migration would cost. The VM runs on, and nothing moves.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,7 +11,6 @@ use migration_proto::timer::{self, Span};
 use migration_proto::wire::{self, Message, Offer, Probe};
 use migration_proto::{Layout, MigrationId, limits as proto, literal};
 use page::{Domain, Gfn, PAGE_SIZE, Page, PageHash, PageSet, ShortId};
-use std::collections::HashSet;
 use tokio::time::timeout;
 
 use super::channel::{self, SourceChannels};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use migration_proto::forecast::rate::LinkRate;
 use migration_proto::timer::Span;
 use migration_proto::wire::{self, Message, Offer, Probe};
-use page::{Domain, Page, ShortId};
+use page::{Domain, ShortId};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
@@ -15,7 +15,7 @@ use super::clock::{Clock, micros};
 use super::incoming::Greeting;
 use super::site::{SitePages, SiteTold};
 use super::transport::Close;
-use super::{MigrateError, late, limits};
+use super::{MigrateError, late, limits, pages};
 use crate::machine::StopReason;
 
 /// Answers a dry run to its end, or for [`limits::PROBE_TIMEOUT`].
@@ -94,26 +94,16 @@ async fn held(site: Arc<dyn SitePages>, ids: &[ShortId]) -> HashSet<ShortId> {
         let mut told = site.resolve(ids.to_vec());
         let mut batch = Vec::with_capacity(limits::SITE_BATCH_PAGES);
         while told.recv_many(&mut batch, limits::SITE_BATCH_PAGES).await > 0 {
-            let pages: Vec<(ShortId, Box<Page>)> = batch
-                .drain(..)
-                .filter_map(|told| match told {
-                    SiteTold::Page(page) => Some((page.id, page.bytes)),
-                    SiteTold::Missing(_) => None,
-                })
-                .collect();
-            let domain = site.domain().clone();
-            let checking = tokio::task::spawn_blocking(move || {
-                let right = |(id, page): &(ShortId, Box<Page>)| domain.name(page).short() == *id;
-                pages
-                    .iter()
-                    .partition::<Vec<_>, _>(|page| right(page))
-                    .0
-                    .iter()
-                    .map(|page| page.0)
-                    .collect::<Vec<_>>()
+            let pages = batch.drain(..).filter_map(|told| match told {
+                SiteTold::Page(page) => Some(page),
+                SiteTold::Missing(_) => None,
             });
-            match checking.await {
-                Ok(right) => held.extend(right),
+            let (pages, domain) = (pages.collect(), site.domain().clone());
+            match tokio::task::spawn_blocking(move || pages::check(&domain, pages)).await {
+                Ok(checked) => {
+                    let right = checked.iter().filter(|checked| checked.page.name().short() == checked.id);
+                    held.extend(right.map(|checked| checked.id));
+                }
                 Err(error) => return tracing::warn!(%error, "pages of the site could not be hashed"),
             }
         }
