@@ -126,13 +126,10 @@ impl World {
         };
         let shaper = Shaper::start(address, link).map_err(DemoError::Link)?;
         let request = MigrateRequest {
-            to: format!("{}#{key}", shaper.address()),
             downtime_ms: options.downtime_ms,
             mode: options.mode,
-            bandwidth_bits: None,
             delta_cache_bytes: options.delta_cache,
-            auto_converge: false,
-            spill: None,
+            ..MigrateRequest::to(format!("{}#{key}", shaper.address()))
         };
         let client = self.source.client().clone();
         if options.dry_run {

@@ -8,8 +8,7 @@ use std::time::Instant;
 use futures::FutureExt as _;
 use guest_images::pagestorm::options::Idle;
 use tokio::time::timeout;
-use vmm::control::api::{DEFAULT_DOWNTIME_MS, MigrateRequest, SnapshotRequest};
-use vmm::migrate::Mode;
+use vmm::control::api::{MigrateRequest, SnapshotRequest};
 use vmm::migrate::report::Report;
 
 use super::debian::{self, Debian};
@@ -158,15 +157,7 @@ async fn saved(lab: &Lab, vm: &mut Vm) -> PathBuf {
 /// Has `source`'s VM move to `destination`, and says what that took.
 async fn moves(source: &Vm, destination: &Vm) -> String {
     let to = destination.ticket().await;
-    let request = MigrateRequest {
-        to,
-        downtime_ms: DEFAULT_DOWNTIME_MS,
-        mode: Mode::default(),
-        bandwidth_bits: None,
-        delta_cache_bytes: None,
-        auto_converge: false,
-        spill: None,
-    };
+    let request = MigrateRequest::to(to);
     let report = timeout(limits::MIGRATION, source.client().migrate(&request)).await;
     let report = report.unwrap_or_else(|_| timed_out("the migration did not end"));
     let report = report.unwrap_or_else(|error| panic!("it still runs at the source: {error}"));

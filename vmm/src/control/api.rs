@@ -130,6 +130,22 @@ pub struct MigrateRequest {
     pub spill: Option<String>,
 }
 
+impl MigrateRequest {
+    /// To this destination, as a request that says no more than that.
+    #[must_use]
+    pub fn to(to: impl Into<String>) -> Self {
+        Self {
+            to: to.into(),
+            downtime_ms: default_downtime_ms(),
+            mode: Mode::default(),
+            bandwidth_bits: None,
+            delta_cache_bytes: None,
+            auto_converge: false,
+            spill: None,
+        }
+    }
+}
+
 /// `PUT /v1/vm/balloon`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

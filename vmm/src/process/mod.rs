@@ -541,24 +541,14 @@ fn check_request(request: &MigrateRequest) -> Result<(), ProcessError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::migrate::Mode;
 
     #[test]
     fn a_ticket_that_cannot_be_read_begins_no_migration() {
-        let request = |to: &str| MigrateRequest {
-            to: to.to_owned(),
-            downtime_ms: 300,
-            mode: Mode::Hybrid,
-            bandwidth_bits: None,
-            delta_cache_bytes: None,
-            auto_converge: false,
-            spill: None,
-        };
         let key = "0".repeat(63);
         for bad in [format!("127.0.0.1:7201#{key}"), "127.0.0.1".to_owned()] {
-            let error = check_request(&request(&bad)).unwrap_err();
+            let error = check_request(&MigrateRequest::to(bad.as_str())).unwrap_err();
             assert_eq!((error.http_status(), error.detail().code.as_str()), (400, "bad_ticket"), "{bad}");
         }
-        assert!(check_request(&request("127.0.0.1:7201")).is_ok());
+        assert!(check_request(&MigrateRequest::to("127.0.0.1:7201")).is_ok());
     }
 }

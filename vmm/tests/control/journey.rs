@@ -6,7 +6,6 @@ use rustix::process::Signal;
 use serde_json::Value;
 use vmm::control::api::{MigrateRequest, VmState};
 use vmm::control::client::ClientError;
-use vmm::migrate::Mode;
 
 use crate::harness::{Place, Vm};
 
@@ -47,15 +46,8 @@ async fn a_cancelled_migration_leaves_the_vm_running_here() {
     let (mut destination, ticket) = place.receive("b.sock");
     let client = source.client();
     // A rate at which it would take minutes.
-    let request = MigrateRequest {
-        to: ticket,
-        downtime_ms: 1,
-        mode: Mode::default(),
-        bandwidth_bits: Some(100_000),
-        delta_cache_bytes: None,
-        auto_converge: false,
-        spill: None,
-    };
+    let request =
+        MigrateRequest { downtime_ms: 1, bandwidth_bits: Some(100_000), ..MigrateRequest::to(ticket) };
     let migrating = tokio::spawn({
         let client = client.clone();
         async move { client.migrate(&request).await }
