@@ -191,6 +191,13 @@ async fn every_operation_answers_as_the_file_says() {
     file.call(&here, "POST", "/v1/migration", Some(&request), 409).await;
     file.call(&here, "PUT", "/v1/vm/resume", None, 200).await;
 
+    // What one would cost: of no VM, to nowhere, to where nobody is, and to the one that waits.
+    let nobody = json!({ "to": format!("127.0.0.1:9#{}", &ticket[ticket.len() - 64..]) });
+    file.call(&there, "POST", "/v1/migration/dry-run", Some(&request), 409).await;
+    file.call(&here, "POST", "/v1/migration/dry-run", Some(&json!({"to": "nowhere"})), 400).await;
+    file.call(&here, "POST", "/v1/migration/dry-run", Some(&nobody), 502).await;
+    let forecast = file.call(&here, "POST", "/v1/migration/dry-run", Some(&request), 200).await;
+
     // One that is cancelled, and what is refused meanwhile.
     let events = tokio::spawn({
         let here = here.clone();
@@ -214,10 +221,10 @@ async fn every_operation_answers_as_the_file_says() {
     assert_eq!(cancelled.status(), 409);
 
     // One that fails: nobody listens there. And one that completes.
-    let nobody = json!({ "to": format!("127.0.0.1:9#{}", &ticket[ticket.len() - 64..]) });
     file.call(&here, "POST", "/v1/migration", Some(&nobody), 502).await;
     let report = file.call(&here, "POST", "/v1/migration", Some(&request), 200).await;
     assert_eq!((&report["outcome"], &report["verified"]), (&json!("completed"), &json!(true)));
+    assert_eq!(report["forecast"], forecast, "what the dry run had said");
     assert!(source.wait().success());
     let events = events.await.unwrap().unwrap();
     file.check("GET", "/v1/events", &events);
