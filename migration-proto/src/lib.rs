@@ -52,8 +52,18 @@
 //!    │◄── Complete                                        │  no frame is absent
 //!    │ Released                                       ──►│
 //! ```
+//!
 //! Every page that the VM finds at the destination when it begins to run was verified by the roots, every page that comes later by its full
 //! name. What stood at an absent frame before is worth nothing: no byte of it is ever read.
+//!
+//! # A connection that is lost before Commit
+//! ends the migration if the offer gave no time to resume. Otherwise, in any phase in which the destination has not begun to load the state:
+//! ```text
+//!    │ the VM runs on, the dirty log goes on              │ keeps what it has
+//!    │ Resume                                         ──►│
+//!    │◄── Held (regions that are whole, their roots) …    │  what was said of all others counts as not said
+//!    │ an ordinary round: all but what is held there  ──►│  in place, if it has arrived
+//! ```
 //!
 //! When a page changed after its name was sent, the source answers a want with `Stale`: the page is in the dirty log, and a later
 //! round names it again. Content decides, never the order of messages on different channels: a literal is installed where
@@ -66,17 +76,19 @@
 //! 3. Messages of one [`wire::Channel`] arrive in the order sent; different channels may overtake each other.
 //! 4. A failure of anything the driver was asked to do goes to `failed`; a lost connection to `disconnected`.
 //!    The destination takes `Literals` and `FaultPage` decoded and hashed ([`destination::Destination::literal`], `fault_page`).
-//! 5. What is asked of the virtual CPUs (`Pause`, `SaveState`, `CollectDirty`, `Resume`) is done one after the other, in the order asked; a
+//! 5. What is asked of the virtual CPUs (`Pause`, `SaveState`, `CollectDirty`, `RunOn`, `Resume`) is done one after the other, in the order asked; a
 //!    `Resume` waits for a `Pause` under way. `StartDirtyLog` is done before the next `Hash` begins. What comes back after the end is ignored.
 //! 6. `InDoubt` needs no answer: the machine asks for `Reconnect` by itself. A dial that ends after a later `Reconnect` is dropped. `Resume` with `notify`
 //!    dials anew and sends `Abort` with this migration's id as the first message.
 //! 7. The destination's host looks at the first message of each connection. Offer: refuse if a VM runs or starts here or [`switchover::Ledger`] fences it;
 //!    otherwise the source owns the VM, so `superseded` and then `disconnected` end what an earlier attempt left, and a new machine takes the offer.
-//!    Commit or Abort for the migration at hand: that connection is now the machine's, which is told so by `connected` before the message.
-//!    Commit for another: `Ledger::answer` says Running, NotRunning or Unknown. The fate of a machine goes into the ledger as soon as it has one.
+//!    Commit, Resume or Abort for the migration at hand: that connection is now the machine's, which is told so by `connected` before the message.
+//!    Commit or Resume for another: `Ledger::answer` says Running, NotRunning or Unknown. The fate of a machine goes into the ledger as soon as it has one.
 //!    Serve for the migration at hand: [`destination::Destination::serve_answer`] says what is answered, or that the connection is the machine's as with Commit; any
 //!    authorised host may say it. For another: `Ledger::look_up` says NotRunning or Unknown.
-//! 8. What a past machine asked for (pages, state, virtual CPUs) must not reach the next one.
+//! 8. What a past machine asked for (pages, state, virtual CPUs) must not reach the next one, nor what a lost connection still brings the machine that has
+//!    asked for another. Every `Hash`, `SendLiterals`, `Pause`, `SaveState`, `CollectDirty` and `RunOn` is answered, connection or none; literals that were encoded
+//!    for a lost connection are not sent over the next ([`source::SourceProgress::PrecopyCut`]), and `literals_sent` is called all the same.
 //! 9. Post-copy, at the source: from the last `CollectDirty` on memory does not change; `Hash`, `SendLiterals` and `SendFault` read it until `Release` (or
 //!    `Resume`, before Commit). What fails after Commit goes to `failed`, which dials anew and does again what the destination still lacks.
 //! 10. Post-copy, at the destination: between [`destination::Action::Absent`] and the end of the VM's memory, `Zero` and frames to install go where nothing stands

@@ -89,6 +89,13 @@ pub const PROGRESS_TIMEOUT: Span = Span::from_secs(60);
 pub const RUNNING_TIMEOUT: Span = Span::from_secs(5);
 /// How long a source in doubt waits between two attempts to ask again.
 pub const ASK_AGAIN: Span = Span::from_secs(1);
+/// The longest that a source may ask the destination to keep what it has while the connection is lost before Commit.
+pub const RESUME_FOR_MAX: Span = Span::from_secs(3600);
+/// How much longer the destination keeps it: the source may learn of the loss later, and its last dial takes its time.
+pub const RESUME_GRACE: Span = Span::from_secs(30);
+/// Most regions in one message of what the destination holds.
+pub const HELD_REGIONS: usize = 4096;
+
 /// How long the destination, once ready, waits for Commit before it says that it holds the VM.
 pub const COMMIT_TIMEOUT: Span = Span::from_secs(10);
 /// How long a local action (pause, save, load) may take.
@@ -120,3 +127,5 @@ const _: () = assert!(WANT_BATCH_PAGES * 10 < FRAME_BYTES);
 const _: () = assert!(MACHINE_BYTES + PROBE_IDS * 8 < FRAME_BYTES);
 const _: () = assert!(PROBE_IDS_MIN <= PROBE_IDS as u64 && PROBE_RUN_PAGES <= PROBE_IDS_MIN);
 const _: () = assert!(PROBE_BURST_BYTES < LITERAL_BATCH_PAGES * PAGE_SIZE);
+// A region's number is below 2^21: three bytes. The driver's control channel carries MACHINE_BYTES.
+const _: () = assert!(REGIONS < 1 << 21 && HELD_REGIONS * (3 + 8) + 16 < MACHINE_BYTES);

@@ -1,5 +1,7 @@
 //! What the core counts. The shell exports it.
 
+use crate::timer::Span;
+
 /// Pages that each rung of the ladder gave, as the destination counts them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct DestinationStats {
@@ -234,6 +236,10 @@ pub struct SourceStats {
     pub throttle_percent: u8,
     /// How long it was slowed down, by whatever percentage, microseconds.
     pub throttled_us: u64,
+    /// Connections lost before Commit after which the migration went on, or may.
+    pub breaks: u32,
+    /// How long there was none, or not all that was under way had come back, in those that are over.
+    pub cut_off: Span,
     /// What a plain migration with zero-page detection would have sent: 9 bytes a zero page, 4104 any other, each time it is dirty.
     pub plain_bytes: u64,
 }

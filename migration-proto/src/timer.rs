@@ -22,6 +22,19 @@ impl Span {
     pub const fn from_secs(n: u64) -> Self {
         Self(n * 1_000_000)
     }
+
+    /// Whole milliseconds.
+    #[must_use]
+    pub const fn millis(self) -> u64 {
+        self.0 / 1000
+    }
+}
+
+impl Add for Span {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        Self(self.0.saturating_add(other.0))
+    }
 }
 
 impl Add<Span> for Time {

@@ -67,6 +67,7 @@ impl Move {
             kept_versions: 0,
             auto_converge: false,
             spill: false,
+            resume_for: Span(0),
         };
         let mut source = Source::new(now, config);
         let Some(source::Action::Send(Message::Offer(offer))) = source.poll() else { panic!("no offer") };

@@ -41,6 +41,7 @@ impl There {
             machine: vec![],
             mode: Mode::Precopy,
             deltas: false,
+            resume_for: Span(0),
         };
         let mut there = Self(Destination::new(NOW, offer, with_site.then_some(&domain), LINK, true));
         there.0.prepared(NOW);
@@ -179,6 +180,7 @@ impl Here {
             kept_versions: 16,
             auto_converge: false,
             spill: false,
+            resume_for: Span(0),
         };
         let mut here = Self(Source::new(NOW, config));
         here.gets(Message::Accept { shared: true, postcopy: true });

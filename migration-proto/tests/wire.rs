@@ -3,7 +3,7 @@
 use migration_proto::postcopy::FullName;
 use migration_proto::stats::{DestinationStats, PostcopyStats};
 use migration_proto::wire::{Message, Offer, Probe, WireError, decode, encode};
-use migration_proto::{Epoch, Extent, Layout, MigrationId, Mode, VmId, literal};
+use migration_proto::{Epoch, Extent, Layout, MigrationId, Mode, Span, VmId, limits, literal};
 use page::{DomainId, Gfn, PAGE_SIZE, PageHash, RegionId, ShortId};
 use proptest::prelude::*;
 
@@ -12,6 +12,10 @@ const MIGRATION: MigrationId = MigrationId([7; 16]);
 
 fn offer(mode: Mode, deltas: bool) -> Message {
     Message::Offer(offered(mode, deltas))
+}
+
+fn offer_to_resume(mode: Mode, deltas: bool, resume_for: Span) -> Message {
+    Message::Offer(Offer { resume_for, ..offered(mode, deltas) })
 }
 
 fn offered(mode: Mode, deltas: bool) -> Offer {
@@ -24,6 +28,7 @@ fn offered(mode: Mode, deltas: bool) -> Offer {
         machine: b"{}".to_vec(),
         mode,
         deltas,
+        resume_for: Span(0),
     }
 }
 
@@ -40,6 +45,14 @@ fn messages() -> Vec<Message> {
         offer(Mode::Precopy, true),
         offer(Mode::Hybrid, false),
         offer(Mode::Postcopy, true),
+        offer_to_resume(Mode::Precopy, false, Span::from_secs(300)),
+        offer_to_resume(Mode::Hybrid, true, limits::RESUME_FOR_MAX),
+        Message::Resume { migration: MIGRATION, epoch: Epoch(300) },
+        Message::Held {
+            regions: vec![(RegionId(0), ShortId(7)), (RegionId(limits::REGIONS - 1), ShortId(u64::MAX))],
+            last: false,
+        },
+        Message::Held { regions: vec![], last: true },
         Message::Accept { shared: false, postcopy: true },
         Message::Absent { region: RegionId(1), frames: vec![Gfn(512), Gfn(1023)], root: ROOT },
         Message::Absent { region: RegionId(0), frames: (0..512).step_by(2).map(Gfn).collect(), root: ROOT },
@@ -99,7 +112,7 @@ fn an_offer_of_version_1_is_one_of_pre_copy_and_pre_copy_is_offered_in_version_1
 proptest! {
     #[test]
     fn any_bytes_are_a_message_that_comes_back_or_an_error(
-        kind in prop_oneof![Just(1u8), Just(2), 21u8..=26, Just(64)],
+        kind in prop_oneof![Just(1u8), Just(2), 21u8..=28, Just(64)],
         bytes in prop::collection::vec(any::<u8>(), 0..400),
     ) {
         let frame = [&[kind], &bytes[..]].concat();

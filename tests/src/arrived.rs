@@ -127,6 +127,7 @@ impl World {
         if self.destination.memory.marked && !self.faults.is_empty() && self.rng.chance(1) {
             return self.cannot_put(gfn);
         }
+        self.check.written(gfn, content);
         let over_absent = self.mutated(Mutation::RunsBeforeAbsent) && self.destination.memory.marked;
         let written = over_absent || self.destination.memory.write(gfn, content);
         self.check.require(written, || format!("a page was installed at {gfn}, where one stood already"));
@@ -177,7 +178,7 @@ impl World {
         let promise = Span(self.net.longest_trip().0 * 4 + 50_000);
         let postcopy = self.destination.postcopy_stats().is_some();
         // A spill file is written while it stands still.
-        let late = self.must_succeed && postcopy && !self.source.spills && downtime > promise;
+        let late = self.must_succeed && postcopy && !self.source.terms.spills && downtime > promise;
         self.check.require(!late, || format!("the VM stood still for {downtime:?}, longer than {promise:?}"));
     }
 

@@ -1,6 +1,6 @@
 //! What must hold, whatever goes wrong.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use migration_proto::{Epoch, MigrationId};
 
@@ -8,7 +8,7 @@ use page::Gfn;
 
 use crate::arrived::Memory;
 use crate::guest::{self, Image};
-use crate::palette::Content;
+use crate::palette::{CONTENTS, Content};
 
 /// Looks at every step. The first violation stands.
 #[derive(Debug, Default)]
@@ -18,6 +18,9 @@ pub(crate) struct Checker {
     paused: BTreeMap<MigrationId, (Image, Option<Vec<u8>>)>,
     /// The newest epoch as which the VM has run.
     newest: Epoch,
+    /// What stood at the destination when it last said what it holds, and the frames that have been told to be absent.
+    standing: Option<Image>,
+    told_absent: BTreeSet<Gfn>,
     /// The VM was killed with the process that owned it, so nobody can be blamed for its absence.
     pub(crate) vm_killed: bool,
 }
@@ -81,6 +84,42 @@ impl Checker {
             format!("{who} runs the VM as of {epoch:?} after it has run as of {newest:?}: what it did since is undone")
         });
         self.newest = epoch.max(newest);
+    }
+
+    /// A migration begins.
+    pub(crate) fn begins(&mut self) {
+        self.standing = None;
+        self.told_absent.clear();
+    }
+
+    /// What stands at these frames the source has called worthless.
+    pub(crate) fn told_absent(&mut self, frames: &[Gfn]) {
+        self.told_absent.extend(frames);
+    }
+
+    /// The destination says what it holds after a break.
+    pub(crate) fn stands(&mut self, image: &Image) {
+        self.standing = Some(image.clone());
+    }
+
+    /// A page is written there: what stood there before the break is gone if it was another.
+    pub(crate) fn written(&mut self, gfn: Gfn, content: Content) {
+        let at = guest::place(gfn);
+        let stood = self.standing.as_mut().and_then(|image| image.get_mut(at));
+        if let Some(other) = stood.filter(|stood| **stood != content) {
+            *other = CONTENTS;
+        }
+    }
+
+    /// The destination asked for a page, over the connection after a break: it did not arrive before, or was written over.
+    pub(crate) fn sent(&mut self, gfn: Gfn, content: Content, there: &Image) {
+        let at = guest::place(gfn);
+        let stood = |image: &Image| image.get(at) == Some(&content);
+        let again = self.standing.as_ref().is_some_and(stood) && stood(there);
+        let worthless = self.told_absent.contains(&gfn);
+        self.require(!again || worthless, || {
+            format!("frame {gfn} is sent again, and had arrived before the connection was lost")
+        });
     }
 
     /// At most one side runs.

@@ -190,7 +190,9 @@ impl World {
         let forgets = self.mutated(Mutation::ForgetsWhatRan);
         match message {
             Message::Offer(offer) => self.take_offer(conn, offer),
-            Message::Commit { migration, .. } | Message::Abort { migration, .. }
+            Message::Commit { migration, .. }
+            | Message::Abort { migration, .. }
+            | Message::Resume { migration, .. }
                 if self.destination.migration() == Some(migration) && !forgets =>
             {
                 if let Some(old) = self.destination.conn.replace(conn) {
@@ -200,7 +202,7 @@ impl World {
                 self.feed(message);
             }
             Message::Serve { migration, epoch, root } => self.take_server(conn, migration, epoch, root),
-            Message::Commit { migration, .. } => {
+            Message::Commit { migration, .. } | Message::Resume { migration, .. } => {
                 let answer = match self.destination.ledger.answer(migration) {
                     Fate::Ran(_) if !forgets => Message::Running { migration, stats: Default::default() },
                     Fate::Unknown if !forgets => Message::Unknown { migration },
@@ -229,6 +231,7 @@ impl World {
             | Message::RoundDone { .. }
             | Message::Ready { .. }
             | Message::Running { .. }
+            | Message::Held { .. }
             | Message::NotRunning { .. }
             | Message::Unknown { .. }
             | Message::Probe(_) => {
@@ -322,6 +325,7 @@ impl World {
                     self.destination.running = true;
                 }
                 self.check_asks(&message);
+                let message = self.note_held(message);
                 self.send(Side::Destination, self.destination.conn, message.channel(), &message);
             }
             Action::Prepare { machine: _, layout } => {
@@ -390,6 +394,19 @@ impl World {
             };
         let mutated = self.options.mutation.is_some();
         self.check.require(!needless || mutated, || format!("{message:?} asks for what is there"));
+    }
+
+    /// What the destination says of what it holds is true, and nothing of it is sent again.
+    fn note_held(&mut self, message: Message) -> Message {
+        if !matches!(message, Message::Held { last: true, .. }) {
+            return message;
+        }
+        self.resumes += 1;
+        self.check.stands(&self.destination.memory.image);
+        if self.mutated(Mutation::ClaimsWhatItLacks) {
+            return Message::Held { regions: self.source.told_roots(), last: true };
+        }
+        message
     }
 
     fn record(&mut self, fate: Fate) {

@@ -25,6 +25,7 @@ pub(crate) enum Local {
     Hash,
     Literals,
     Pause,
+    RunOn,
     Save,
     Prepare,
     Load,
@@ -70,7 +71,7 @@ pub(crate) struct Faults {
     messages: u64,
 }
 
-const NAMES: [&str; 24] = [
+const NAMES: [&str; 26] = [
     "Offer",
     "Accept",
     "Region",
@@ -95,10 +96,13 @@ const NAMES: [&str; 24] = [
     "FaultPage",
     "Complete",
     "Serve",
+    "Resume",
+    "Held",
 ];
 
 /// Messages of post-copy, those of the hand-over to it included.
-const LATE_NAMES: [&str; 12] = [
+const LATE_NAMES: [&str; 13] = [
+    "Absent",
     "Ready",
     "Serve",
     "Final",
@@ -115,7 +119,7 @@ const LATE_NAMES: [&str; 12] = [
 
 fn draw_trigger(rng: &mut Rng) -> Trigger {
     let moment = rng.pick(&[Moment::Sending, Moment::Sent, Moment::Arriving, Moment::Handled]);
-    match rng.below(12) {
+    match rng.below(15) {
         0..3 => Trigger::Message(rng.spread(1, 150), moment),
         // A third of all at the hand-over, where it matters most.
         3..7 => Trigger::Named(
@@ -125,6 +129,12 @@ fn draw_trigger(rng: &mut Rng) -> Trigger {
         ),
         7..9 => Trigger::Named(rng.pick(&NAMES), rng.spread(1, 6), moment),
         9..11 => Trigger::Named(rng.pick(&LATE_NAMES), rng.spread(1, 20), moment),
+        // In the middle of rounds, the first and later ones.
+        11..14 => Trigger::Named(
+            rng.pick(&["Region", "Want", "Literals", "RoundEnd", "RoundDone"]),
+            rng.spread(1, 12),
+            moment,
+        ),
         _ => Trigger::At(Time(rng.spread(1_000, 20_000_000))),
     }
 }
@@ -133,11 +143,12 @@ fn draw_outage(rng: &mut Rng) -> Span {
     Span(if rng.chance(50) { 0 } else { rng.spread(10_000, 200_000_000) })
 }
 
-const LOCALS: [Local; 9] = [
+const LOCALS: [Local; 10] = [
     Local::Collect,
     Local::Hash,
     Local::Literals,
     Local::Pause,
+    Local::RunOn,
     Local::Save,
     Local::Prepare,
     Local::Load,

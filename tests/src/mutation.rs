@@ -55,13 +55,25 @@ pub enum Mutation {
     SpillsOnlyAhead,
     /// The source says that the spill file stands before it does.
     SealsTooEarly,
+    /// After a broken connection the source's spill file keeps pages that are absent no more.
+    KeepsOldSpill,
     /// The source does not let a guest that it has slowed down run at full speed again.
     StaysThrottled,
+    /// The source names nothing of the first region that it is asked for after a broken connection.
+    ForgetsTheBrokenRound,
+    /// The source empties the dirty log when it dials after a broken connection.
+    EmptiesTheDirtyLog,
+    /// The source leaves the VM standing still while it dials.
+    StandsStillWhenCut,
+    /// The destination says that it holds all that it was ever told.
+    ClaimsWhatItLacks,
+    /// The source takes whatever the destination holds for what it was told last.
+    TrustsWhatIsHeld,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 33] = [
         Self::SkipLastCollect,
         Self::LateDirtyLog,
         Self::WritesAfterPause,
@@ -88,6 +100,12 @@ impl Mutation {
         Self::SpillServerCommits,
         Self::SpillsOnlyAhead,
         Self::SealsTooEarly,
+        Self::KeepsOldSpill,
         Self::StaysThrottled,
+        Self::ForgetsTheBrokenRound,
+        Self::EmptiesTheDirtyLog,
+        Self::StandsStillWhenCut,
+        Self::ClaimsWhatItLacks,
+        Self::TrustsWhatIsHeld,
     ];
 }

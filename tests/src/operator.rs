@@ -3,6 +3,7 @@
 
 use migration_proto::Span;
 
+use crate::source_host::SourceJob;
 use crate::world::{Event, World};
 
 impl World {
@@ -12,6 +13,25 @@ impl World {
             let later = Span(self.rng.spread(1_000, 300_000_000));
             self.after(later, Event::Operator);
         }
+    }
+
+    /// An operator does not wait for the link to come back.
+    pub(crate) fn lose_patience(&mut self, outage: Span) {
+        let later = Span(self.rng.below(outage.0 + 1));
+        self.after(later, Event::Source { attempt: self.source.attempt, job: SourceJob::Cancel });
+    }
+
+    /// Cancels at once, whatever the source is at; after Commit it is refused.
+    pub(crate) fn cancel_source(&mut self) {
+        let too_late = self.source.active().is_none() || self.source.committed();
+        let mut said = None;
+        self.tell_source(|machine| said = Some(machine.cancel()));
+        // Before the first connection there is nothing to cancel.
+        let Some(said) = said else { return };
+        let ended = self.source.active().is_none();
+        self.check.require(said.is_err() == too_late && (too_late || ended), || {
+            format!("cancelled, too late: {too_late}, the source said {said:?}, and ended: {ended}")
+        });
     }
 
     pub(crate) fn operate(&mut self) {

@@ -1,10 +1,14 @@
 //! The source's host: the model VM, and a driver of [`Source`] that keeps the driver's contract.
 
-use migration_proto::source::{Action, End, Literal, LiteralsSent, Source, SourceConfig, SourceProgress};
+mod state;
+
+use std::collections::BTreeMap;
+
+use migration_proto::source::{Action, Literal, LiteralsSent, Source, SourceConfig};
 use migration_proto::timer::Time;
-use migration_proto::wire::{Channel, Message};
+use migration_proto::wire::{Channel, Message, Region};
 use migration_proto::{Epoch, MigrationId, Mode, Span, VmId, literal};
-use page::{Gfn, PageHash, RegionId};
+use page::{Gfn, PageHash, RegionId, ShortId};
 
 use crate::faults::Local;
 use crate::guest::{self, Guest, Image};
@@ -36,11 +40,12 @@ pub(crate) enum SourceJob {
     LiteralsReady { channel: Channel, batch: Option<Vec<u8>>, sent: LiteralsSent },
     LiteralsSent(LiteralsSent),
     FaultRead(Gfn),
-    SpillRead { frames: Vec<Gfn>, rest: Span },
+    SpillRead { frames: Vec<Gfn>, anew: bool, rest: Span },
     Spilled,
     Sealed(PageHash),
     Pause,
     ReallyPaused,
+    RunOn { epoch: Epoch },
     Save,
     Resume { epoch: Epoch, notify: bool },
     Failed(Local),
@@ -59,10 +64,7 @@ pub(crate) struct SourceHost {
     machine: Option<Source>,
     conn: Option<ConnId>,
     seed: u64,
-    downtime: Span,
-    mode: Mode,
-    /// Whether absent pages are to stand in a spill file.
-    pub(crate) spills: bool,
+    pub(crate) terms: Terms,
     /// Attempts begun.
     pub(crate) attempt: u32,
     dials: u32,
@@ -73,15 +75,37 @@ pub(crate) struct SourceHost {
     /// There will be no more attempts.
     pub(crate) done: bool,
     operator_said: bool,
+    /// States saved so far: each is another.
+    saves: u32,
+    told: Told,
     /// Names for the mutation that never forgets one.
     cache: Image,
     pub(crate) versions: Versions,
 }
 
+/// How its VM is to move.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Terms {
+    pub(crate) downtime: Span,
+    pub(crate) mode: Mode,
+    /// Whether absent pages are to stand in a spill file.
+    pub(crate) spills: bool,
+    pub(crate) resume_for: Span,
+}
+
+/// What the destination was told in this attempt, for mutations.
+#[derive(Debug, Default)]
+struct Told {
+    /// The root that was last told of each region.
+    roots: BTreeMap<RegionId, ShortId>,
+    /// A connection was lost, and nothing has been named since.
+    broken: bool,
+}
+
 const VM: VmId = VmId([7; 16]);
 
 impl SourceHost {
-    pub(crate) fn new(seed: u64, guest: Guest, downtime: Span, mode: Mode, spills: bool) -> Self {
+    pub(crate) fn new(seed: u64, guest: Guest, terms: Terms) -> Self {
         Self {
             alive: true,
             cache: vec![palette::CONTENTS; guest.image().len()],
@@ -89,9 +113,7 @@ impl SourceHost {
             machine: None,
             conn: None,
             seed,
-            downtime,
-            mode,
-            spills,
+            terms,
             attempt: 0,
             dials: 0,
             lane: Time(0),
@@ -99,71 +121,14 @@ impl SourceHost {
             done: false,
             operator_said: false,
             versions: Versions::draw(seed),
+            saves: 0,
+            told: Told::default(),
         }
     }
 
     fn migration(&self) -> MigrationId {
         let id = u128::from(self.seed) << 64 | u128::from(self.attempt);
         MigrationId(id.to_be_bytes())
-    }
-
-    /// The migration of the machine there is, if it has not ended.
-    pub(crate) fn active(&self) -> Option<MigrationId> {
-        self.machine.as_ref().filter(|machine| machine.end().is_none()).map(|_| self.migration())
-    }
-
-    fn progress(&self) -> Option<SourceProgress> {
-        self.machine.as_ref().map(Source::progress)
-    }
-
-    pub(crate) fn in_doubt(&self) -> bool {
-        self.progress() == Some(SourceProgress::InDoubt)
-    }
-
-    fn committed(&self) -> bool {
-        match self.progress() {
-            Some(
-                SourceProgress::InDoubt
-                | SourceProgress::Committing
-                | SourceProgress::Postcopy
-                | SourceProgress::PostcopyCut,
-            ) => true,
-            Some(
-                SourceProgress::Offering
-                | SourceProgress::Precopy
-                | SourceProgress::StopAndCopy
-                | SourceProgress::Handover
-                | SourceProgress::Ended,
-            )
-            | None => false,
-        }
-    }
-
-    fn in_postcopy(&self) -> bool {
-        matches!(self.progress(), Some(SourceProgress::Postcopy | SourceProgress::PostcopyCut))
-    }
-
-    /// The VM lives at the destination, needs memory from here, and cannot be reached.
-    pub(crate) fn cut(&self) -> bool {
-        self.progress() == Some(SourceProgress::PostcopyCut)
-    }
-
-    pub(crate) fn next_timeout(&self) -> Option<Time> {
-        self.machine.as_ref()?.next_timeout()
-    }
-
-    /// The phase and the deadline of a machine that has not ended.
-    pub(crate) fn wait(&self) -> Option<(&'static str, Option<Time>)> {
-        let machine = self.machine.as_ref().filter(|machine| machine.end().is_none())?;
-        Some((machine.phase_name(), machine.next_timeout()))
-    }
-
-    /// Why the last attempt was given up.
-    pub(crate) fn aborted(&self) -> Option<String> {
-        match self.machine.as_ref()?.end()? {
-            End::Aborted(reason) => Some(reason.to_string()),
-            End::Completed | End::LetGo | End::NotServed { .. } => None,
-        }
     }
 }
 
@@ -238,23 +203,29 @@ impl World {
             domain: palette::names(true).domain.clone(),
             layout: self.layout.clone(),
             machine: b"a model machine".to_vec(),
-            downtime: self.source.downtime,
+            downtime: self.source.terms.downtime,
             link: self.net.link(),
-            mode: self.source.mode,
+            mode: self.source.terms.mode,
             kept_versions: self.source.versions.most,
-            auto_converge: self.source.mode == Mode::Precopy && self.source.seed.is_multiple_of(2),
-            spill: self.source.spills,
+            auto_converge: self.source.terms.mode == Mode::Precopy && self.source.seed.is_multiple_of(2),
+            spill: self.source.terms.spills,
+            resume_for: self.source.terms.resume_for,
         };
         self.source.versions.kept.clear();
         self.source.conn = Some(conn);
+        self.source.told = Told::default();
+        self.check.begins();
         self.source.machine = Some(Source::new(self.now, config));
         self.drain_source();
     }
 
     pub(crate) fn source_message(&mut self, conn: ConnId, message: Message) {
+        let trusts = self.mutated(Mutation::TrustsWhatIsHeld);
+        let message = if trusts { self.source.believe(message) } else { message };
         if self.source.conn == Some(conn)
             && let Some(machine) = &mut self.source.machine
         {
+            self.source.told.broken |= matches!(message, Message::Held { last: true, .. });
             machine.message(self.now, message);
             self.drain_source();
             if self.mutated(Mutation::LetsGoTooEarly) && self.source.in_postcopy() {
@@ -300,7 +271,8 @@ impl World {
     fn source_action(&mut self, action: Action) {
         match action {
             Action::Send(message) => {
-                if matches!(message, Message::Commit { .. }) && self.source.spills {
+                self.note_told(&message);
+                if matches!(message, Message::Commit { .. }) && self.source.terms.spills {
                     self.check_spilled(self.source.migration(), !self.destination.memory.absent.is_empty());
                 }
                 self.send(Side::Source, self.source.conn, message.channel(), &message);
@@ -311,14 +283,7 @@ impl World {
             }
             Action::StartDirtyLog => self.with_guest(Guest::start_dirty_log),
             Action::CollectDirty => self.lane(Local::Collect, 2_000, SourceJob::Collect),
-            Action::Hash { region, pages } => match self.local(Local::Hash, 5_000) {
-                Some(span) => {
-                    let rest = Span(self.rng.below(span.0));
-                    let job = SourceJob::HashRead { region, pages, rest };
-                    self.source_job_after(span, job);
-                }
-                None => self.source_job_after(Span(1), SourceJob::Failed(Local::Hash)),
-            },
+            Action::Hash { region, pages } => self.hash(region, pages),
             Action::SendLiterals { channel, pages } => match self.local(Local::Literals, 5_000) {
                 Some(span) => {
                     let rest = Span(self.rng.below(span.0));
@@ -331,18 +296,17 @@ impl World {
                 Some(span) => self.source_job_after(span, SourceJob::FaultRead(gfn)),
                 None => self.source_job_after(Span(1), SourceJob::Failed(Local::Literals)),
             },
-            Action::Spill(frames) => self.write_spill(frames),
+            Action::Spill { frames, anew } => self.write_spill(frames, anew),
             Action::SealSpill { root } => self.seal(root),
             Action::Throttle { percent: 0 } if self.mutated(Mutation::StaysThrottled) => {}
             Action::Throttle { percent } => self.with_guest(|guest| guest.throttle = percent),
             Action::Pause => self.lane(Local::Pause, 5_000, SourceJob::Pause),
             Action::SaveState => self.lane(Local::Save, 10_000, SourceJob::Save),
-            Action::Reconnect => {
-                if let Some(conn) = self.source.conn.take() {
-                    self.close(conn, Side::Source);
-                }
-                self.source.dials += 1;
-                self.dial(Dial::Ask(self.source.dials));
+            Action::Reconnect => self.reconnect(),
+            Action::RunOn(permit) => {
+                self.trace(|| "the source has lost the connection, and the VM runs on".to_owned());
+                let job = SourceJob::RunOn { epoch: permit.epoch() };
+                self.lane(Local::RunOn, 1_000, job);
             }
             Action::InDoubt => {
                 self.trace(|| "the source is in doubt".to_owned());
@@ -359,13 +323,51 @@ impl World {
                 self.source.lane = at;
                 self.schedule(at, Event::Source { attempt: self.source.attempt, job });
             }
-            Action::Release => {
-                self.trace(|| "the source lets go".to_owned());
-                self.remove_spill();
-                self.source.guest = None;
-                self.source.done = true;
-                self.hang_up_source();
+            Action::Release => self.release(),
+        }
+    }
+
+    fn release(&mut self) {
+        self.trace(|| "the source lets go".to_owned());
+        self.remove_spill();
+        self.source.guest = None;
+        self.source.done = true;
+        self.hang_up_source();
+    }
+
+    fn hash(&mut self, region: RegionId, pages: Vec<Gfn>) {
+        if self.mutated(Mutation::ForgetsTheBrokenRound) && std::mem::take(&mut self.source.told.broken) {
+            return self.source_job_after(Span(1), SourceJob::Hashed { region, names: Vec::new() });
+        }
+        match self.local(Local::Hash, 5_000) {
+            Some(span) => {
+                let rest = Span(self.rng.below(span.0));
+                self.source_job_after(span, SourceJob::HashRead { region, pages, rest });
             }
+            None => self.source_job_after(Span(1), SourceJob::Failed(Local::Hash)),
+        }
+    }
+
+    /// Dials in the place of the connection there is.
+    fn reconnect(&mut self) {
+        if self.source.is_cut() && self.mutated(Mutation::EmptiesTheDirtyLog) {
+            self.with_guest(|guest| drop(guest.take_dirty()));
+        }
+        if let Some(conn) = self.source.conn.take() {
+            self.close(conn, Side::Source);
+        }
+        self.source.dials += 1;
+        self.dial(Dial::Ask(self.source.dials));
+    }
+
+    /// Writes down what the destination is told.
+    fn note_told(&mut self, message: &Message) {
+        self.note_absent(message);
+        if let Message::Region(Region { region, root, .. }) | Message::Absent { region, root, .. } = message {
+            self.source.told.roots.insert(*region, root.short());
+        }
+        if let Message::Absent { frames, .. } = message {
+            self.check.told_absent(frames);
         }
     }
 
@@ -405,8 +407,8 @@ impl World {
             SourceJob::HashRead { region, pages, rest } => self.read_to_hash(region, &pages, rest),
             SourceJob::LiteralsRead { channel, pages, rest } => self.read_to_send(channel, &pages, rest),
             SourceJob::FaultRead(gfn) => self.send_fault(gfn),
-            SourceJob::SpillRead { frames, rest } => {
-                self.spill_pages(migration, self.names(), &frames);
+            SourceJob::SpillRead { frames, anew, rest } => {
+                self.spill_pages(migration, self.names(), &frames, anew);
                 self.source_job_after(rest, SourceJob::Spilled);
             }
             SourceJob::Spilled => self.tell_source(|machine| machine.spilled(now)),
@@ -438,18 +440,22 @@ impl World {
                 self.tell_source(|machine| machine.vm_paused(now));
             }
             SourceJob::ReallyPaused => self.stand_still(),
+            SourceJob::RunOn { epoch } => {
+                let stands = self.mutated(Mutation::StandsStillWhenCut);
+                self.with_guest(|guest| guest.running = !stands);
+                self.check.runs("the source", epoch, self.source.operator_said);
+                self.tell_source(|machine| machine.vm_runs_on(now));
+            }
             SourceJob::Save => {
-                let state = format!("state of attempt {attempt}").into_bytes();
+                self.source.saves += 1;
+                let state = format!("state {} of attempt {attempt}", self.source.saves).into_bytes();
                 self.check.saved(migration, &state);
                 self.tell_source(|machine| machine.state_saved(now, state));
             }
             SourceJob::Failed(local) => {
                 self.tell_source(|machine| machine.failed(format!("{local:?} failed")));
             }
-            SourceJob::Cancel => self.tell_source(|machine| {
-                // Refused once the hand-over has begun.
-                machine.cancel().ok();
-            }),
+            SourceJob::Cancel => self.cancel_source(),
         }
     }
 
@@ -485,7 +491,8 @@ impl World {
     }
 
     fn send_literals(&mut self, channel: Channel, batch: Option<Vec<u8>>, sent: LiteralsSent) {
-        let gone = match batch {
+        // Encoded for a connection that is lost.
+        let gone = match batch.filter(|_| !self.source.is_cut()) {
             Some(batch) => self.send(Side::Source, self.source.conn, channel, &Message::Literals(batch)),
             None => self.now,
         };
@@ -505,11 +512,11 @@ impl World {
         self.tell_source(|machine| machine.fault_sent(now, gfn, page.name()));
     }
 
-    fn write_spill(&mut self, frames: Vec<Gfn>) {
+    fn write_spill(&mut self, frames: Vec<Gfn>, anew: bool) {
         match self.local(Local::Spill, 20_000) {
             Some(span) => {
                 let rest = Span(self.rng.below(span.0));
-                self.source_job_after(span, SourceJob::SpillRead { frames, rest });
+                self.source_job_after(span, SourceJob::SpillRead { frames, anew, rest });
             }
             None => self.source_job_after(Span(1), SourceJob::Failed(Local::Spill)),
         }

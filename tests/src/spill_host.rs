@@ -1,7 +1,7 @@
 //! A spill file on storage that outlives the source's host, and whoever serves it: in time or not, beside the source or in its place, or with the file of
 //! another migration.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use migration_proto::source::{Action, End, Literal, LiteralsSent, Source, SpillConfig};
 use migration_proto::timer::Time;
@@ -56,6 +56,8 @@ pub(crate) struct SpillHost {
     tries: u32,
     /// An operator comes back.
     expected: bool,
+    /// What the destination has been told is absent, and the source has not taken back since.
+    absent: BTreeSet<Gfn>,
     /// The migration whose Commit said that a file stands.
     promised: Option<MigrationId>,
 }
@@ -86,13 +88,19 @@ impl SpillHost {
 
 impl World {
     /// The source's driver writes pages as they are now.
-    pub(crate) fn spill_pages(&mut self, migration: MigrationId, names: &'static Names, frames: &[Gfn]) {
+    pub(crate) fn spill_pages(
+        &mut self,
+        migration: MigrationId,
+        names: &'static Names,
+        frames: &[Gfn],
+        anew: bool,
+    ) {
         let Some(guest) = &self.source.guest else { return };
         if !guest.running && self.options.mutation == Some(Mutation::SpillsOnlyAhead) {
             return;
         }
         let other = self.spill.file.as_ref().is_none_or(|file| file.migration != migration);
-        if other {
+        if other || (anew && !self.mutated(Mutation::KeepsOldSpill)) {
             self.spill.file = Some(File { migration, names, pages: BTreeMap::new(), root: None });
         }
         let Some(file) = &mut self.spill.file else { return };
@@ -121,6 +129,21 @@ impl World {
         let safe = !absent || self.spill.is_whole(migration) || self.options.mutation.is_some();
         self.spill.promised = Some(migration);
         self.check.require(safe, || "Commit was sent before the spill file stood".to_owned());
+        let judged = matches!(self.options.mutation, None | Some(Mutation::KeepsOldSpill));
+        let whole =
+            self.spill.file.as_ref().filter(|file| file.migration == migration && file.root.is_some());
+        let exact = whole.is_none_or(|file| file.pages.keys().eq(&self.spill.absent));
+        self.check
+            .require(exact || !judged, || "the spill file has other pages than those absent".to_owned());
+    }
+
+    /// What is said of absent frames.
+    pub(crate) fn note_absent(&mut self, message: &Message) {
+        match message {
+            Message::Absent { frames, .. } => self.spill.absent.extend(frames),
+            Message::Offer(_) | Message::Resume { .. } => self.spill.absent.clear(),
+            _ => {}
+        }
     }
 
     /// The source's host is gone, and an operator finds its file, if there is one.
@@ -306,7 +329,8 @@ impl World {
             Action::StartDirtyLog
             | Action::CollectDirty
             | Action::Hash { .. }
-            | Action::Spill(_)
+            | Action::Spill { .. }
+            | Action::RunOn(_)
             | Action::SealSpill { .. }
             | Action::DropVersions(_)
             | Action::Throttle { .. }

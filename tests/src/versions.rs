@@ -62,6 +62,7 @@ impl World {
     pub(crate) fn read_to_send(&mut self, channel: Channel, pages: &[Literal], rest: Span) {
         let (names, unchecked) = (self.names(), self.mutated(Mutation::LiteralsUnchecked));
         let always = self.mutated(Mutation::DeltasAgain);
+        let cut = self.source.is_cut() || !self.destination.alive();
         let Some(guest) = &self.source.guest else { return };
         let versions = &mut self.source.versions;
         let (mut deltas, mut plain) = (Vec::new(), Vec::new());
@@ -72,6 +73,9 @@ impl World {
             if page.name() != literal.name && !unchecked {
                 stale.push((gfn, literal.name.short()));
                 continue;
+            }
+            if channel == Channel::Literals && !cut {
+                self.check.sent(gfn, content, &self.destination.memory.image);
             }
             match versions.base(literal, content, always) {
                 Some(base) => {

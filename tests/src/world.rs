@@ -1,20 +1,21 @@
 //! The simulator: one source host, one destination host with its site, a link, faults, and an operator, in virtual time.
 //! One seed gives one run, step by step the same every time.
 
+mod draw;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use migration_proto::timer::Time;
 use migration_proto::wire::{Channel, Message, decode, encode};
-use migration_proto::{Layout, Mode, Span};
+use migration_proto::{Layout, Span, limits};
 
 use crate::check::Checker;
 use crate::destination_host::{DestinationHost, DestinationJob};
 use crate::faults::{Fault, Faults, Local, Moment};
-use crate::guest::{self, Guest};
 use crate::mutation::Mutation;
-use crate::net::{self, ConnId, Net, Side};
+use crate::net::{ConnId, Net, Side};
 use crate::rng::Rng;
 use crate::site::Site;
 use crate::source_host::{Dial, SourceHost, SourceJob};
@@ -83,6 +84,8 @@ pub struct Summary {
     pub faults: u64,
     /// Times that the VM was paused because nobody gave a page.
     pub starved: u32,
+    /// New connections before Commit over which the migration went on.
+    pub resumes: u32,
     /// Connections in post-copy after the first.
     pub reconnects: u64,
 }
@@ -120,6 +123,7 @@ pub fn run(seed: u64, story: Story, options: Options) -> Result<Summary, Box<Vio
             postcopies: world.postcopies,
             faults: world.fault_count,
             starved: world.starved,
+            resumes: world.resumes,
             reconnects: world.destination.postcopy_stats().map_or(0, |stats| stats.reconnects),
         }),
         Some(what) => Err(Box::new(Violation { seed, story, at_us: world.now.0, what: what.to_owned() })),
@@ -184,6 +188,8 @@ pub struct Total {
     pub faults: u64,
     /// Times that a VM was paused because nobody gave a page.
     pub starved: u64,
+    /// New connections before Commit over which migrations went on.
+    pub resumes: u64,
     /// Connections in post-copy after the first.
     pub reconnects: u64,
 }
@@ -197,6 +203,7 @@ impl Total {
         self.postcopies += u64::from(run.postcopies);
         self.faults += run.faults;
         self.starved += u64::from(run.starved);
+        self.resumes += u64::from(run.resumes);
         self.reconnects += run.reconnects;
     }
 }
@@ -259,72 +266,12 @@ pub(crate) struct World {
     pub(crate) postcopies: u32,
     pub(crate) fault_count: u64,
     pub(crate) starved: u32,
+    /// Times that the destination told a source that came back before Commit what it holds.
+    pub(crate) resumes: u32,
     pub(crate) options: Options,
 }
 
 impl World {
-    fn new(seed: u64, story: Story, options: Options) -> Self {
-        let mut rng = Rng::new(seed);
-        let layout = guest::draw_layout(&mut rng);
-        let habits = match story {
-            Story::Clean | Story::Lossy | Story::Crashes | Story::BadSite | Story::All => {
-                guest::Habits::draw(&mut rng)
-            }
-            Story::Postcopy => guest::Habits::draw_busy(&mut rng),
-        };
-        let guest = Guest::new(&mut rng, layout.clone(), habits);
-        let net = Net::new(net::Habits::draw(&mut rng));
-        let site = match story {
-            Story::Clean | Story::Lossy | Story::Crashes => Site::good(&mut rng),
-            Story::BadSite | Story::All => Site::bad(&mut rng),
-            Story::Postcopy if rng.chance(50) => Site::good(&mut rng),
-            Story::Postcopy => Site::bad(&mut rng),
-        };
-        let faults = match story {
-            Story::Clean | Story::BadSite => Faults::none(),
-            Story::Lossy => Faults::lossy(&mut rng),
-            Story::Crashes | Story::All => Faults::crashes(&mut rng),
-            Story::Postcopy => Faults::postcopy(&mut rng),
-        };
-        let downtime = Span(rng.spread(1_000, 1_000_000));
-        let mode = match story {
-            Story::Clean | Story::Lossy | Story::Crashes | Story::BadSite | Story::All => {
-                rng.pick(&[Mode::Precopy, Mode::Hybrid, Mode::Hybrid, Mode::Postcopy])
-            }
-            Story::Postcopy => rng.pick(&[Mode::Hybrid, Mode::Postcopy]),
-        };
-        let spill = rng.chance(if story == Story::Postcopy { 50 } else { 20 });
-        let mut world = Self {
-            source: SourceHost::new(seed, guest, downtime, mode, spill),
-            destination: DestinationHost::new(&layout),
-            spill: SpillHost::default(),
-            destination_postcopy: story == Story::Postcopy || rng.chance(90),
-            rng,
-            now: Time(0),
-            events: BTreeMap::new(),
-            next_event: 0,
-            steps: 0,
-            net,
-            must_succeed: faults.is_empty(),
-            faults,
-            waiting: Vec::new(),
-            site,
-            layout,
-            check: Checker::default(),
-            operator_waits: false,
-            postcopies: 0,
-            fault_count: 0,
-            starved: 0,
-            options,
-        };
-        for (at, fault) in world.faults.timed() {
-            world.schedule(at, Event::Fault(fault));
-        }
-        world.schedule(Time(0), Event::Burst);
-        world.schedule(Time(0), Event::Begin);
-        world
-    }
-
     pub(crate) fn mutated(&self, mutation: Mutation) -> bool {
         self.options.mutation == Some(mutation)
     }
@@ -496,6 +443,9 @@ impl World {
                 for (conn, side, at) in self.net.outage(&mut self.rng, self.now, outage) {
                     self.schedule(at, Event::Lost { conn, side });
                 }
+                if self.rng.chance(5) {
+                    self.lose_patience(outage);
+                }
             }
             Fault::KillSource => self.kill_source(),
             Fault::ServeSpill { stray } => self.serve_spill(stray),
@@ -564,11 +514,18 @@ impl World {
                 format!("the {who}'s deadline has passed: {phase}")
             });
             self.check.require(deadline.is_some(), || format!("the {who} waits without a deadline: {phase}"));
-            let far = now + Span::from_secs(120);
+            // What a destination keeps for a source to come back, it keeps that long.
+            let kept = limits::RESUME_GRACE + self.source.resume_for();
+            let far = now + kept.max(Span::from_secs(120));
             self.check.require(deadline.is_none_or(|at| at <= far), || {
                 format!("the {who}'s deadline is far: {phase}")
             });
         }
+        let still = self.source.stands_still_cut(now);
+        self.check.require(!still, || "the VM stands still while the source dials".to_owned());
+        let unlike =
+            self.source.aborted().filter(|reason| reason.contains("does not have the source's root"));
+        self.check.require(unlike.is_none(), || unlike.unwrap_or_default());
         if self.must_succeed
             && let Some(reason) = self.source.aborted()
         {

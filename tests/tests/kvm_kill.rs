@@ -116,7 +116,7 @@ async fn the_source_dies(moment: Moment) {
             match incoming.phase {
                 // Of a source that died before its first word it knows nothing.
                 IncomingPhase::Listening => moment == Moment::Offering || incoming.last_failure.is_some(),
-                IncomingPhase::Receiving | IncomingPhase::Closed => false,
+                IncomingPhase::Receiving | IncomingPhase::ReceivingCut | IncomingPhase::Closed => false,
                 IncomingPhase::Held
                 | IncomingPhase::Postcopy
                 | IncomingPhase::Starved

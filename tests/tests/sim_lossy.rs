@@ -10,4 +10,5 @@ fn no_seed_breaks_a_rule() {
         .unwrap_or_else(|violation| panic!("{violation}"));
     assert_eq!(total.moved, SEEDS, "every VM moves in the end");
     assert!(total.attempts > SEEDS, "some attempts are given up");
+    assert!(total.resumes > SEEDS / 4, "many go on where they stopped: {total:?}");
 }

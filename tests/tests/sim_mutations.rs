@@ -4,7 +4,7 @@ use tern_tests::mutation::Mutation;
 use tern_tests::world::{Options, Story, run_many};
 
 /// Enough for the rarest.
-const SEEDS: u64 = 600;
+const SEEDS: u64 = 3000;
 
 /// The story in which a breakage shows, and what the checker says of it.
 fn trap(mutation: Mutation) -> (Story, &'static [&'static str]) {
@@ -45,7 +45,15 @@ fn trap(mutation: Mutation) -> (Story, &'static [&'static str]) {
             &["a wrong page", "were to stand in a spill file", "the run does not come to an end"],
         ),
         Mutation::StaysThrottled => (Story::Crashes, &["slowed down by"]),
+        Mutation::KeepsOldSpill => (Story::Postcopy, &["the spill file has other pages than those absent"]),
         Mutation::SealsTooEarly => (Story::Postcopy, &["were to stand in a spill file"]),
+        Mutation::ForgetsTheBrokenRound | Mutation::EmptiesTheDirtyLog => {
+            (Story::Lossy, &["is not what the source had at its pause", "does not have the source's root"])
+        }
+        Mutation::StandsStillWhenCut => (Story::Lossy, &["stands still while the source dials"]),
+        Mutation::ClaimsWhatItLacks | Mutation::TrustsWhatIsHeld => {
+            (Story::Lossy, &["does not have the source's root"])
+        }
         Mutation::NoDeadlines => (Story::Crashes, &["the source's deadline has passed"]),
         Mutation::NoResume => {
             (Story::Lossy, &["the VM runs nowhere", "the VM has not come to the destination"])

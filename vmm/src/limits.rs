@@ -36,6 +36,8 @@ pub const RETAIN: Duration = Duration::from_secs(300);
 pub const SOCKET_PATH_BYTES: usize = 107;
 /// The longest `--downtime`, milliseconds.
 pub const DOWNTIME_MS: u64 = 60 * 60 * 1000;
+/// The longest `--resume-for`, milliseconds.
+pub const RESUME_FOR_MS: u64 = migration_proto::limits::RESUME_FOR_MAX.millis();
 /// The longest name of a VM, bytes.
 pub const NAME_BYTES: usize = 64;
 /// The longest `to` of a migration, bytes.

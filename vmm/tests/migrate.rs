@@ -77,6 +77,7 @@ async fn a_cancelled_or_refused_migration_leaves_the_guest_running() {
         delta_cache_bytes: None,
         auto_converge: false,
         spill: None,
+        resume_for_ms: 300_000,
     };
     let outgoing = Outgoing::start(Arc::clone(&machine), None, Arc::clone(&a.identity), options);
     let mut progress = outgoing.progress();
@@ -117,6 +118,7 @@ async fn offer_with_feature(a: &Host, machine: &Machine, ticket: &str, feature: 
         epoch: machine.ownership().epoch,
         domain: page::Domain::unkeyed().id(),
         mode: migration_proto::Mode::Precopy,
+        resume_for: migration_proto::Span(0),
         layout: Layout::new(vec![extent]).unwrap(),
         machine: serde_json::to_vec(&description).unwrap(),
         deltas: false,

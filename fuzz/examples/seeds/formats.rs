@@ -7,7 +7,7 @@ use migration_proto::manifest::Entry;
 use migration_proto::postcopy::FullName;
 use migration_proto::stats::{DestinationStats, PostcopyStats};
 use migration_proto::wire::{Message, Offer, Region, decode, encode};
-use migration_proto::{Epoch, Extent, Layout, MigrationId, Mode, VmId, literal};
+use migration_proto::{Epoch, Extent, Layout, MigrationId, Mode, Span, VmId, literal};
 use page::{DomainId, Gfn, PAGE_SIZE, PageHash, REGION_PAGES, RegionId, ShortId};
 use sha2::{Digest as _, Sha256};
 use vmm::boot::check_kernel;
@@ -30,6 +30,20 @@ fn text(bytes: &[u8]) -> &str {
 
 fn with_digest(bytes: &[u8]) -> Vec<u8> {
     [bytes, &Sha256::digest(bytes)].concat()
+}
+
+fn plain_offer(migration: MigrationId) -> Message {
+    Message::Offer(Offer {
+        migration,
+        vm: VmId([1; 16]),
+        epoch: Epoch(0),
+        domain: DomainId([2; 16]),
+        layout: Layout::new(vec![Extent { first: RegionId(0), regions: 1 }]).expect("a good layout"),
+        machine: vec![],
+        mode: Mode::Precopy,
+        deltas: false,
+        resume_for: Span(0),
+    })
 }
 
 fn messages() -> Vec<Message> {
@@ -58,17 +72,9 @@ fn messages() -> Vec<Message> {
             machine: br#"{"cpus":1}"#.to_vec(),
             mode: Mode::Hybrid,
             deltas: true,
+            resume_for: Span::from_secs(300),
         }),
-        Message::Offer(Offer {
-            migration,
-            vm: VmId([1; 16]),
-            epoch: Epoch(0),
-            domain: DomainId([2; 16]),
-            layout: Layout::new(vec![Extent { first: RegionId(0), regions: 1 }]).expect("a good layout"),
-            machine: vec![],
-            mode: Mode::Precopy,
-            deltas: false,
-        }),
+        plain_offer(migration),
         Message::Accept { shared: true, postcopy: true },
         Message::Refuse("it lacks avx2".to_owned()),
         Message::Abort { migration, reason: "cancelled".to_owned() },
@@ -102,6 +108,8 @@ fn messages() -> Vec<Message> {
         Message::Fault(Gfn(1 << 20)),
         Message::FaultPage { gfn: Gfn(513), name: root, batch: literal::encode(&[(Gfn(513), &page)]) },
         Message::Complete { migration, stats, postcopy: Box::new(postcopy) },
+        Message::Resume { migration, epoch: Epoch(3) },
+        Message::Held { regions: vec![(RegionId(0), id), (RegionId(5), id)], last: true },
     ]
 }
 

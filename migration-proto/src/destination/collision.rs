@@ -40,6 +40,7 @@ fn a_wrong_page_with_the_right_short_id_is_found_out_and_replaced() {
         machine: vec![],
         mode: Mode::Precopy,
         deltas: false,
+        resume_for: Span(0),
     };
     let link = Link { rtt: Span::from_millis(50), bytes_per_s: 12_500_000 };
     let mut machine = Destination::new(NOW, offer, Some(&domain), link, true);

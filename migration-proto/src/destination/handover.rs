@@ -11,10 +11,13 @@ use crate::timer::Time;
 use crate::wire::Message;
 
 impl Destination {
-    /// The source offers the VM in another migration, so it owns and runs it: what is held here is void.
+    /// The source offers the VM in another migration, so it owns and runs it: what is held or kept here is void.
     pub fn superseded(&mut self) {
-        if matches!(self.phase, Phase::Prepared { .. }) {
-            self.discard(AbortReason::Peer("it offered the VM anew".to_owned()));
+        match self.phase {
+            Phase::Preparing { .. } | Phase::Filling | Phase::Loading { .. } | Phase::Prepared { .. } => {
+                self.discard(AbortReason::Peer("it offered the VM anew".to_owned()));
+            }
+            Phase::Starting { .. } | Phase::Running { .. } | Phase::Ended(_) => {}
         }
     }
 
@@ -100,7 +103,7 @@ impl Destination {
         }
     }
 
-    fn say_running(&mut self) {
+    pub(super) fn say_running(&mut self) {
         let (migration, stats) = (self.migration, self.stats);
         self.actions.push_back(Action::Send(Message::Running { migration, stats }));
     }
@@ -140,6 +143,9 @@ impl Destination {
         if let Some(absent) = self.late() {
             absent.disconnected(now, link);
             self.after_late();
+        }
+        if self.keep(now) {
+            return;
         }
         match &mut self.phase {
             Phase::Preparing { .. } | Phase::Filling | Phase::Loading { .. } => {
@@ -200,6 +206,7 @@ impl Destination {
                 // Whether the virtual CPUs run is not known: only their word settles it. The source stays paused meanwhile.
                 self.deadline = None;
             }
+            Phase::Filling if self.keeping.cut_off => self.discard(AbortReason::Disconnected),
             Phase::Preparing { .. } | Phase::Filling | Phase::Loading { .. } => {
                 self.give_up(AbortReason::Timeout(self.phase.name()));
             }
@@ -231,7 +238,7 @@ impl Destination {
         }
     }
 
-    fn discard(&mut self, reason: AbortReason) {
+    pub(super) fn discard(&mut self, reason: AbortReason) {
         self.actions.push_back(Action::Discard(reason.clone()));
         self.phase = Phase::Ended(reason);
         self.absent = None;

@@ -345,6 +345,25 @@ impl Memory {
         self.count(gfn, before);
     }
 
+    /// The regions that stand here as they were told, with the short form of their roots. Of every other region the record counts as not told.
+    pub(super) fn keep_whole(&mut self) -> Vec<(RegionId, ShortId)> {
+        let strict: Vec<Gfn> = self.strict.keys().copied().collect();
+        strict.into_iter().for_each(|gfn| self.relax(gfn));
+        let mut whole = Vec::new();
+        for region in self.layout().clone().regions() {
+            let state = &self.regions[region_at(region)];
+            let complete = state.root.filter(|_| state.missing == 0);
+            let here = complete.filter(|root| state.verified || self.held.region_root(region) == *root);
+            let state = &mut self.regions[region_at(region)];
+            state.root = here;
+            state.verified = here.is_some();
+            state.asked = false;
+            whole.extend(here.map(|root| (region, root.short())));
+        }
+        self.unchecked.clear();
+        whole
+    }
+
     /// The root over all of RAM as it stands here.
     pub(super) fn root(&mut self) -> PageHash {
         self.held.root()

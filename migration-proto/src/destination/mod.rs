@@ -10,6 +10,7 @@ mod memory;
 mod pending;
 mod phase;
 mod postcopy;
+mod resume;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -21,6 +22,7 @@ use self::memory::{Memory, Told};
 pub use self::pending::RequestId;
 use self::pending::{Comes, Pending};
 use self::phase::Phase;
+use self::resume::Keeping;
 use crate::error::{AbortReason, ProtocolError};
 use crate::limits;
 use crate::postcopy::Mode;
@@ -42,6 +44,7 @@ pub struct Destination {
     has_site: bool,
     /// Whether both ends can do post-copy and the caller wants it.
     may_postcopy: bool,
+    keeping: Keeping,
     /// What comes while the VM runs, if anything does.
     absent: Option<Absent>,
     state: Option<Vec<u8>>,
@@ -79,6 +82,7 @@ impl Destination {
             pending: Pending::new(has_site),
             has_site,
             may_postcopy: postcopy && offer.mode != Mode::Precopy,
+            keeping: Keeping::new(offer.resume_for),
             absent: None,
             state: None,
             rescued: false,
@@ -185,17 +189,14 @@ impl Destination {
     }
 
     fn try_message(&mut self, now: Time, message: Message) -> Result<(), ProtocolError> {
-        let name = message.name();
+        let (name, ours) = (message.name(), self.migration);
         let fills = matches!(self.phase, Phase::Filling);
         match message {
-            Message::Abort { migration, reason } if migration == self.migration => self.aborted(reason),
-            Message::Commit { migration, epoch } if migration == self.migration => {
-                return self.commit(now, epoch);
-            }
-            Message::Serve { migration, epoch, root } if migration == self.migration => {
-                self.served(now, epoch, root);
-            }
-            Message::Released { migration } if migration == self.migration => self.released(),
+            Message::Abort { migration, reason } if migration == ours => self.aborted(reason),
+            Message::Commit { migration, epoch } if migration == ours => self.commit(now, epoch)?,
+            Message::Serve { migration, epoch, root } if migration == ours => self.served(now, epoch, root),
+            Message::Resume { migration, epoch } if migration == ours => self.resume(now, epoch)?,
+            Message::Released { migration } if migration == ours => self.released(),
             Message::Region(region) if fills && self.absent.is_none() => {
                 self.progressed(now);
                 let told = self.memory.region(&region)?;
@@ -249,6 +250,8 @@ impl Destination {
             | Message::Complete { .. }
             | Message::NotRunning { .. }
             | Message::Unknown { .. }
+            | Message::Resume { .. }
+            | Message::Held { .. }
             | Message::Released { .. }
             | Message::Probe(_) => {
                 return Err(ProtocolError::Unexpected { message: name, phase: self.phase.name() });
@@ -350,7 +353,11 @@ impl Destination {
 
     fn install_literal(&mut self, now: Time, gfn: Gfn, page: &VerifiedPage) -> Vec<Gfn> {
         let mut frames = self.install(now, page.name());
-        if frames.is_empty() && self.memory.install_strictly(gfn, page.name()) {
+        // One that was asked for over a connection that is lost may come late, and is what belongs there all the same.
+        let expected = |memory: &mut Memory| {
+            memory.install_strictly(gfn, page.name()) || memory.install(gfn, page.name())
+        };
+        if frames.is_empty() && matches!(self.phase, Phase::Filling) && expected(&mut self.memory) {
             frames.push(gfn);
             self.check_region(gfn.region());
             self.advance(now);
@@ -422,7 +429,8 @@ impl Destination {
         for region in self.memory.take_unchecked() {
             self.check_region(region);
         }
-        if self.memory.awaits_names() {
+        // What ends a round, or all of them, is said again over the next connection.
+        if self.memory.awaits_names() || self.keeping.cut_off {
             return;
         }
         if let Some(round) = self.round_end.take() {
@@ -466,7 +474,7 @@ impl Destination {
     }
 
     fn progressed(&mut self, now: Time) {
-        if matches!(self.phase, Phase::Filling) {
+        if matches!(self.phase, Phase::Filling) && !self.keeping.cut_off {
             self.deadline = Some(now + PATIENCE);
         }
     }

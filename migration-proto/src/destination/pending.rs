@@ -148,6 +148,13 @@ impl Pending {
         frame
     }
 
+    /// Nothing is awaited any more. Returns the questions that are under way.
+    pub(super) fn forget_all(&mut self) -> Vec<RequestId> {
+        self.groups.clear();
+        self.queue.clear();
+        std::mem::take(&mut self.questions).into_keys().collect()
+    }
+
     /// The frame's content is awaited no more: it was named anew.
     pub(super) fn forget(&mut self, id: ShortId, gfn: Gfn) -> Option<Gfn> {
         let group = self.groups.get_mut(&id)?;

@@ -7,6 +7,8 @@
 //!                                                                                        source's Commit or Abort over a
 //!                                                                                        new connection, or the operator
 //! ```
+//! A connection lost in Filling ends it only if the source, as it said in its offer, does not come back: [`super::resume`].
+//!
 //! In post-copy Loading begins while frames are absent ([`super::absent`]): their pages come in every phase from there on, and Running goes on as
 //! any other until none is absent. What is lost then, connection or source, never ends Running.
 //!

@@ -38,6 +38,9 @@ pub struct SourceConfig {
     pub auto_converge: bool,
     /// Whether what is absent at a switchover to post-copy is to stand in a spill file before Commit.
     pub spill: bool,
+    /// How long the destination is dialled again when the connection is lost before Commit, at most [`limits::RESUME_FOR_MAX`](crate::limits::RESUME_FOR_MAX);
+    /// 0: the loss ends the migration.
+    pub resume_for: Span,
 }
 
 /// A migration's source whose process is no more, as its spill file tells.
@@ -92,7 +95,12 @@ pub enum Action {
     SendFault(Gfn),
     /// Read these frames and write them to the spill file, with their names in [`Source::domain`](super::Source::domain); once they are on stable storage
     /// call [`Source::spilled`](super::Source::spilled). A frame that comes again replaces what was written of it.
-    Spill(Vec<Gfn>),
+    Spill {
+        /// Most are [`limits::SPILL_BATCH_PAGES`](crate::limits::SPILL_BATCH_PAGES).
+        frames: Vec<Gfn>,
+        /// Whether the file begins with them: nothing that was written before stays in it.
+        anew: bool,
+    },
     /// Nothing more comes: make the spill file whole, with this root, and durable under its name; then call
     /// [`Source::spill_sealed`](super::Source::spill_sealed).
     SealSpill {
@@ -115,6 +123,8 @@ pub enum Action {
     /// Tell the operator: the VM runs at the destination, which lacks pages that only this host may have, and the connection is lost. Memory is kept
     /// and the destination is dialled for as long as it takes; the operator can end that with [`Source::resolve`](super::Source::resolve).
     PostcopyCut,
+    /// The connection is lost before Commit: let the virtual CPUs run on and the dirty log go on; then call [`Source::vm_runs_on`](super::Source::vm_runs_on).
+    RunOn(RunPermit),
     /// The migration is over and the VM runs on here: stop the dirty log, let the virtual CPUs run, and, if `notify`,
     /// try to tell the destination, which may be holding the VM, by an `Abort` over a new connection.
     Resume {
@@ -188,6 +198,8 @@ pub enum SourceProgress {
     Offering,
     /// Rounds while the VM runs.
     Precopy,
+    /// The connection is lost, the VM runs on here, and the destination is dialled.
+    PrecopyCut,
     /// The VM stands still; the last pages and the state travel.
     StopAndCopy,
     /// Waiting for Ready.

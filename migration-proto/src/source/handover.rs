@@ -7,7 +7,8 @@ use super::{Action, Source, TooLate};
 use crate::error::{AbortReason, ProtocolError};
 use crate::limits;
 use crate::stats::DestinationStats;
-use crate::timer::Time;
+use crate::switchover::RunPermit;
+use crate::timer::{Span, Time};
 use crate::wire::Message;
 
 impl Source {
@@ -29,6 +30,7 @@ impl Source {
             | Phase::Pausing { .. }
             | Phase::CollectingLast { .. }
             | Phase::LastRound(_)
+            | Phase::Cut(_)
             | Phase::Committed { .. }
             | Phase::Postcopy { .. } => {
                 Err(ProtocolError::Unexpected { message: "Ready", phase: self.phase.name() })
@@ -56,6 +58,11 @@ impl Source {
     }
 
     pub(super) fn runs_there(&mut self, now: Time, stats: DestinationStats) -> Result<(), ProtocolError> {
+        if matches!(self.phase, Phase::Cut(_)) {
+            let two = "the destination says that the VM runs there, by its operator's word, and it runs here too: stop one of the two";
+            self.run_on(AbortReason::Local(two.to_owned()), false);
+            return Ok(());
+        }
         if !matches!(self.phase, Phase::Committed { .. } | Phase::Postcopy { .. }) {
             return Err(ProtocolError::Unexpected { message: "Running", phase: self.phase.name() });
         }
@@ -74,6 +81,10 @@ impl Source {
     pub(super) fn never_ran_there(&mut self) -> Result<(), ProtocolError> {
         if self.served.is_some() {
             self.not_served(true);
+            return Ok(());
+        }
+        if matches!(self.phase, Phase::Cut(_)) {
+            self.run_on(AbortReason::Peer("it has given the migration up".to_owned()), false);
             return Ok(());
         }
         // After Running no promise can take back that it ran.
@@ -97,6 +108,11 @@ impl Source {
                 }
             }
             Phase::Postcopy { .. } => self.cut_off(),
+            Phase::Cut(_) => {
+                let why = "another process answers there, which knows nothing of the migration";
+                self.run_on(AbortReason::Peer(why.to_owned()), false);
+                return Ok(());
+            }
             Phase::Offering
             | Phase::Collecting
             | Phase::Round(_)
@@ -127,7 +143,8 @@ impl Source {
             | Phase::Pausing { .. }
             | Phase::CollectingLast { .. }
             | Phase::LastRound(_)
-            | Phase::Handover { .. } => {
+            | Phase::Handover { .. }
+            | Phase::Cut(_) => {
                 self.abort(AbortReason::Cancelled);
                 Ok(())
             }
@@ -147,7 +164,7 @@ impl Source {
     pub fn disconnected(&mut self, now: Time) {
         if self.lost() {
             self.deadline = Some(now + limits::ASK_AGAIN);
-        } else {
+        } else if !self.break_off(now) {
             self.abort(AbortReason::Disconnected);
         }
     }
@@ -174,6 +191,7 @@ impl Source {
             | Phase::CollectingLast { .. }
             | Phase::LastRound(_)
             | Phase::Handover { .. }
+            | Phase::Cut(_)
             | Phase::Ended(_) => false,
         }
     }
@@ -184,6 +202,7 @@ impl Source {
             Phase::Committed { connected, .. } => *connected = true,
             // Whether the destination's process is still there, its answer tells.
             Phase::Postcopy { .. } => {}
+            Phase::Cut(_) => return self.ask_what_is_held(now),
             Phase::Offering
             | Phase::Collecting
             | Phase::Round(_)
@@ -238,8 +257,62 @@ impl Source {
         if self.lost() {
             self.actions.push_back(Action::Reconnect);
             self.deadline = Some(now + limits::RUNNING_TIMEOUT);
+        } else if matches!(self.phase, Phase::Cut(_)) {
+            self.cut_for_long(now);
         } else {
             self.abort(AbortReason::Timeout(self.phase.name()));
         }
+    }
+
+    /// The one failure path: before Commit the VM runs on here; after it nothing but an answer counts.
+    pub(super) fn abort(&mut self, reason: AbortReason) {
+        match self.phase {
+            Phase::Committed { .. } | Phase::Postcopy { .. } | Phase::Ended(_) => {}
+            Phase::Offering
+            | Phase::Collecting
+            | Phase::Round(_)
+            | Phase::Pausing { .. }
+            | Phase::CollectingLast { .. }
+            | Phase::LastRound(_)
+            | Phase::Handover { .. }
+            | Phase::Cut(_) => {
+                let notify = self.is_kept_there(&reason);
+                let migration = self.config.migration;
+                self.actions
+                    .push_back(Action::Send(Message::Abort { migration, reason: reason.to_string() }));
+                self.run_on(reason, notify);
+            }
+        }
+    }
+
+    /// Whether the destination may hold the VM, or keep what it has of it, if it does not hear of the end.
+    fn is_kept_there(&self, reason: &AbortReason) -> bool {
+        match reason {
+            AbortReason::Refused(_) | AbortReason::Peer(_) => false,
+            AbortReason::Cancelled
+            | AbortReason::Protocol(_)
+            | AbortReason::Disconnected
+            | AbortReason::Timeout(_)
+            | AbortReason::Spill(_)
+            | AbortReason::Local(_)
+            | AbortReason::RootMismatch
+            | AbortReason::Unresolved(_) => {
+                // Without a time to keep it, only what has been sent the last page can have said Ready and hold the VM.
+                self.config.resume_for > Span(0) || matches!(self.phase, Phase::Handover { .. })
+            }
+        }
+    }
+
+    pub(super) fn run_on(&mut self, reason: AbortReason, notify: bool) {
+        self.full_speed(None);
+        let permit = RunPermit::new(self.config.epoch);
+        self.actions.push_back(Action::Resume { permit, notify, reason: reason.clone() });
+        self.finish(End::Aborted(reason));
+    }
+
+    pub(super) fn finish(&mut self, end: End) {
+        self.phase = Phase::Ended(end);
+        self.deadline = None;
+        self.wants.clear();
     }
 }

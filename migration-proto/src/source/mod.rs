@@ -6,6 +6,7 @@ mod handover;
 mod naming;
 mod phase;
 mod postcopy;
+mod resume;
 mod round;
 mod spill;
 mod throttle;
@@ -23,6 +24,7 @@ pub use self::converge::{StopWhy, WhyPostcopy};
 use self::naming::Naming;
 pub use self::phase::End;
 use self::phase::Phase;
+use self::resume::Owed;
 use self::round::Round;
 use self::spill::Spill;
 use self::versions::Versions;
@@ -32,7 +34,6 @@ use crate::manifest::Entry;
 use crate::memory_names::MemoryNames;
 use crate::postcopy::Mode;
 use crate::stats::{DestinationStats, PostcopyStats, SourceStats};
-use crate::switchover::RunPermit;
 use crate::timer::{Link, Span, Time};
 use crate::wire::{Message, Offer, Region};
 
@@ -46,12 +47,15 @@ pub struct Source {
     /// A frame for each short id that has been named; checked against `names` when used.
     places: BTreeMap<ShortId, Gfn>,
     named_once: PageSet,
+    /// Taken out of the dirty log and not named since.
+    unnamed: PageSet,
+    owed: Owed,
     wants: VecDeque<Gfn>,
     versions: Versions,
     literal_batches: usize,
     converge: Converge,
-    /// Since when the guest is slowed down; none if it runs at full speed.
-    throttled: Option<Time>,
+    /// Since when the guest is slowed down, and by how many percent now; none if it runs at full speed.
+    throttled: Option<(Time, u8)>,
     stop_why: Option<StopWhy>,
     expected_downtime: Option<Span>,
     /// What both ends can and the caller wants.
@@ -89,6 +93,7 @@ impl Source {
             machine: config.machine.clone(),
             mode: config.mode,
             deltas: config.kept_versions > 0,
+            resume_for: config.resume_for,
         };
         Self {
             domain: config.domain.clone(),
@@ -96,6 +101,8 @@ impl Source {
             names: MemoryNames::new(config.layout.clone(), config.domain.zero_name()),
             places: BTreeMap::new(),
             named_once: PageSet::empty(config.layout.page_bound()),
+            unnamed: PageSet::empty(config.layout.page_bound()),
+            owed: Owed::default(),
             wants: VecDeque::new(),
             versions: Versions::new(config.kept_versions),
             literal_batches: 0,
@@ -108,7 +115,7 @@ impl Source {
             absent_regions: 0,
             naming: None,
             written_page: WrittenPage::default(),
-            spill: config.spill.then(|| Spill::new(config.layout.page_bound())),
+            spill: Spill::asked_for(&config),
             served: None,
             link: config.link,
             stats: SourceStats::default(),
@@ -123,7 +130,9 @@ impl Source {
 
     /// The next thing to do.
     pub fn poll(&mut self) -> Option<Action> {
-        self.actions.pop_front()
+        let action = self.actions.pop_front()?;
+        self.owed.give_out(&action);
+        Some(action)
     }
 
     /// When [`Source::timeout`] is to be called, if no input comes before.
@@ -168,6 +177,7 @@ impl Source {
             | Phase::CollectingLast { .. }
             | Phase::LastRound(_)
             | Phase::Handover { .. }
+            | Phase::Cut(_)
             | Phase::Committed { .. }
             | Phase::Postcopy { .. } => None,
         }
@@ -189,6 +199,7 @@ impl Source {
                 SourceProgress::StopAndCopy
             }
             Phase::Handover { .. } => SourceProgress::Handover,
+            Phase::Cut(_) => SourceProgress::PrecopyCut,
             Phase::Committed { in_doubt: false, .. } => SourceProgress::Committing,
             Phase::Committed { in_doubt: true, .. } => SourceProgress::InDoubt,
             Phase::Postcopy { connected: true, .. } => SourceProgress::Postcopy,
@@ -259,10 +270,13 @@ impl Source {
             Message::Complete { migration, stats, postcopy } if migration == ours && !self.is_over() => {
                 self.completed(stats, *postcopy)?;
             }
+            Message::Held { regions, last } if !self.is_over() && !self.is_dialling() => {
+                self.held(now, &regions, last)?;
+            }
             Message::NotRunning { migration } if migration == ours => self.never_ran_there()?,
             Message::Unknown { migration } if migration == ours => self.nobody_knows(now)?,
-            // What was on its way when this side ended means nothing any more.
-            _ if self.is_over() => {}
+            // What was on its way when this side ended, or when the connection was lost, means nothing any more.
+            _ if self.is_over() || self.is_dialling() => {}
             // Wants may overtake Ready on another channel; after it they need no answer.
             Message::Want(_) | Message::WantNames(_) if matches!(self.phase, Phase::Committed { .. }) => {}
             Message::Offer(_)
@@ -288,6 +302,8 @@ impl Source {
             | Message::Complete { .. }
             | Message::NotRunning { .. }
             | Message::Unknown { .. }
+            | Message::Resume { .. }
+            | Message::Held { .. }
             | Message::Released { .. }
             | Message::Probe(_) => {
                 return Err(ProtocolError::Unexpected { message: name, phase: self.phase.name() });
@@ -305,7 +321,11 @@ impl Source {
             | Phase::CollectingLast { .. }
             | Phase::LastRound(_)
             | Phase::Handover { .. } => true,
-            Phase::Offering | Phase::Committed { .. } | Phase::Postcopy { .. } | Phase::Ended(_) => false,
+            Phase::Offering
+            | Phase::Cut(_)
+            | Phase::Committed { .. }
+            | Phase::Postcopy { .. }
+            | Phase::Ended(_) => false,
         }
     }
 
@@ -334,6 +354,7 @@ impl Source {
         }
         // Logging begins before the first page is read, so that no write falls between.
         self.actions.push_back(Action::StartDirtyLog);
+        self.unnamed = all.clone();
         self.begin_round(now, all);
     }
 
@@ -357,6 +378,8 @@ impl Source {
         dirty.iter().filter(|gfn| self.config.layout.has(gfn.region())).for_each(|gfn| {
             left.insert(gfn);
         });
+        self.owed.machine_answered();
+        self.unnamed.union_with(&left);
         match &mut self.phase {
             Phase::Collecting => {
                 let sent = (self.stats.literal_pages, self.stats.literal_bytes);
@@ -378,6 +401,7 @@ impl Source {
                 self.actions.push_back(Action::Send(Message::State(state)));
                 self.last_pages(now, left);
             }
+            Phase::Cut(_) => self.settle(now),
             // An abort came first.
             Phase::Offering
             | Phase::Round(_)
@@ -393,16 +417,19 @@ impl Source {
     /// The virtual CPUs stand still. State is saved before the log is collected for the last time, because reading
     /// some of it makes KVM write to guest memory.
     pub fn vm_paused(&mut self, now: Time) {
+        self.owed.machine_answered();
         if matches!(self.phase, Phase::Pausing { .. }) {
             // It stands still: full speed is what it goes on with, wherever that is.
             self.full_speed(Some(now));
             self.actions.push_back(Action::SaveState);
             self.deadline = Some(now + limits::LOCAL_TIMEOUT);
         }
+        self.settle(now);
     }
 
     /// vCPU and device state.
     pub fn state_saved(&mut self, now: Time, state: Vec<u8>) {
+        self.owed.machine_answered();
         if state.len() > limits::STATE_BYTES {
             let what = format!("the device state has {} bytes, more than the protocol carries", state.len());
             return self.abort(AbortReason::Local(what));
@@ -413,10 +440,12 @@ impl Source {
             self.actions.push_back(Action::CollectDirty);
             self.deadline = Some(now + limits::LOCAL_TIMEOUT);
         }
+        self.settle(now);
     }
 
     /// The names of pages that [`Action::Hash`] asked for.
     pub fn hashed(&mut self, now: Time, region: RegionId, pages: &[(Gfn, PageHash)]) {
+        self.owed.hashed();
         let last = match &mut self.phase {
             Phase::Round(round) => {
                 round.hashed();
@@ -429,6 +458,7 @@ impl Source {
             Phase::Handover { .. } | Phase::Committed { .. } | Phase::Postcopy { .. } => {
                 return self.absent_hashed(now, region, pages);
             }
+            Phase::Cut(_) => return self.settle(now),
             Phase::Offering
             | Phase::Collecting
             | Phase::Pausing { .. }
@@ -462,7 +492,10 @@ impl Source {
     fn name_page(&mut self, gfn: Gfn, name: PageHash) -> Option<Entry> {
         let is_zero = name == self.domain.zero_name();
         self.stats.named_pages += 1;
-        self.stats.plain_bytes += if is_zero { PLAIN_ZERO_BYTES } else { PLAIN_PAGE_BYTES };
+        // What is named again because of a lost connection a plain migration would have sent once too.
+        if self.unnamed.remove(gfn) {
+            self.stats.plain_bytes += if is_zero { PLAIN_ZERO_BYTES } else { PLAIN_PAGE_BYTES };
+        }
         let known = self.names.get(gfn) == Some(name);
         if !self.named_once.insert(gfn) && known {
             self.stats.unchanged += 1;
@@ -498,6 +531,7 @@ impl Source {
             | Phase::CollectingLast { .. }
             | Phase::LastRound(_)
             | Phase::Handover { .. }
+            | Phase::Cut(_)
             | Phase::Committed { .. }
             | Phase::Postcopy { .. } => {
                 Err(ProtocolError::Unexpected { message: "RoundDone", phase: self.phase.name() })
@@ -533,6 +567,7 @@ impl Source {
             | Phase::Pausing { .. }
             | Phase::CollectingLast { .. }
             | Phase::Handover { .. }
+            | Phase::Cut(_)
             | Phase::Committed { .. }
             | Phase::Postcopy { .. }
             | Phase::Ended(_) => {}
@@ -542,7 +577,10 @@ impl Source {
     /// Something came or went. Where only one answer counts, that changes nothing.
     fn progressed(&mut self, now: Time) {
         match self.phase {
-            Phase::Committed { .. } | Phase::Postcopy { connected: false, .. } | Phase::Ended(_) => {}
+            Phase::Cut(_)
+            | Phase::Committed { .. }
+            | Phase::Postcopy { connected: false, .. }
+            | Phase::Ended(_) => {}
             Phase::Offering
             | Phase::Collecting
             | Phase::Round(_)
@@ -554,40 +592,6 @@ impl Source {
                 self.deadline = Some(now + limits::PROGRESS_TIMEOUT);
             }
         }
-    }
-
-    /// The one failure path: before Commit the VM runs on here; after it nothing but an answer counts.
-    fn abort(&mut self, reason: AbortReason) {
-        match self.phase {
-            Phase::Committed { .. } | Phase::Postcopy { .. } | Phase::Ended(_) => {}
-            Phase::Offering
-            | Phase::Collecting
-            | Phase::Round(_)
-            | Phase::Pausing { .. }
-            | Phase::CollectingLast { .. }
-            | Phase::LastRound(_)
-            | Phase::Handover { .. } => {
-                // Only a destination that has been sent the last page can have said Ready and hold the VM.
-                let notify = matches!(self.phase, Phase::Handover { .. });
-                let migration = self.config.migration;
-                self.actions
-                    .push_back(Action::Send(Message::Abort { migration, reason: reason.to_string() }));
-                self.run_on(reason, notify);
-            }
-        }
-    }
-
-    fn run_on(&mut self, reason: AbortReason, notify: bool) {
-        self.full_speed(None);
-        let permit = RunPermit::new(self.config.epoch);
-        self.actions.push_back(Action::Resume { permit, notify, reason: reason.clone() });
-        self.finish(End::Aborted(reason));
-    }
-
-    fn finish(&mut self, end: End) {
-        self.phase = Phase::Ended(end);
-        self.deadline = None;
-        self.wants.clear();
     }
 }
 

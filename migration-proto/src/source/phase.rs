@@ -9,6 +9,9 @@
 //!   before Commit every failure ends in Ended(Aborted), and the VM runs on                         ▼
 //!                                                          Ended(Completed) ◄──Running── Committed ──NotRunning──► Ended(Aborted)
 //!
+//!   a connection lost between Accept and Commit, if there is time to dial again:
+//!            any of those ──lost──► Cut: the VM runs on, dials ──Held, all given out is back──► Round
+//!
 //!   in post-copy the last round is left out (CollectingLast ──dirty──► Handover), and the destination runs the VM before it has all of its memory:
 //!                                                          Committed ──Running──► Postcopy ──Complete──► Ended(Completed)
 //!                                                                                 │  ▲ lost: dials and asks again, for ever
@@ -17,6 +20,7 @@
 
 use page::{PageHash, PageSet};
 
+use super::resume::Cut;
 use super::round::Round;
 use crate::error::AbortReason;
 
@@ -48,6 +52,8 @@ pub(super) enum Phase {
         /// The root over RAM.
         root: PageHash,
     },
+    /// The connection is lost before Commit, and the VM runs on here.
+    Cut(Cut),
     /// Commit has been sent: this side may not run the VM.
     Committed {
         /// Whether a connection to ask over is there.
@@ -94,6 +100,7 @@ impl Phase {
             Self::Pausing { .. } | Self::CollectingLast { .. } => "pausing the VM",
             Self::LastRound(_) => "copying the last pages",
             Self::Handover { .. } => "waiting for the destination to be ready",
+            Self::Cut(_) => "dialling the destination, with the VM running on",
             Self::Committed { .. } => "waiting for the destination to run the VM",
             Self::Postcopy { .. } => "serving memory to the destination, where the VM runs",
             Self::Ended(_) => "at the end of the migration",

@@ -213,6 +213,7 @@ impl Source {
             | Phase::CollectingLast { .. }
             | Phase::LastRound(_)
             | Phase::Handover { .. }
+            | Phase::Cut(_)
             | Phase::Ended(_) => return,
         }
         self.actions.push_back(Action::Reconnect);

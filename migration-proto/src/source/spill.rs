@@ -47,15 +47,17 @@ enum Stage {
 }
 
 impl Spill {
-    pub(super) fn new(bound: u64) -> Self {
-        Self {
+    /// With nothing written, if there is to be one.
+    pub(super) fn asked_for(config: &SourceConfig) -> Option<Self> {
+        let bound = config.layout.page_bound();
+        config.spill.then(|| Self {
             todo: PageSet::empty(bound),
             next: Gfn(0),
             written: PageSet::empty(bound),
             walks: 0,
             pages: 0,
             stage: Stage::Idle,
-        }
+        })
     }
 
     fn begin(&mut self, todo: PageSet, stage: Stage) {
@@ -66,12 +68,11 @@ impl Spill {
     }
 
     /// The next frames of the walk; none when it is over.
-    fn batch(&mut self) -> Vec<Gfn> {
-        let batch: Vec<Gfn> = self.todo.iter_from(self.next).take(limits::SPILL_BATCH_PAGES).collect();
-        if let Some(last) = batch.last() {
-            self.next = Gfn(last.0 + 1);
-        }
-        batch
+    fn batch(&mut self) -> Option<Action> {
+        let anew = self.walks == 1 && self.next == Gfn(0);
+        let frames: Vec<Gfn> = self.todo.iter_from(self.next).take(limits::SPILL_BATCH_PAGES).collect();
+        self.next = Gfn(frames.last()?.0 + 1);
+        Some(Action::Spill { frames, anew })
     }
 }
 
@@ -110,9 +111,8 @@ impl Source {
 
     fn spill_on(&mut self, now: Time) {
         let Some(spill) = &mut self.spill else { return };
-        let batch = spill.batch();
-        if !batch.is_empty() {
-            self.actions.push_back(Action::Spill(batch));
+        if let Some(batch) = spill.batch() {
+            self.actions.push_back(batch);
         } else if let Stage::Rest(root) = spill.stage {
             self.actions.push_back(Action::SealSpill { root });
         } else {
@@ -124,6 +124,7 @@ impl Source {
 
     /// What [`Action::Spill`] asked for is on stable storage.
     pub fn spilled(&mut self, now: Time) {
+        self.owed.spilled();
         let ahead = self.spill.as_ref().is_some_and(|spill| spill.stage == Stage::Ahead);
         let rest = self.spill.as_ref().is_some_and(|spill| matches!(spill.stage, Stage::Rest(_)));
         if (ahead && matches!(self.phase, Phase::Collecting))
@@ -131,6 +132,17 @@ impl Source {
         {
             self.spill_on(now);
         }
+        self.settle(now);
+    }
+
+    /// Whether the spill file is, or is about to be, whole.
+    pub(super) fn seals_spill(&self) -> bool {
+        self.spill.as_ref().is_some_and(|spill| matches!(spill.stage, Stage::Rest(_) | Stage::Sealed))
+    }
+
+    /// The VM runs on here, and its switchover is void: what was written of it too.
+    pub(super) fn forget_spill(&mut self) {
+        self.spill = Spill::asked_for(&self.config);
     }
 
     /// The spill file cannot be written. The VM runs on here: without the file it is not handed over.
@@ -173,6 +185,7 @@ impl Source {
             kept_versions: 0,
             auto_converge: false,
             spill: false,
+            resume_for: Span(0),
         };
         let mut source = Self::new(now, config);
         source.phase = Phase::Postcopy { connected: false, told: false, ran: true };

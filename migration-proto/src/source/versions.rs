@@ -100,11 +100,16 @@ impl Versions {
         }
     }
 
+    /// What was sent over a lost connection may not have come: it is no base.
+    pub(super) fn forget(&mut self) {
+        self.ages.clear();
+        self.dropped.extend(std::mem::take(&mut self.kept).into_keys());
+    }
+
     /// From here on nothing is sent as a delta.
     pub(super) fn end(&mut self) {
         self.most = 0;
-        self.ages.clear();
-        self.dropped.extend(std::mem::take(&mut self.kept).into_keys());
+        self.forget();
     }
 
     /// The frames whose version the driver is to drop.

@@ -57,6 +57,13 @@ impl Source {
             self.progressed(now);
             return self.advance(now);
         }
+        if matches!(self.phase, Phase::Cut(_)) {
+            // The destination asks for these no more: they are named again, if it does not hold their region as it was told.
+            for (gfn, _) in &sent.stale {
+                self.named_once.remove(*gfn);
+            }
+            return self.settle(now);
+        }
         if !self.names_pages() {
             return;
         }

@@ -3,6 +3,11 @@
 use page::{DomainId, Gfn, PageHash, REGION_PAGES, RegionId, ShortId};
 
 use super::codec::{Reader, WireError, Writer};
+use super::fields::{
+    read_counters, read_flag, read_frames, read_migration, read_reason, read_region_id, read_round,
+    read_stale, read_stats, write_frames, write_reason,
+};
+use super::held::{read_held, write_held};
 use super::offer::{read_accept, read_offer, write_accept, write_offer};
 use super::probe::Probe;
 use crate::limits;
@@ -10,6 +15,7 @@ use crate::manifest::{Entry, Layout, read_entries, write_entries};
 use crate::postcopy::{FullName, Mode, read_absent, write_absent};
 use crate::stats::{DestinationStats, PostcopyStats};
 use crate::switchover::{Epoch, MigrationId, VmId};
+use crate::timer::Span;
 
 /// An ordered stream of messages within a connection, in the order of urgency.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -45,6 +51,9 @@ pub struct Offer {
     pub mode: Mode,
     /// Whether literals may be deltas.
     pub deltas: bool,
+    /// How long the source dials again when the connection is lost before Commit, and the destination is to keep what it has: whole
+    /// milliseconds.
+    pub resume_for: Span,
 }
 
 /// The manifest of one region, or of what changed in it.
@@ -186,6 +195,21 @@ pub enum Message {
         /// The counters of post-copy.
         postcopy: Box<PostcopyStats>,
     },
+    /// Control, to the destination, over a new connection: the last one was lost before Commit, and the VM runs on at the source. What was said over
+    /// the last one counts as not said, but for what [`Message::Held`] answers.
+    Resume {
+        /// Which migration.
+        migration: MigrationId,
+        /// The epoch as whose owner the source runs it.
+        epoch: Epoch,
+    },
+    /// Control, to the source: regions whose 512 pages are here as they were told, with the first 8 bytes of their roots.
+    Held {
+        /// At most [`limits::HELD_REGIONS`].
+        regions: Vec<(RegionId, ShortId)>,
+        /// Whether these are the last.
+        last: bool,
+    },
     /// Control, to the source: it does not run here and never will by this migration.
     NotRunning {
         /// Which migration.
@@ -233,6 +257,8 @@ impl Message {
             Self::Serve { .. } => "Serve",
             Self::Running { .. } => "Running",
             Self::Complete { .. } => "Complete",
+            Self::Resume { .. } => "Resume",
+            Self::Held { .. } => "Held",
             Self::NotRunning { .. } => "NotRunning",
             Self::Unknown { .. } => "Unknown",
             Self::Released { .. } => "Released",
@@ -254,6 +280,8 @@ impl Message {
             | Self::Serve { .. }
             | Self::Running { .. }
             | Self::Complete { .. }
+            | Self::Resume { .. }
+            | Self::Held { .. }
             | Self::NotRunning { .. }
             | Self::Unknown { .. }
             | Self::Released { .. }
@@ -300,6 +328,8 @@ const FAULT: u8 = 23;
 const FAULT_PAGE: u8 = 24;
 const COMPLETE: u8 = 25;
 const SERVE: u8 = 26;
+const RESUME: u8 = 27;
+const HELD: u8 = 28;
 const PROBE: u8 = 64;
 
 /// The bytes of `message`, without the length before it.
@@ -390,6 +420,15 @@ pub fn encode(message: &Message) -> Vec<u8> {
             out.varint(epoch.0);
             out.bytes(&root.0);
         }
+        Message::Resume { migration, epoch } => {
+            out.byte(RESUME);
+            out.bytes(&migration.0);
+            out.varint(epoch.0);
+        }
+        Message::Held { regions, last } => {
+            out.byte(HELD);
+            write_held(&mut out, regions, *last);
+        }
         Message::Running { migration, stats } => {
             out.byte(RUNNING);
             out.bytes(&migration.0);
@@ -478,6 +517,13 @@ pub fn decode(frame: &[u8]) -> Result<Message, WireError> {
             epoch: Epoch(input.varint("epoch")?),
             root: input.name("root")?,
         },
+        RESUME => {
+            Message::Resume { migration: read_migration(&mut input)?, epoch: Epoch(input.varint("epoch")?) }
+        }
+        HELD => {
+            let (regions, last) = read_held(&mut input)?;
+            Message::Held { regions, last }
+        }
         RUNNING => {
             Message::Running { migration: read_migration(&mut input)?, stats: read_stats(&mut input)? }
         }
@@ -516,81 +562,4 @@ fn read_region(input: &mut Reader<'_>) -> Result<Region, WireError> {
     let root = input.name("region root")?;
     let entries = read_entries(input, region)?;
     Ok(Region { region, pushed, entries, root })
-}
-
-pub(super) fn read_region_id(input: &mut Reader<'_>) -> Result<RegionId, WireError> {
-    let region = input.varint("region")?;
-    if region < limits::REGIONS {
-        Ok(RegionId(region))
-    } else {
-        Err(WireError::OutOfRange { field: "region" })
-    }
-}
-
-pub(super) fn read_migration(input: &mut Reader<'_>) -> Result<MigrationId, WireError> {
-    Ok(MigrationId(input.array("migration id")?))
-}
-
-fn read_round(input: &mut Reader<'_>) -> Result<u32, WireError> {
-    u32::try_from(input.varint("round")?).map_err(|_| WireError::OutOfRange { field: "round" })
-}
-
-fn read_flag(input: &mut Reader<'_>, field: &'static str) -> Result<bool, WireError> {
-    match input.byte(field)? {
-        0 => Ok(false),
-        1 => Ok(true),
-        _ => Err(WireError::OutOfRange { field }),
-    }
-}
-
-fn read_stats(input: &mut Reader<'_>) -> Result<DestinationStats, WireError> {
-    Ok(DestinationStats::from_array(read_counters(input)?))
-}
-
-fn read_counters<const N: usize>(input: &mut Reader<'_>) -> Result<[u64; N], WireError> {
-    let mut fields = [0; N];
-    for field in &mut fields {
-        *field = input.varint("counter")?;
-    }
-    Ok(fields)
-}
-
-fn write_frames(out: &mut Writer, frames: &[Gfn]) {
-    out.varint(frames.len() as u64);
-    let mut last = Gfn(0);
-    for gfn in frames {
-        out.frame(last, *gfn);
-        last = *gfn;
-    }
-}
-
-fn read_frames(input: &mut Reader<'_>, field: &'static str) -> Result<Vec<Gfn>, WireError> {
-    let count = input.count(field, limits::WANT_BATCH_PAGES)?;
-    let mut last = Gfn(0);
-    (0..count)
-        .map(|_| {
-            last = input.frame(field, last)?;
-            Ok(last)
-        })
-        .collect()
-}
-
-fn read_stale(input: &mut Reader<'_>) -> Result<Vec<(Gfn, ShortId)>, WireError> {
-    let count = input.count("stale frames", limits::LITERAL_BATCH_PAGES)?;
-    (0..count)
-        .map(|_| {
-            let gfn = Gfn(input.varint("stale frame")?);
-            Ok((gfn, ShortId(u64::from_be_bytes(input.array("stale id")?))))
-        })
-        .collect()
-}
-
-fn write_reason(out: &mut Writer, reason: &str) {
-    let end = (0..=reason.len().min(limits::REASON_BYTES)).rev().find(|at| reason.is_char_boundary(*at));
-    out.blob(reason.get(..end.unwrap_or(0)).unwrap_or_default().as_bytes());
-}
-
-fn read_reason(input: &mut Reader<'_>) -> Result<String, WireError> {
-    let bytes = input.blob("reason", limits::REASON_BYTES)?;
-    String::from_utf8(bytes.to_vec()).map_err(|_| WireError::OutOfRange { field: "reason" })
 }

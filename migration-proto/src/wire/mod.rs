@@ -6,6 +6,8 @@
 #![deny(clippy::indexing_slicing)]
 
 mod codec;
+mod fields;
+mod held;
 mod message;
 mod offer;
 mod probe;

@@ -3,11 +3,13 @@
 use page::DomainId;
 
 use super::codec::{Reader, WireError, Writer};
-use super::message::{Offer, read_migration, read_region_id};
+use super::fields::{read_migration, read_region_id};
+use super::message::Offer;
 use crate::limits;
 use crate::manifest::{Extent, Layout};
 use crate::postcopy::Mode;
 use crate::switchover::{Epoch, VmId};
+use crate::timer::Span;
 
 /// In Accept, the bits of its one byte. The first version knew the first alone, and is told it alone: its offers are of pre-copy.
 const SHARED_BIT: u8 = 1;
@@ -18,11 +20,9 @@ pub(super) fn write_accept(out: &mut Writer, shared: bool, postcopy: bool) {
 }
 
 pub(super) fn write_offer(out: &mut Writer, offer: &Offer) {
-    // Pre-copy without deltas is all that the first version knows, and says nothing that it does not know.
-    let version = match (offer.mode, offer.deltas) {
-        (Mode::Precopy, false) => limits::WIRE_VERSION_BEFORE,
-        (Mode::Precopy, true) | (Mode::Hybrid | Mode::Postcopy, _) => limits::WIRE_VERSION,
-    };
+    // Pre-copy without deltas and over one connection is all that the first version knows, and says nothing that it does not know.
+    let plain = offer.mode == Mode::Precopy && !offer.deltas && offer.resume_for == Span(0);
+    let version = if plain { limits::WIRE_VERSION_BEFORE } else { limits::WIRE_VERSION };
     out.varint(u64::from(version));
     out.bytes(&offer.migration.0);
     out.bytes(&offer.vm.0);
@@ -41,6 +41,7 @@ pub(super) fn write_offer(out: &mut Writer, offer: &Offer) {
             Mode::Postcopy => POSTCOPY,
         };
         out.byte(mode | (u8::from(offer.deltas) * DELTAS_BIT));
+        out.varint(offer.resume_for.millis());
     }
 }
 
@@ -65,7 +66,11 @@ pub(super) fn read_offer(input: &mut Reader<'_>) -> Result<Offer, WireError> {
         .collect::<Result<_, _>>()?;
     let layout = Layout::new(extents).ok_or(WireError::OutOfRange { field: "memory layout" })?;
     let machine = input.blob("machine", limits::MACHINE_BYTES)?.to_vec();
-    let mode = if version == limits::WIRE_VERSION_BEFORE { PRECOPY } else { input.byte("mode")? };
+    let (mode, resume_ms) = if version == limits::WIRE_VERSION_BEFORE {
+        (PRECOPY, 0)
+    } else {
+        (input.byte("mode")?, input.varint("time to resume")?)
+    };
     let deltas = mode & DELTAS_BIT != 0;
     let mode = match mode & !DELTAS_BIT {
         PRECOPY => Mode::Precopy,
@@ -73,7 +78,11 @@ pub(super) fn read_offer(input: &mut Reader<'_>) -> Result<Offer, WireError> {
         POSTCOPY => Mode::Postcopy,
         _ => return Err(WireError::OutOfRange { field: "mode" }),
     };
-    Ok(Offer { migration, vm, epoch, domain, layout, machine, mode, deltas })
+    if resume_ms > limits::RESUME_FOR_MAX.millis() {
+        return Err(WireError::OutOfRange { field: "time to resume" });
+    }
+    let resume_for = Span::from_millis(resume_ms);
+    Ok(Offer { migration, vm, epoch, domain, layout, machine, mode, deltas, resume_for })
 }
 
 pub(super) fn read_accept(input: &mut Reader<'_>) -> Result<(bool, bool), WireError> {

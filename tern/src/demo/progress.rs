@@ -76,6 +76,7 @@ fn progress_line(progress: &Progress, wan: WanCounts) -> String {
         Phase::Precopy => format!("round {}", progress.round),
         Phase::StopAndCopy => "paused, last pages".to_owned(),
         Phase::Handover => "handing over".to_owned(),
+        Phase::PrecopyCut => "connection lost, dialling".to_owned(),
         Phase::Committing => "committing".to_owned(),
         Phase::InDoubt => "IN DOUBT".to_owned(),
         Phase::Postcopy => "runs there, the rest follows".to_owned(),

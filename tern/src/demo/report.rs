@@ -330,6 +330,8 @@ mod tests {
                 postcopy: None,
                 auto_converge: None,
                 spill: None,
+                breaks: 0,
+                cut_off_ms: 0,
                 rungs: Rungs { site: Rung { pages: 10, bytes: 40_960 }, ..Rungs::default() },
                 literals: Literals::default(),
                 wan_tx_bytes: 900,

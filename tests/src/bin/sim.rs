@@ -34,12 +34,13 @@ fn main() -> ExitCode {
         Ok(total) => {
             let seconds = began.elapsed().as_secs_f64();
             println!(
-                "{} seeds from {from} ran clean in {seconds:.1} s ({:.0} a second): {} attempts, {} VMs moved, {} by post-copy with {} faults, {} pauses and {} \
-                 new connections, {} steps",
+                "{} seeds from {from} ran clean in {seconds:.1} s ({:.0} a second): {} attempts, {} VMs moved, {} new connections before Commit, {} \
+                 by post-copy with {} faults, {} pauses and {} new connections, {} steps",
                 total.runs,
                 total.runs as f64 / seconds,
                 total.attempts,
                 total.moved,
+                total.resumes,
                 total.postcopies,
                 total.faults,
                 total.starved,

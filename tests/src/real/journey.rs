@@ -26,10 +26,13 @@ pub struct Terms {
     pub auto_converge: bool,
     /// As `--spill`.
     pub spill: Option<PathBuf>,
+    /// As `--resume-for`, milliseconds.
+    pub resume_for_ms: u64,
 }
 
 impl Default for Terms {
-    /// All of memory first, whatever the machine's load does to the guest's pace: post-copy has stories of its own.
+    /// All of memory first, whatever the machine's load does to the guest's pace, and over one connection: post-copy and breaks have stories of their
+    /// own.
     fn default() -> Self {
         Self {
             downtime_ms: DEFAULT_DOWNTIME_MS,
@@ -38,6 +41,7 @@ impl Default for Terms {
             delta_cache_bytes: None,
             auto_converge: false,
             spill: None,
+            resume_for_ms: 0,
         }
     }
 }
@@ -46,7 +50,15 @@ impl Terms {
     /// The request for a migration to `to`.
     #[must_use]
     pub fn request(self, to: &str) -> MigrateRequest {
-        let Self { downtime_ms, mode, bandwidth_bits, delta_cache_bytes, auto_converge, spill } = self;
+        let Self {
+            downtime_ms,
+            mode,
+            bandwidth_bits,
+            delta_cache_bytes,
+            auto_converge,
+            spill,
+            resume_for_ms,
+        } = self;
         let spill = spill.map(|dir| dir.to_str().expect("a test's directory is text").to_owned());
         MigrateRequest {
             to: to.to_owned(),
@@ -56,6 +68,7 @@ impl Terms {
             delta_cache_bytes,
             auto_converge,
             spill,
+            resume_for_ms,
         }
     }
 }
@@ -141,12 +154,13 @@ fn rank(phase: Phase) -> u8 {
     match phase {
         Phase::Offering => 0,
         Phase::Precopy => 1,
-        Phase::StopAndCopy => 2,
-        Phase::Handover => 3,
-        Phase::Committing => 4,
-        Phase::InDoubt => 5,
-        Phase::Postcopy => 6,
-        Phase::PostcopyCut => 7,
-        Phase::Ended => 8,
+        Phase::PrecopyCut => 2,
+        Phase::StopAndCopy => 3,
+        Phase::Handover => 4,
+        Phase::Committing => 5,
+        Phase::InDoubt => 6,
+        Phase::Postcopy => 7,
+        Phase::PostcopyCut => 8,
+        Phase::Ended => 9,
     }
 }

@@ -66,6 +66,7 @@ pub(super) async fn migrate(options: &Migrate) -> Result<ExitCode, CliError> {
         delta_cache_bytes: options.delta_cache,
         auto_converge: options.auto_converge,
         spill,
+        resume_for_ms: options.resume_for,
     };
     if options.dry_run {
         let forecast = client.dry_run(&request).await?;

@@ -213,6 +213,9 @@ struct Migrate {
     /// A directory on storage that outlives this host: before the VM runs there without all of its memory, what it lacks is written here
     #[arg(long, value_name = "DIR")]
     spill: Option<PathBuf>,
+    /// How long to dial again when the connection is lost before the hand-over, with the VM running on here: 30s, 5m; 0 gives up at once
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = parse::resume_for)]
+    resume_for: u64,
     /// Move nothing: say what it would cost, by a sample of the memory, what the site there holds of it, what the guest writes, and what the link carries
     #[arg(long)]
     dry_run: bool,
@@ -453,6 +456,7 @@ mod tests {
 
     use super::*;
     use crate::config::Level;
+    use crate::control::api::DEFAULT_RESUME_FOR_MS;
 
     fn parsed(line: &str) -> Result<Command, clap::Error> {
         Cli::try_parse_from(line.split(' ')).map(|cli| cli.command)
@@ -511,13 +515,14 @@ mod tests {
             panic!("not parsed");
         };
         assert_eq!((migrate.downtime, migrate.bandwidth, migrate.control.json), (300, None, false));
-        assert_eq!(migrate.mode, Mode::Hybrid);
+        assert_eq!((migrate.mode, migrate.resume_for), (Mode::Hybrid, DEFAULT_RESUME_FOR_MS));
         let Ok(Command::Migrate(migrate)) = parsed(
-            "vmm migrate --control c --to 127.0.0.1:1 --downtime 2s --mode precopy --bandwidth 100M --json",
+            "vmm migrate --control c --to 127.0.0.1:1 --downtime 2s --mode precopy --bandwidth 100M --json --resume-for 0",
         ) else {
             panic!("not parsed");
         };
         assert_eq!((migrate.downtime, migrate.bandwidth), (2000, Some(100_000_000)));
+        assert_eq!(migrate.resume_for, 0);
         assert_eq!(migrate.mode, Mode::Precopy);
     }
 }

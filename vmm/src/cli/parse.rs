@@ -102,6 +102,25 @@ pub(super) fn downtime(given: &str) -> Result<u64, ParseError> {
     }
 }
 
+/// A time in milliseconds, from `30s`, `5m`, or 0.
+pub(super) fn resume_for(given: &str) -> Result<u64, ParseError> {
+    let form = || ParseError::Form { given: given.to_owned(), what: "a time", example: "30s, 5m or 0" };
+    let (digits, unit) = split_number(given);
+    let factor: u64 = match unit {
+        "" if digits == "0" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        _ => return Err(form()),
+    };
+    match digits.parse::<u64>().ok().and_then(|n| n.checked_mul(factor)) {
+        None => Err(form()),
+        Some(ms) if ms > limits::RESUME_FOR_MS => {
+            Err(ParseError::Bound { what: "the time to dial again", bound: "at most an hour".to_owned() })
+        }
+        Some(ms) => Ok(ms),
+    }
+}
+
 fn split_number(given: &str) -> (&str, &str) {
     given.split_at(given.find(|c: char| !c.is_ascii_digit()).unwrap_or(given.len()))
 }
@@ -282,6 +301,16 @@ mod tests {
     }
 
     #[test]
+    fn the_time_to_dial_again_takes_s_and_m_and_0() {
+        for (given, ms) in [("0", 0), ("0s", 0), ("30s", 30_000), ("5m", 300_000), ("60m", 3_600_000)] {
+            assert_eq!(resume_for(given), Ok(ms), "{given}");
+        }
+        for given in ["", "5", "300ms", "m", "-1s", "61m", "99999999999999999999m", "1h"] {
+            assert!(resume_for(given).is_err(), "{given}");
+        }
+    }
+
+    #[test]
     fn downtime_takes_ms_and_s() {
         for (given, ms) in [("300ms", 300), ("300", 300), ("2s", 2000), ("3600s", 3_600_000)] {
             assert_eq!(downtime(given), Ok(ms), "{given}");
@@ -360,7 +389,7 @@ mod tests {
 
         #[test]
         fn nothing_panics(given in ".{0,60}") {
-            let _ = (memory(&given), bandwidth(&given), downtime(&given), load(&given), serial(&given));
+            let _ = (memory(&given), bandwidth(&given), downtime(&given), resume_for(&given), load(&given), serial(&given));
         }
     }
 }

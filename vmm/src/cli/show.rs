@@ -69,6 +69,7 @@ pub(super) fn progress(progress: &Progress) -> String {
     let phase = match progress.phase {
         Phase::Offering => "offering",
         Phase::Precopy => "pre-copy",
+        Phase::PrecopyCut => "connection lost, dialling; the VM runs on here",
         Phase::StopAndCopy => "stop-and-copy",
         Phase::Handover => "hand-over",
         Phase::Committing => "committing",
@@ -169,8 +170,12 @@ pub(super) fn report(report: &Report) -> String {
     table.0
 }
 
-/// What the guest was made to bear, and a spill file took.
+/// What the guest was made to bear, what a spill file took, and how often the link broke.
 fn cost(table: &mut Table, report: &Report) {
+    if report.breaks > 0 {
+        let seconds = report.cut_off_ms / 1000;
+        table.row("breaks", format_args!("{}, {seconds} s without a connection in all", report.breaks));
+    }
     if let Some(slowed) = &report.auto_converge {
         let row = format!("by up to {}%, for {} ms", slowed.highest_percent, slowed.throttled_ms);
         table.row("slowed down", row);

@@ -128,6 +128,9 @@ pub struct MigrateRequest {
     /// A directory for a spill file, as an absolute path.
     #[serde(default)]
     pub spill: Option<String>,
+    /// How long the destination is dialled again when the connection is lost before the hand-over, milliseconds; 0: the loss ends the migration.
+    #[serde(default = "default_resume_for_ms")]
+    pub resume_for_ms: u64,
 }
 
 impl MigrateRequest {
@@ -142,6 +145,7 @@ impl MigrateRequest {
             delta_cache_bytes: None,
             auto_converge: false,
             spill: None,
+            resume_for_ms: DEFAULT_RESUME_FOR_MS,
         }
     }
 }
@@ -170,6 +174,13 @@ pub const DEFAULT_DOWNTIME_MS: u64 = 300;
 
 fn default_downtime_ms() -> u64 {
     DEFAULT_DOWNTIME_MS
+}
+
+/// Milliseconds for which a destination is dialled again where the operator says nothing.
+pub const DEFAULT_RESUME_FOR_MS: u64 = 5 * 60 * 1000;
+
+fn default_resume_for_ms() -> u64 {
+    DEFAULT_RESUME_FOR_MS
 }
 
 /// `POST /v1/migration/resolve`.

@@ -386,6 +386,12 @@ impl Arrival {
                 tracing::debug!(%error, "the connection from the source has ended");
                 self.drop_wires(Close::Done, "the connection has ended");
                 self.core.disconnected(now);
+                if self.core.is_cut_off() {
+                    tracing::warn!(
+                        "the source is lost, and may come back: what is here of its VM is kept for it"
+                    );
+                    self.tell_status();
+                }
             }
         }
     }

@@ -137,9 +137,9 @@ impl Connection {
         self.inbox.1.recv().await
     }
 
-    /// What an event says, if it is the present connection's.
+    /// What an event says, if it is the present connection's. What one brought that has been given up, here or before, counts as lost with it.
     pub(super) fn take(&mut self, event: LinkEvent) -> Option<FromLink> {
-        if event.generation != self.generation {
+        if event.generation != self.generation || self.wires.is_none() {
             return None;
         }
         if let FromLink::LiteralsSent(sent) = &event.what

@@ -104,7 +104,8 @@ fn offer(
     // Nothing is ever said of this migration again.
     let (migration, domain, mode) = (MigrationId([0; 16]), domain.id(), options.mode.into());
     let deltas = options.delta_cache_bytes != Some(0);
-    Ok(Offer { migration, vm: ownership.vm, epoch: ownership.epoch, domain, layout, machine, mode, deltas })
+    let (vm, epoch) = (ownership.vm, ownership.epoch);
+    Ok(Offer { migration, vm, epoch, domain, layout, machine, mode, deltas, resume_for: Span(0) })
 }
 
 /// A page of the sample that is not zero.

@@ -95,7 +95,9 @@ impl Server {
     fn route(&mut self, greeting: Greeting) {
         match greeting.first.clone() {
             Message::Offer(offer) => self.offered(offer, greeting),
-            Message::Commit { migration, .. } | Message::Serve { migration, .. } => {
+            Message::Commit { migration, .. }
+            | Message::Serve { migration, .. }
+            | Message::Resume { migration, .. } => {
                 self.asked(migration, greeting, true);
             }
             Message::Abort { migration, .. } => self.asked(migration, greeting, false),
@@ -121,11 +123,13 @@ impl Server {
             | Message::Running { .. }
             | Message::NotRunning { .. }
             | Message::Unknown { .. }
+            | Message::Held { .. }
             | Message::Released { .. }
             | Message::Probe(Probe::Answer { .. } | Probe::Burst(_) | Probe::Carried { .. }) => {
-                greeting
-                    .link
-                    .close(Close::Failed, "a connection begins with Offer, Commit, Abort or a dry run");
+                greeting.link.close(
+                    Close::Failed,
+                    "a connection begins with Offer, Resume, Commit, Abort or a dry run",
+                );
             }
         }
     }
@@ -185,6 +189,11 @@ impl Server {
             return Some("a VM runs here already: one process takes one VM");
         }
         if self.current.as_ref().is_some_and(|current| !current.mail.is_closed()) {
+            if self.shared.status.borrow().phase == IncomingPhase::ReceivingCut {
+                return Some(
+                    "a VM is arriving here whose source is lost and may come back; cancel its migration there, or wait",
+                );
+            }
             return Some(
                 "a VM is arriving here already; if that attempt has failed, try again in a few seconds",
             );

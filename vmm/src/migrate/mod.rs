@@ -103,6 +103,8 @@ pub struct MigrateOptions {
     pub auto_converge: bool,
     /// A directory for a spill file: before the VM runs at the destination, every page that it lacks there stands here. An absolute path.
     pub spill: Option<PathBuf>,
+    /// How long the destination is dialled again when the connection is lost before the hand-over, milliseconds; 0: the loss ends the migration.
+    pub resume_for_ms: u64,
 }
 
 /// One migration away from this process. Dropping the handle does not end the migration.

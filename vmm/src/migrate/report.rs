@@ -89,6 +89,8 @@ pub enum Phase {
     Offering,
     /// Rounds of names while the VM runs.
     Precopy,
+    /// The connection is lost and the VM runs on here: dialling until it stands again, for as long as was asked for.
+    PrecopyCut,
     /// The VM is paused; the last dirty pages and the device state travel.
     StopAndCopy,
     /// Everything has been sent; waiting for the destination to say that it is ready.
@@ -110,6 +112,7 @@ impl From<SourceProgress> for Phase {
         match progress {
             SourceProgress::Offering => Self::Offering,
             SourceProgress::Precopy => Self::Precopy,
+            SourceProgress::PrecopyCut => Self::PrecopyCut,
             SourceProgress::StopAndCopy => Self::StopAndCopy,
             SourceProgress::Handover => Self::Handover,
             SourceProgress::Committing => Self::Committing,
@@ -138,6 +141,10 @@ pub struct Progress {
     pub wan_tx_bytes: u64,
     /// See `wan_tx_bytes`.
     pub wan_rx_bytes: u64,
+    /// Connections lost before the hand-over after which the migration went on, or may.
+    pub breaks: u32,
+    /// How long there was no connection in those that are over, milliseconds.
+    pub cut_off_ms: u64,
     /// Since the start, milliseconds.
     pub elapsed_ms: u64,
 }
@@ -339,6 +346,10 @@ pub struct Report {
     pub auto_converge: Option<AutoConverge>,
     /// Where a spill file was written: what it took.
     pub spill: Option<Spilled>,
+    /// Connections lost before the hand-over after which the migration went on where it was.
+    pub breaks: u32,
+    /// How long there was no connection in them, milliseconds.
+    pub cut_off_ms: u64,
     /// Pages and bytes by rung.
     pub rungs: Rungs,
     /// The pages of the last rung as they crossed the WAN.
@@ -366,6 +377,8 @@ pub enum IncomingPhase {
     Listening,
     /// A VM is arriving.
     Receiving,
+    /// A VM is arriving, and the connection to its source is lost: what is here is kept for it to come back, for as long as it said.
+    ReceivingCut,
     /// The VM is complete here and its source was lost before Commit: it stands still until the source comes back or the
     /// operator resolves it.
     Held,

@@ -6,10 +6,10 @@ mod spilling;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use migration_proto::MigrationId;
-use migration_proto::source::{Action, LiteralsSent, Source, SourceConfig};
+use migration_proto::source::{Action, LiteralsSent, Source, SourceConfig, SourceProgress};
 use migration_proto::timer::Span;
 use migration_proto::wire::{Channel, Message};
+use migration_proto::{MigrationId, RunPermit};
 use page::{Domain, Gfn, PageHash, PageSet, RegionId};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -51,6 +51,7 @@ enum Done {
     Paused(Result<(), String>),
     Saved(Result<Vec<u8>, String>),
     Spilled(spilling::Job),
+    RunsOn(Result<(), String>),
     Dialled(Dialled),
 }
 
@@ -156,6 +157,7 @@ impl Driver {
             mode: options.mode.into(),
             auto_converge: options.auto_converge,
             spill: options.spill.is_some(),
+            resume_for: Span::from_millis(options.resume_for_ms),
             link: measured,
             kept_versions: versions.most(),
         };
@@ -274,9 +276,10 @@ impl Driver {
                 Done::Saved(state.map(|state| bundle::pack(machine.heartbeat().last_unix_ns, &state)))
             }),
             Action::SendFault(gfn) => self.send_fault(gfn),
-            Action::Spill(frames) => self.spill(frames),
+            Action::Spill { frames, anew } => self.spill(frames, anew),
             Action::SealSpill { root } => self.seal_spill(root),
             Action::Throttle { percent } => self.throttle_guest(percent),
+            Action::RunOn(permit) => self.run_on_cut(&permit),
             Action::Reconnect => self.reconnect(),
             Action::PostcopyCut => tracing::warn!(
                 destination = %self.connection.address(),
@@ -294,6 +297,17 @@ impl Driver {
             }
             Action::Release => tracing::info!("the migration has ended; the VM lives at the destination"),
         }
+    }
+
+    /// The connection is lost, and the VM, which stands still for the hand-over, goes on as it was before.
+    fn run_on_cut(&mut self, permit: &RunPermit) {
+        tracing::info!(epoch = permit.epoch().0, "the VM runs on here while the connection is lost");
+        self.paused_at = None;
+        let was_running = self.was_running;
+        self.blocking(move |machine| {
+            let back = if was_running { machine.resume() } else { machine.stay() };
+            Done::RunsOn(back.map_err(|e| chain(&e)))
+        });
     }
 
     /// A virtual CPU at the destination stands still for this page: it goes before whatever the workers do.
@@ -355,6 +369,8 @@ impl Driver {
             Done::Paused(Ok(())) => self.core.vm_paused(now),
             Done::Spilled(job) => self.spilled(job),
             Done::Saved(Ok(state)) => self.core.state_saved(now, state),
+            Done::RunsOn(Ok(())) => self.core.vm_runs_on(now),
+            Done::RunsOn(Err(error)) => self.core.failed(format!("the VM could not be let run on: {error}")),
             Done::Dirty(Err(error)) => self.core.failed(format!("the dirty log could not be read: {error}")),
             Done::Paused(Err(error)) => self.core.failed(format!("the VM could not be paused: {error}")),
             Done::Saved(Err(error)) => {
@@ -375,9 +391,11 @@ impl Driver {
         let pages::EncodedBatch { batch, sent, keep } = encoded;
         self.versions.keep(keep);
         self.levels.encoded(self.connection.batches_flying());
+        // What was encoded for a connection that is lost does not go over the next one.
+        let cut = self.core.progress() == SourceProgress::PrecopyCut;
         let unsent = match batch {
-            Some(batch) => self.connection.send_literals(channel, batch, sent).err(),
-            None => Some(sent),
+            Some(batch) if !cut => self.connection.send_literals(channel, batch, sent).err(),
+            Some(_) | None => Some(sent),
         };
         if let Some(sent) = unsent {
             self.core.literals_sent(self.clock.now(), sent);

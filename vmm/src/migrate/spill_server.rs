@@ -133,12 +133,13 @@ impl Server {
             Action::StartDirtyLog
             | Action::CollectDirty
             | Action::Hash { .. }
-            | Action::Spill(_)
+            | Action::Spill { .. }
             | Action::SealSpill { .. }
             | Action::DropVersions(_)
             | Action::Throttle { .. }
             | Action::Pause
             | Action::SaveState
+            | Action::RunOn(_)
             | Action::InDoubt
             | Action::Resume { .. } => {
                 tracing::error!(

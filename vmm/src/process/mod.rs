@@ -394,6 +394,7 @@ impl Process {
                 IncomingPhase::Postcopy | IncomingPhase::Starved => status.absent_pages.max(1),
                 IncomingPhase::Listening
                 | IncomingPhase::Receiving
+                | IncomingPhase::ReceivingCut
                 | IncomingPhase::Held
                 | IncomingPhase::Running
                 | IncomingPhase::Closed => 0,
@@ -464,6 +465,13 @@ impl Stage {
                 VmState::Receiving,
                 Some(format!("a VM arrives from {}", status.source.as_deref().unwrap_or("its source"))),
             ),
+            IncomingPhase::ReceivingCut => {
+                let source = status.source.as_deref().unwrap_or("its source");
+                let reason = format!(
+                    "a VM arrives from {source}; the connection is lost, and what is here is kept for the source to come back"
+                );
+                (VmState::Receiving, Some(reason))
+            }
             // The machine is given to the process in a moment.
             IncomingPhase::Listening
             | IncomingPhase::Running
@@ -498,10 +506,26 @@ fn wrong_state(operation: &'static str, state: VmState) -> ProcessError {
 }
 
 fn migrate_options(request: MigrateRequest) -> MigrateOptions {
-    let MigrateRequest { to, downtime_ms, mode, bandwidth_bits, delta_cache_bytes, auto_converge, spill } =
-        request;
-    let spill = spill.map(Into::into);
-    MigrateOptions { to, downtime_ms, mode, bandwidth_bits, delta_cache_bytes, auto_converge, spill }
+    let MigrateRequest {
+        to,
+        downtime_ms,
+        mode,
+        bandwidth_bits,
+        delta_cache_bytes,
+        auto_converge,
+        spill,
+        resume_for_ms,
+    } = request;
+    MigrateOptions {
+        to,
+        downtime_ms,
+        mode,
+        bandwidth_bits,
+        delta_cache_bytes,
+        auto_converge,
+        spill: spill.map(Into::into),
+        resume_for_ms,
+    }
 }
 
 fn check_request(request: &MigrateRequest) -> Result<(), ProcessError> {
@@ -513,6 +537,7 @@ fn check_request(request: &MigrateRequest) -> Result<(), ProcessError> {
         delta_cache_bytes: _,
         auto_converge: _,
         spill,
+        resume_for_ms,
     } = request;
     let wrong = |message: String| Err(ProcessError::BadRequest(message));
     if to.is_empty() || to.len() > limits::DESTINATION_BYTES {
@@ -526,6 +551,12 @@ fn check_request(request: &MigrateRequest) -> Result<(), ProcessError> {
         return wrong(format!(
             "`downtime_ms` must be from 1 to {}, it is {downtime_ms}",
             limits::DOWNTIME_MS
+        ));
+    }
+    if *resume_for_ms > limits::RESUME_FOR_MS {
+        return wrong(format!(
+            "`resume_for_ms` must be at most {}, it is {resume_for_ms}",
+            limits::RESUME_FOR_MS
         ));
     }
     if *bandwidth_bits == Some(0) {

@@ -1,7 +1,7 @@
 //! Writing a spill file: at the source, before Commit.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Write as _;
+use std::io::{Seek as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -72,6 +72,22 @@ impl Writer {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Drops what was written: the VM ran on after all, and other pages may be absent when it goes.
+    ///
+    /// # Errors
+    /// [`SpillError`]: the file is of no further use.
+    pub fn begin_anew(&mut self) -> Result<(), SpillError> {
+        if self.bytes > 0 {
+            self.file
+                .set_len(0)
+                .and_then(|()| self.file.rewind())
+                .map_err(SpillError::io("empty the spill file", &self.part))?;
+        }
+        (self.has_head, self.digest, self.records, self.bytes) = (false, Sha256::new(), 0, 0);
+        self.chunk.clear();
+        Ok(())
     }
 
     /// Writes these pages as they are now, and returns when they are on stable storage.

@@ -79,6 +79,7 @@ impl Host {
             delta_cache_bytes: None,
             auto_converge: false,
             spill: None,
+            resume_for_ms: 0,
         };
         Outgoing::start(Arc::clone(machine), None, Arc::clone(&self.identity), options)
     }

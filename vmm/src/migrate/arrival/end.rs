@@ -54,9 +54,15 @@ impl Arrival {
         if let Some(wires) = &self.wires {
             wan += wires.link.wan_bytes();
         }
-        let (stats, round) = (self.core.stats(), self.round);
+        let (stats, round, cut) = (self.core.stats(), self.round, self.core.is_cut_off());
         self.shared.status.send_if_modified(|status| {
+            let phase = match status.phase {
+                IncomingPhase::Receiving if cut => IncomingPhase::ReceivingCut,
+                IncomingPhase::ReceivingCut if !cut => IncomingPhase::Receiving,
+                phase => phase,
+            };
             let new = IncomingStatus {
+                phase,
                 round,
                 rungs: Rungs::from(stats),
                 absent_pages: self.core.absent_pages(),

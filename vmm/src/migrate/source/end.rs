@@ -24,6 +24,8 @@ impl Driver {
             rungs: Rungs::from(self.core.destination_stats()),
             wan_tx_bytes: wan.tx,
             wan_rx_bytes: wan.rx,
+            breaks: stats.breaks,
+            cut_off_ms: stats.cut_off.millis(),
             elapsed_ms: millis(self.clock.elapsed()),
         };
         // The end is told when everything is done, by `run`.
@@ -131,6 +133,8 @@ impl Driver {
                 throttled_ms: stats.throttled_us / 1000,
             }),
             spill: self.spilling.report(),
+            breaks: stats.breaks,
+            cut_off_ms: stats.cut_off.millis(),
             rungs: Rungs::from(there),
             literals: Literals::from(stats),
             wan_tx_bytes: wan.tx,

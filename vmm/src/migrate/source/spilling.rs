@@ -57,12 +57,15 @@ impl Spilling {
 }
 
 impl Driver {
-    /// Writes these pages as they are now.
-    pub(super) fn spill(&mut self, frames: Vec<Gfn>) {
-        self.spilling.pages += frames.len() as u64;
+    /// Writes these pages as they are now; if `anew`, in the place of all that was written before.
+    pub(super) fn spill(&mut self, frames: Vec<Gfn>, anew: bool) {
+        let before = if anew { 0 } else { self.spilling.pages };
+        self.spilling.pages = before + frames.len() as u64;
         let (memory, domain) = (self.machine.memory().clone(), self.core.domain().clone());
         self.spill_job(move |mut writer| {
-            Job::Written(writer.write(&memory, &domain, &frames).map(|()| Box::new(writer)))
+            let begun = if anew { writer.begin_anew() } else { Ok(()) };
+            let written = begun.and_then(|()| writer.write(&memory, &domain, &frames));
+            Job::Written(written.map(|()| Box::new(writer)))
         });
     }
 
