@@ -54,10 +54,6 @@ pub(crate) enum SourceJob {
 
 /// The source's host.
 #[derive(Debug)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is a fact of its own about the host, and none a phase"
-)]
 pub(crate) struct SourceHost {
     pub(crate) alive: bool,
     pub(crate) guest: Option<Guest>,
