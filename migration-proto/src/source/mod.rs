@@ -25,7 +25,7 @@ use self::naming::Naming;
 pub use self::phase::End;
 use self::phase::Phase;
 use self::resume::Owed;
-use self::round::Round;
+use self::round::{PLAIN_PAGE_BYTES, PLAIN_ZERO_BYTES, Round};
 use self::spill::Spill;
 use self::versions::Versions;
 use crate::error::{AbortReason, ProtocolError};
@@ -594,8 +594,3 @@ impl Source {
         }
     }
 }
-
-/// QEMU's cost of a zero page in a migration stream: 8 bytes of address and flags, 1 of fill (QEMU, migration/ram.c).
-const PLAIN_ZERO_BYTES: u64 = 9;
-/// QEMU's cost of any other page: 8 bytes of address and flags, and the page.
-const PLAIN_PAGE_BYTES: u64 = 8 + page::PAGE_SIZE as u64;

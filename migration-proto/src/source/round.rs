@@ -2,6 +2,11 @@
 
 use page::{Gfn, PageSet, RegionId};
 
+/// QEMU's cost of a zero page in a migration stream: 8 bytes of address and flags, 1 of fill (QEMU, migration/ram.c).
+pub(super) const PLAIN_ZERO_BYTES: u64 = 9;
+/// QEMU's cost of any other page: 8 bytes of address and flags, and the page.
+pub(super) const PLAIN_PAGE_BYTES: u64 = 8 + page::PAGE_SIZE as u64;
+
 /// A round's bookkeeping.
 #[derive(Debug)]
 pub(super) struct Round {
