@@ -191,12 +191,8 @@ async fn every_operation_answers_as_the_file_says() {
     file.call(&here, "POST", "/v1/migration", Some(&request), 409).await;
     file.call(&here, "PUT", "/v1/vm/resume", None, 200).await;
 
-    // What one would cost: of no VM, to nowhere, to where nobody is, and to the one that waits.
     let nobody = json!({ "to": format!("127.0.0.1:9#{}", &ticket[ticket.len() - 64..]) });
-    file.call(&there, "POST", "/v1/migration/dry-run", Some(&request), 409).await;
-    file.call(&here, "POST", "/v1/migration/dry-run", Some(&json!({"to": "nowhere"})), 400).await;
-    file.call(&here, "POST", "/v1/migration/dry-run", Some(&nobody), 502).await;
-    let forecast = file.call(&here, "POST", "/v1/migration/dry-run", Some(&request), 200).await;
+    let forecast = dry_run(&mut file, &here, &there, [&request, &nobody]).await;
 
     // One that is cancelled, and what is refused meanwhile.
     let events = tokio::spawn({
@@ -245,6 +241,20 @@ async fn every_operation_answers_as_the_file_says() {
     // A resolve that succeeds needs a VM in doubt, which takes a process killed between two messages: the end-to-end tests have that.
     let missing: Vec<_> = file.operations().difference(&seen).cloned().collect();
     assert_eq!(missing, [("POST".to_owned(), "/v1/migration/resolve".to_owned())]);
+}
+
+/// What a migration would cost: of no VM, to nowhere, to where nobody is, and to the one that waits.
+async fn dry_run(
+    file: &mut Specification,
+    here: &Client,
+    there: &Client,
+    [request, nobody]: [&Value; 2],
+) -> Value {
+    let path = "/v1/migration/dry-run";
+    file.call(there, "POST", path, Some(request), 409).await;
+    file.call(here, "POST", path, Some(&json!({"to": "nowhere"})), 400).await;
+    file.call(here, "POST", path, Some(nobody), 502).await;
+    file.call(here, "POST", path, Some(request), 200).await
 }
 
 /// Of a VM that runs, of one that is paused, and where there can be none.
