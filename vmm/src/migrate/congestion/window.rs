@@ -156,6 +156,12 @@ impl Window {
         2 * self.unacknowledged()
     }
 
+    /// How much later than its round trip a packet may be acknowledged at this rate: the receiver waits for more of them.
+    fn held_back(&self, rate: u64) -> Duration {
+        let waits = product(rate, limits::MAX_ACK_DELAY) < 2 * self.unacknowledged();
+        if waits { limits::MAX_ACK_DELAY } else { Duration::ZERO }
+    }
+
     /// The window for a rate.
     fn fitting(&self, rate: u64, base: Duration) -> u64 {
         product(rate, base + self.room) + self.unacknowledged()
@@ -207,16 +213,17 @@ impl Window {
 
     /// `acked` bytes were acknowledged in Start. The window runs ahead of the rate by a round, and by no more.
     fn grow(&mut self, now: Instant, best: u64, acked: u64) {
-        let best = if self.is_judged() { best.max(self.round.rate(now)) } else { best };
+        let best = if self.is_judged(now) { best.max(self.round.rate(now)) } else { best };
         let ahead = product(best, self.base.unwrap_or_default()) / 2 * 5;
         if best == 0 || self.bytes < ahead.max(self.least()) {
             self.bytes = (self.bytes + acked).min(limits::WINDOW_MAX_BYTES);
         }
     }
 
-    /// Whether there is enough of this round to go by: its first packets may have been held up together.
-    fn is_judged(&self) -> bool {
-        self.round.samples >= SAMPLES.max(self.packets / 4)
+    /// Whether there is enough of this round to go by: its first packets may have been held up together, and are heard of together then.
+    fn is_judged(&self, now: Instant) -> bool {
+        let lasted = now.saturating_duration_since(self.round.began);
+        self.round.samples >= SAMPLES.max(self.packets / 4) && lasted >= self.base.unwrap_or_default() / 8
     }
 
     /// Packets were lost.
@@ -237,11 +244,11 @@ impl Window {
     /// Start ends within a round: at its end the window would be twice as large.
     fn look_for_a_queue(&mut self, now: Instant) {
         let (Phase::Start { best }, Some(base)) = (self.phase, self.base) else { return };
-        let grown = base + (base / 8).clamp(START_MIN_GROWTH, START_MAX_GROWTH);
-        let judged = self.is_judged();
+        let judged = self.is_judged(now);
+        let rate = if judged { best.max(self.round.rate(now)) } else { best };
+        let grown = base + (base / 8).clamp(START_MIN_GROWTH, START_MAX_GROWTH) + self.held_back(rate);
         let late = judged && self.round.least.is_some_and(|least| least >= grown);
         if late || self.lost_much() {
-            let rate = if judged { best.max(self.round.rate(now)) } else { best };
             self.set(self.bytes.min(product(rate, base) / 2 * 3));
             self.room = room(base);
             self.phase = Phase::Settle { rounds: 2 };
@@ -318,7 +325,7 @@ impl Window {
         let best = self.rates.into_iter().max().unwrap_or(rate);
         let mut wanted = self.fitting(best, base);
         // Where much was lost not long ago, a queue that does not show says nothing.
-        let shows_no_queue = least < base + most / 4 && self.room >= most;
+        let shows_no_queue = least < base + most / 4 + self.held_back(rate) && self.room >= most;
         steady.empty = if shows_no_queue { steady.empty + 1 } else { 0 };
         if steady.empty > 0 {
             // The sender's own delays make the rate look lower than it is. A step takes two rounds to show.
