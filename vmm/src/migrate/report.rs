@@ -332,7 +332,7 @@ pub struct Report {
     pub verified: bool,
     /// Rounds, the last one included.
     pub rounds: u32,
-    /// From the call to the destination's word that it runs, milliseconds.
+    /// From the call to the destination's word that it runs and has all of its memory, milliseconds.
     pub total_ms: u64,
     /// From the virtual CPUs' stop at the source to the destination's word that they run, as the source timed it, milliseconds.
     pub downtime_ms: f64,

@@ -222,6 +222,7 @@ impl Server {
     }
 
     async fn finish(mut self) -> Result<Served, MigrateError> {
+        let total_ms = millis(self.clock.elapsed());
         self.connection.close(Close::Done, "the spill file is not needed any more").await;
         self.connection.endpoint().settle().await;
         if let Some(failure) = self.failure {
@@ -232,7 +233,7 @@ impl Server {
             Some(End::Completed) => Ok(Served {
                 pages: stats.literal_pages + self.faults,
                 faults: self.faults,
-                total_ms: millis(self.clock.elapsed()),
+                total_ms,
             }),
             Some(End::NotServed { never }) => Err(MigrateError::NotServed { never: *never }),
             Some(End::Aborted(_) | End::LetGo) | None => Err(MigrateError::Died),

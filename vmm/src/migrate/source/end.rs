@@ -54,6 +54,8 @@ impl Driver {
 
     /// Puts the end into effect on the VM, and tells both ends.
     pub(super) async fn finish(mut self) -> Result<Report, MigrateError> {
+        // What follows takes a few more round trips, and nobody waits for the VM any more.
+        let total_ms = millis(self.clock.elapsed());
         let end = self
             .core
             .end()
@@ -84,14 +86,18 @@ impl Driver {
                 Some(self.connection.key()),
                 self.migration,
             ));
+        } else if heard {
+            // The other end has heard all that matters to it: that the connection is closed it may hear later.
+            let endpoint = self.connection.endpoint().clone();
+            tokio::spawn(async move { endpoint.settle().await });
         } else {
             self.connection.endpoint().settle().await;
         }
         match end {
-            End::Completed => Ok(self.report(report::Outcome::Completed, None)),
+            End::Completed => Ok(self.report(report::Outcome::Completed, None, total_ms)),
             End::LetGo | End::NotServed { .. } => {
                 let reason = "in doubt, and let go by the operator: the VM was ended here".to_owned();
-                Ok(self.report(report::Outcome::InDoubt, Some(reason)))
+                Ok(self.report(report::Outcome::InDoubt, Some(reason), total_ms))
             }
             End::Aborted(AbortReason::Cancelled) => Err(MigrateError::Cancelled),
             End::Aborted(AbortReason::Disconnected) => {
@@ -115,7 +121,7 @@ impl Driver {
         }
     }
 
-    fn report(&self, outcome: report::Outcome, reason: Option<String>) -> Report {
+    fn report(&self, outcome: report::Outcome, reason: Option<String>, total_ms: u64) -> Report {
         let (stats, there) = (self.core.stats(), self.core.destination_stats());
         let wan = self.connection.wan_bytes();
         Report {
@@ -123,7 +129,7 @@ impl Driver {
             reason,
             verified: self.core.is_verified(),
             rounds: stats.rounds,
-            total_ms: millis(self.clock.elapsed()),
+            total_ms,
             downtime_ms: self.downtime_ms,
             downtime_asked_ms: self.downtime_asked_ms,
             why_stopped: self.core.stop_why().map(WhyStopped::from),
