@@ -65,7 +65,9 @@
 //!    │ an ordinary round: all but what is held there  ──►│  in place, if it has arrived
 //! ```
 //!
-//! When a page changed after its name was sent, the source answers a want with `Stale`: the page is in the dirty log, and a later
+//! A round after the first whose pages take less than a round trip to send is sent without being asked for, literals behind their names, as the last one is.
+//!
+//! When a page changed after its name was sent, the source sends `Stale` in its place: the page is in the dirty log, and a later
 //! round names it again. Content decides, never the order of messages on different channels: a literal is installed where
 //! its hash is expected, or nowhere.
 //!

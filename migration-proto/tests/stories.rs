@@ -5,13 +5,15 @@ use migration_proto::manifest::Entry;
 use migration_proto::source::{self, LiteralsSent, Source, SourceConfig, SourceProgress};
 use migration_proto::switchover::{Fate, Ledger};
 use migration_proto::timer::{Link, Time};
-use migration_proto::wire::{Message, Offer, Region};
+use migration_proto::wire::{Channel, Message, Offer, Region};
 use migration_proto::{Epoch, Extent, Layout, MigrationId, Mode, Span, VmId, limits};
 use page::{Domain, Gfn, PAGE_SIZE, PageHash, PageSet, REGION_PAGES, RegionId, VerifiedPage, root_of};
 
 const MIGRATION: MigrationId = MigrationId([1; 16]);
 const VM: VmId = VmId([2; 16]);
 const LINK: Link = Link { rtt: Span::from_millis(50), bytes_per_s: 12_500_000 };
+/// So near that asking for a page takes less time than sending it.
+const NEAR: Link = Link { rtt: Span(0), ..LINK };
 const NOW: Time = Time(1);
 
 fn layout() -> Layout {
@@ -167,6 +169,10 @@ struct Here(Source);
 
 impl Here {
     fn new() -> Self {
+        Self::with_downtime(Span(0))
+    }
+
+    fn with_downtime(downtime: Span) -> Self {
         let config = SourceConfig {
             migration: MIGRATION,
             vm: VM,
@@ -174,7 +180,7 @@ impl Here {
             domain: Domain::unkeyed(),
             layout: layout(),
             machine: vec![],
-            downtime: Span(0),
+            downtime,
             link: LINK,
             mode: Mode::Precopy,
             kept_versions: 16,
@@ -223,6 +229,7 @@ impl Here {
 #[test]
 fn a_page_that_was_called_stale_is_named_again_even_if_it_changed_back() {
     let mut here = Here::new();
+    here.0.link(NEAR);
     here.hashed(1, REGION_PAGES as u64);
     here.gets(Message::Want(vec![Gfn(0)]));
     let stale = vec![(Gfn(0), name(1).short())];
@@ -235,10 +242,37 @@ fn a_page_that_was_called_stale_is_named_again_even_if_it_changed_back() {
     assert_eq!(region.entries, [(Gfn(0), Entry::Name(name(1).short()))]);
 }
 
+/// A round that takes 10 ms to send and 50 ms to ask for: its page goes behind its name, and if it is written meanwhile that is said behind it too.
+#[test]
+fn a_round_shorter_than_a_round_trip_is_sent_without_being_asked_for() {
+    let mut here = Here::with_downtime(Span::from_millis(100));
+    here.hashed(1, REGION_PAGES as u64);
+    here.round_done(0);
+    let written: Vec<u64> = (0..30).collect();
+    here.dirty(&written);
+    let sent = here.hashed(2, 30);
+    let [
+        source::Action::Send(Message::Region(region)),
+        source::Action::SendLiterals { channel: Channel::Names, pages },
+        source::Action::Send(Message::RoundEnd { round: 1 }),
+    ] = &sent[..]
+    else {
+        panic!("{sent:?}")
+    };
+    assert!(region.pushed && region.entries == [(Gfn(0), Entry::Name(name(2).short()))], "{region:?}");
+    assert_eq!(pages.iter().map(|page| (page.gfn, page.name)).collect::<Vec<_>>(), [(Gfn(0), name(2))]);
+    let stale = vec![(Gfn(0), name(2).short())];
+    here.0.literals_sent(NOW, LiteralsSent { stale, ..LiteralsSent::default() });
+    let told = here.drain();
+    let [source::Action::Send(message @ Message::Stale(_))] = &told[..] else { panic!("{told:?}") };
+    assert_eq!(message.channel(), Channel::Names);
+}
+
 /// The first delta of a page is against what was sent before; if the destination asks again for the same, it comes plain.
 #[test]
 fn a_page_written_again_goes_as_a_delta_and_plain_if_that_did_not_serve() {
     let mut here = Here::new();
+    here.0.link(NEAR);
     let sent = |actions: Vec<source::Action>| match &actions[..] {
         [source::Action::SendLiterals { pages, .. }] => pages.clone(),
         other => panic!("{other:?}"),

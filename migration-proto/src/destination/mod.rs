@@ -281,7 +281,7 @@ impl Destination {
                 Told::Missing { id, gfn, duplicate } => {
                     let comes = match (pushed, duplicate) {
                         (true, false) => Comes::Unasked,
-                        // The VM stands still: no time for the site, and nobody sends it unasked.
+                        // No time for the site, and nobody sends it unasked.
                         (true, true) => Comes::OnRequest,
                         (false, _) => Comes::ByTheLadder,
                     };

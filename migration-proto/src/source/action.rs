@@ -83,7 +83,7 @@ pub enum Action {
     /// Read these frames, and send as [`Message::Literals`] those whose name is still this one; then call [`Source::literals_sent`](super::Source::literals_sent).
     /// A page whose base was kept is sent as a delta, any other plain. Of those sent, the ones to keep are kept, each in the place of its frame's older version.
     SendLiterals {
-        /// `Literals`; in the last round `Names`, so that no literal overtakes the name that makes it expected.
+        /// `Literals`; for pages that nobody asked for `Names`, so that no literal overtakes the name that makes it expected.
         channel: Channel,
         /// At most [`limits::LITERAL_BATCH_PAGES`](crate::limits::LITERAL_BATCH_PAGES).
         pages: Vec<Literal>,

@@ -106,11 +106,11 @@ impl Converge {
             self.stalled += 1;
         }
         let too_slow = before
-            .filter(|before| dirty < *before)
-            .filter(|before| self.never_fits(next, *before, dirty, link, bytes_a_page))
-            .map(|_| WhyPostcopy::Predicted);
+            .is_some_and(|before| dirty < before && self.never_fits(next, before, dirty, link, bytes_a_page));
+        let too_far = self.too_far(dirty, link, bytes_a_page);
         if mode == Mode::Precopy
-            && (self.stalled > 0 || too_slow.is_some())
+            && !too_far
+            && (self.stalled > 0 || too_slow)
             && next < ROUNDS
             && self.slow_down()
         {
@@ -120,8 +120,8 @@ impl Converge {
             Some(WhyPostcopy::Stalled)
         } else if next >= ROUNDS {
             Some(WhyPostcopy::Rounds)
-        } else if mode == Mode::Hybrid {
-            too_slow
+        } else if too_far || (too_slow && mode == Mode::Hybrid) {
+            Some(WhyPostcopy::Predicted)
         } else {
             None
         };
@@ -137,6 +137,13 @@ impl Converge {
         self.throttle = Some(more.min(THROTTLE_MOST_PERCENT));
         self.stalled = 0;
         true
+    }
+
+    /// Whether the round trips alone take longer than the downtime asked for, and what is left next to nothing beside them: no round makes it fit.
+    fn too_far(&self, dirty: u64, link: Link, bytes_a_page: Option<u64>) -> bool {
+        let (nothing, rest) =
+            (Self::estimate(link, 0, bytes_a_page), Self::estimate(link, dirty, bytes_a_page));
+        nothing > self.downtime && rest.0 - nothing.0 <= link.rtt.0 / 4
     }
 
     /// Whether no round still allowed would leave what fits, if each leaves the share that the last one did.
@@ -238,6 +245,21 @@ mod tests {
         let mut asked = Converge::new(Span::from_secs(300), false);
         let stopped = asked.stop(1, 0, LINK, None, Mode::Postcopy);
         assert_eq!(stopped, Some(StopWhy::Postcopy(WhyPostcopy::Asked)));
+    }
+
+    #[test]
+    fn where_the_round_trips_alone_take_too_long_rounds_end_as_soon_as_the_rest_is_small_beside_them() {
+        let far = Link { rtt: Span::from_millis(300), ..LINK };
+        for (mode, why) in [
+            (Mode::Hybrid, StopWhy::Postcopy(WhyPostcopy::Predicted)),
+            (Mode::Precopy, StopWhy::DoesNotConverge),
+        ] {
+            let mut converge = Converge::new(Span::from_millis(300), false);
+            assert_eq!(converge.stop(1, 10_000, far, Some(1000), mode), None, "0.8 s of it");
+            assert_eq!(converge.stop(2, 500, far, Some(1000), mode), Some(why));
+            let near = Converge::new(Span::from_millis(300), false).stop(1, 25_000, LINK, Some(100), mode);
+            assert_eq!(near, None, "what could fit");
+        }
     }
 
     #[test]

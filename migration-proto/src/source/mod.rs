@@ -358,8 +358,8 @@ impl Source {
         self.begin_round(now, all);
     }
 
-    fn new_round(&mut self, now: Time, todo: PageSet) -> Round {
-        let round = Round::new(self.stats.rounds, todo, self.config.layout.region_bound());
+    fn new_round(&mut self, now: Time, todo: PageSet, pushed: bool) -> Round {
+        let round = Round::new(self.stats.rounds, todo, self.config.layout.region_bound(), pushed);
         self.stats.rounds += 1;
         self.stats.round_pages = round.pages();
         self.stats.named_pages = 0;
@@ -368,7 +368,8 @@ impl Source {
     }
 
     fn begin_round(&mut self, now: Time, todo: PageSet) {
-        self.phase = Phase::Round(self.new_round(now, todo));
+        let pushed = self.asking_takes_longer(todo.len());
+        self.phase = Phase::Round(self.new_round(now, todo, pushed));
         self.advance(now);
     }
 
@@ -446,14 +447,10 @@ impl Source {
     /// The names of pages that [`Action::Hash`] asked for.
     pub fn hashed(&mut self, now: Time, region: RegionId, pages: &[(Gfn, PageHash)]) {
         self.owed.hashed();
-        let last = match &mut self.phase {
-            Phase::Round(round) => {
+        let pushed = match &mut self.phase {
+            Phase::Round(round) | Phase::LastRound(round) => {
                 round.hashed();
-                false
-            }
-            Phase::LastRound(round) => {
-                round.hashed();
-                true
+                round.pushed
             }
             Phase::Handover { .. } | Phase::Committed { .. } | Phase::Postcopy { .. } => {
                 return self.absent_hashed(now, region, pages);
@@ -469,19 +466,14 @@ impl Source {
         let mut push = Vec::new();
         for (gfn, name) in pages {
             let Some(entry) = self.name_page(*gfn, *name) else { continue };
-            if last && matches!(entry, Entry::Name(_)) {
+            if pushed && matches!(entry, Entry::Name(_)) {
                 push.push((*gfn, *name));
             }
             entries.push((*gfn, entry));
         }
         if !entries.is_empty() {
             let root = self.names.region_root(region);
-            self.actions.push_back(Action::Send(Message::Region(Region {
-                region,
-                pushed: last,
-                entries,
-                root,
-            })));
+            self.actions.push_back(Action::Send(Message::Region(Region { region, pushed, entries, root })));
         }
         self.wants.extend(push.into_iter().map(|(gfn, _)| gfn));
         self.progressed(now);

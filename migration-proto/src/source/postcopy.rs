@@ -41,7 +41,7 @@ impl Source {
             self.leave_absent(now, &left);
         } else {
             self.expected_downtime = Some(Converge::estimate(link, pages, a_page));
-            self.phase = Phase::LastRound(self.new_round(now, left));
+            self.phase = Phase::LastRound(self.new_round(now, left, true));
             self.advance(now);
         }
     }

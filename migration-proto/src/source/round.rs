@@ -18,12 +18,14 @@ pub(super) struct Round {
     region_bound: u64,
     hashing: usize,
     ended: bool,
+    /// Whether its pages are sent without being asked for.
+    pub(super) pushed: bool,
 }
 
 impl Round {
-    pub(super) fn new(number: u32, todo: PageSet, region_bound: u64) -> Self {
+    pub(super) fn new(number: u32, todo: PageSet, region_bound: u64, pushed: bool) -> Self {
         let pages = todo.len();
-        Self { number, todo, pages, cursor: RegionId(0), region_bound, hashing: 0, ended: false }
+        Self { number, todo, pages, cursor: RegionId(0), region_bound, hashing: 0, ended: false, pushed }
     }
 
     /// How many pages the round has.
@@ -79,7 +81,7 @@ mod tests {
         for gfn in [0, 511, 512, 2000, 3071] {
             todo.insert(Gfn(gfn));
         }
-        let mut round = Round::new(3, todo.clone(), 6);
+        let mut round = Round::new(3, todo.clone(), 6, false);
         let mut given = PageSet::empty(todo.bound());
         assert!(!round.take_end());
         while let Some((region, pages)) = round.next(2) {
@@ -98,7 +100,7 @@ mod tests {
 
     #[test]
     fn an_empty_round_ends_at_once() {
-        let mut round = Round::new(1, PageSet::empty(512), 1);
+        let mut round = Round::new(1, PageSet::empty(512), 1, false);
         assert!(round.next(8).is_none());
         assert!(round.take_end());
     }

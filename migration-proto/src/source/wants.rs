@@ -89,6 +89,13 @@ impl Source {
         }
     }
 
+    /// Whether to send a round's `pages` as they are named. To ask for them takes a round trip and the site's time, in which the link stands still once the
+    /// round before is through; where sending takes less than that, a page that the site would have had costs bytes that nobody missed.
+    pub(super) fn asking_takes_longer(&self, pages: u64) -> bool {
+        let bytes = pages.saturating_mul(self.written_page.bytes().unwrap_or(page::PAGE_SIZE as u64));
+        self.stats.rounds > 0 && self.link.time_for(bytes) <= self.link.rtt
+    }
+
     /// Gives out what is to be sent, within the window.
     pub(super) fn answer_wants(&mut self) {
         while self.literal_batches < limits::LITERAL_WINDOW_BATCHES && !self.wants.is_empty() {
@@ -105,8 +112,20 @@ impl Source {
             if pages.is_empty() {
                 continue;
             }
-            let last = matches!(self.phase, Phase::LastRound(_) | Phase::Handover { .. });
-            let channel = if last { Channel::Names } else { Channel::Literals };
+            // Behind the names where nobody has asked, so that no page is there before it is expected.
+            let pushed = match &self.phase {
+                Phase::Round(round) | Phase::LastRound(round) => round.pushed,
+                Phase::Handover { .. } => true,
+                Phase::Offering
+                | Phase::Collecting
+                | Phase::Pausing { .. }
+                | Phase::CollectingLast { .. }
+                | Phase::Cut(_)
+                | Phase::Committed { .. }
+                | Phase::Postcopy { .. }
+                | Phase::Ended(_) => false,
+            };
+            let channel = if pushed { Channel::Names } else { Channel::Literals };
             self.literal_batches += 1;
             self.actions.push_back(Action::SendLiterals { channel, pages });
         }

@@ -130,9 +130,9 @@ pub enum Message {
         /// The root.
         root: PageHash,
     },
-    /// Literals, or Names in the last round, behind the names that they belong to: an encoded batch, see [`crate::literal`].
+    /// Literals; or Names where nobody asked for them, behind the names that they belong to: an encoded batch, see [`crate::literal`].
     Literals(Vec<u8>),
-    /// Literals: wanted pages that have changed, with the ids that they had; a later round names them again.
+    /// Names: pages to be sent that have changed since they were named, with the ids that they had; a later round names them again.
     Stale(Vec<(Gfn, ShortId)>),
     /// Wants: pages that nobody near the destination has.
     Want(Vec<Gfn>),
@@ -295,8 +295,9 @@ impl Message {
             | Self::State(_)
             | Self::Absent { .. }
             | Self::PageNames { .. }
+            | Self::Stale(_)
             | Self::Final { .. } => Channel::Names,
-            Self::Literals(_) | Self::Stale(_) | Self::Probe(Probe::Burst(_)) => Channel::Literals,
+            Self::Literals(_) | Self::Probe(Probe::Burst(_)) => Channel::Literals,
             Self::Want(_) | Self::WantNames(_) => Channel::Wants,
         }
     }

@@ -230,11 +230,9 @@ impl Server {
         }
         let stats = self.core.stats();
         match self.core.end() {
-            Some(End::Completed) => Ok(Served {
-                pages: stats.literal_pages + self.faults,
-                faults: self.faults,
-                total_ms,
-            }),
+            Some(End::Completed) => {
+                Ok(Served { pages: stats.literal_pages + self.faults, faults: self.faults, total_ms })
+            }
             Some(End::NotServed { never }) => Err(MigrateError::NotServed { never: *never }),
             Some(End::Aborted(_) | End::LetGo) | None => Err(MigrateError::Died),
         }
