@@ -28,6 +28,8 @@ const START_MIN_GROWTH: Duration = Duration::from_millis(4);
 const START_MAX_GROWTH: Duration = Duration::from_millis(16);
 /// Samples of the round trip that a judgement needs: the last of each so many packets is acknowledged at once, the others may wait.
 const SAMPLES: u32 = 2 * limits::ACK_EVERY_DATAGRAMS;
+/// Glances in a row that must see a queue, for one may have been held up.
+const START_GLANCES: u32 = 2;
 /// The room: a quarter of the round trip, within these bounds. The lower covers for late threads.
 const MIN_ROOM: Duration = Duration::from_millis(3);
 /// See [`MIN_ROOM`].
@@ -55,6 +57,7 @@ pub(super) struct Window {
     bytes: u64,
     phase: Phase,
     round: Round,
+    glance: Glance,
     /// The round trip without a queue, and when it was last seen.
     base: Option<Duration>,
     seen: Instant,
@@ -103,6 +106,22 @@ struct Round {
     limited: u64,
 }
 
+/// A short while of Start, an eighth of a round trip: a round that began before the queue did would show it a round trip later.
+#[derive(Clone, Copy, Debug)]
+struct Glance {
+    began: Instant,
+    least: Option<Duration>,
+    samples: u32,
+    /// Glances in a row before this one that saw a queue.
+    queued: u32,
+}
+
+impl Glance {
+    fn new(began: Instant, queued: u32) -> Self {
+        Self { began, least: None, samples: 0, queued }
+    }
+}
+
 impl Round {
     fn new(began: Instant) -> Self {
         Self { began, least: None, samples: 0, acked: 0, lost: 0, limited: 0 }
@@ -138,6 +157,7 @@ impl Window {
             bytes: initial,
             phase: Phase::Start { best: 0 },
             round: Round::new(now),
+            glance: Glance::new(now, 0),
             base: None,
             seen: now,
             room: MIN_ROOM,
@@ -202,6 +222,8 @@ impl Window {
         }
         self.round.least = Some(self.round.least.map_or(sample, |least| least.min(sample)));
         self.round.samples += 1;
+        self.glance.least = Some(self.glance.least.map_or(sample, |least| least.min(sample)));
+        self.glance.samples += 1;
         self.round.acked += bytes;
         if app_limited {
             self.round.limited += bytes;
@@ -211,10 +233,11 @@ impl Window {
         self.look_for_a_queue(now);
     }
 
-    /// `acked` bytes were acknowledged in Start. The window runs ahead of the rate by a round, and by no more.
+    /// `acked` bytes were acknowledged in Start. The window runs ahead of the rate by a round, and by no more: a queue of one bandwidth-delay product takes what is
+    /// too much before that shows.
     fn grow(&mut self, now: Instant, best: u64, acked: u64) {
         let best = if self.is_judged(now) { best.max(self.round.rate(now)) } else { best };
-        let ahead = product(best, self.base.unwrap_or_default()) / 2 * 5;
+        let ahead = 2 * product(best, self.base.unwrap_or_default());
         if best == 0 || self.bytes < ahead.max(self.least()) {
             self.bytes = (self.bytes + acked).min(limits::WINDOW_MAX_BYTES);
         }
@@ -247,8 +270,11 @@ impl Window {
         let judged = self.is_judged(now);
         let rate = if judged { best.max(self.round.rate(now)) } else { best };
         let grown = base + (base / 8).clamp(START_MIN_GROWTH, START_MAX_GROWTH) + self.held_back(rate);
-        let late = judged && self.round.least.is_some_and(|least| least >= grown);
-        if late || self.lost_much() {
+        if self.glance.samples >= SAMPLES && now.saturating_duration_since(self.glance.began) >= base / 8 {
+            let queue = self.glance.least.is_some_and(|least| least >= grown);
+            self.glance = Glance::new(now, if queue { self.glance.queued + 1 } else { 0 });
+        }
+        if self.glance.queued >= START_GLANCES || self.lost_much() {
             self.set(self.bytes.min(product(rate, base) / 2 * 3));
             self.room = room(base);
             self.phase = Phase::Settle { rounds: 2 };

@@ -118,7 +118,7 @@ fn it_fills_links_from_slow_to_fast_with_and_without_loss() {
             let time = (rtt * 60).clamp(Duration::from_secs(1), Duration::from_secs(6));
             let Outcome { share, window, dropped } = Path::new(megabits, rtt, loss_ppm).run(time);
             // The start takes some round trips.
-            let floor = 0.95 - rtt.as_secs_f64() * 6.0 / time.as_secs_f64();
+            let floor = 0.95 - rtt.as_secs_f64() * 6.5 / time.as_secs_f64();
             println!(
                 "{megabits} Mbit/s, {rtt_ms} ms, {loss_ppm} ppm: {share:.3} of the link, window {window:.2}, dropped {dropped:.4}"
             );
@@ -134,7 +134,7 @@ fn it_fills_links_from_slow_to_fast_with_and_without_loss() {
 fn it_leaves_little_in_the_queue_and_drops_next_to_nothing() {
     let Outcome { window, dropped, .. } = Path::new(100, 50 * MS, 0).run(Duration::from_secs(8));
     assert!(window < 1.6, "{window:.2} bandwidth-delay products");
-    assert!(dropped < 0.005, "{dropped:.4} of the packets");
+    assert!(dropped < 0.001, "{dropped:.4} of the packets");
 }
 
 #[test]
