@@ -2,7 +2,7 @@
 
 use tern_tests::world::{Options, Story, run_many};
 
-const SEEDS: u64 = 600;
+const SEEDS: u64 = 1000;
 
 #[test]
 fn no_seed_breaks_a_rule() {
