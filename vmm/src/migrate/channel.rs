@@ -84,8 +84,6 @@ pub struct SourceChannels {
     pub names: FrameWriter,
     /// Page bytes out.
     pub literals: FrameWriter,
-    /// Wants in.
-    pub wants: FrameReader,
 }
 
 /// The channels as the destination has them.
@@ -103,10 +101,10 @@ pub struct DestinationChannels {
     pub wants: FrameWriter,
 }
 
-/// Opens the channels of a link that this end, the source, has made.
+/// Opens the channels of a link that this end, the source, has made. It waits for nothing that comes from the other end: see [`accept_wants`].
 ///
 /// # Errors
-/// If the connection is lost or the other end does not open its channel within [`limits::CONNECT_TIMEOUT`].
+/// If the connection is lost.
 pub async fn open_source(link: &Link) -> Result<SourceChannels, MigrateError> {
     within(link, async {
         let (control, control_in) = link.connection().open_bi().await.map_err(|e| lost(link, &e))?;
@@ -114,13 +112,21 @@ pub async fn open_source(link: &Link) -> Result<SourceChannels, MigrateError> {
         let control_in = FrameReader { channel: Channel::Control, stream: control_in, link: link.clone() };
         let names = open_uni(link, Channel::Names).await?;
         let literals = open_uni(link, Channel::Literals).await?;
-        let wants = accept_uni(link).await?;
-        if wants.channel != Channel::Wants {
-            return Err(frame_error(wants.channel, "it is not the destination's to open"));
-        }
-        Ok(SourceChannels { control, control_in, names, literals, wants })
+        Ok(SourceChannels { control, control_in, names, literals })
     })
     .await
+}
+
+/// Takes the channel of wants, as the source, which has a round trip's worth to say before the destination can have opened it.
+///
+/// # Errors
+/// If the connection is lost, another channel is opened, or none within [`limits::CONNECT_TIMEOUT`].
+pub async fn accept_wants(link: Link) -> Result<FrameReader, MigrateError> {
+    let wants = within(&link, accept_uni(&link)).await?;
+    if wants.channel != Channel::Wants {
+        return Err(frame_error(wants.channel, "it is not the destination's to open"));
+    }
+    Ok(wants)
 }
 
 /// Opens the channels of a link that this end, the destination, has accepted.

@@ -156,7 +156,7 @@ impl Wires {
         let names = write_to(&mut tasks, &context, channels.names, Channel::Names);
         let literals = write_to(&mut tasks, &context, channels.literals, Channel::Literals);
         tasks.spawn(read(channels.control_in, context.clone()));
-        tasks.spawn(read(channels.wants, context));
+        tasks.spawn(read_wants(link.clone(), context));
         Self {
             link,
             control,
@@ -310,6 +310,16 @@ async fn write(mut writer: FrameWriter, channel: Channel, outbox: Outbox, contex
             }
             return;
         }
+    }
+}
+
+/// Reads the channel of wants, which the destination opens.
+async fn read_wants(link: Link, context: Context) {
+    match channel::accept_wants(link.clone()).await {
+        Ok(reader) => read(reader, context).await,
+        // A lost connection is told by the reader of the control channel.
+        Err(error) if link.failure().is_some() => tracing::debug!(%error, "there is no channel of wants"),
+        Err(error) => context.tell(FromLink::Lost(error)).await,
     }
 }
 

@@ -42,12 +42,15 @@ impl Host {
     }
 }
 
+/// What the source has of a link.
+type Here = (Link, SourceChannels, FrameReader);
+
 /// The outcome at both ends of one attempt, to the opening of the channels.
 async fn attempt(
     source: &Host,
     destination: &Host,
     key: Option<HostKey>,
-) -> (Result<(Link, SourceChannels), MigrateError>, Result<(Link, DestinationChannels), MigrateError>) {
+) -> (Result<Here, MigrateError>, Result<(Link, DestinationChannels), MigrateError>) {
     let (listening, address) = destination.endpoint();
     let (calling, _) = source.endpoint();
     let there = tokio::spawn(async move {
@@ -58,13 +61,14 @@ async fn attempt(
     let here = async {
         let link = calling.connect(address, key).await?;
         let channels = open_source(&link).await?;
-        Ok((link, channels))
+        let wants = accept_wants(link.clone()).await?;
+        Ok((link, channels, wants))
     };
     let here = here.await;
     (here, there.await.unwrap())
 }
 
-async fn pair() -> ((Link, SourceChannels), (Link, DestinationChannels)) {
+async fn pair() -> (Here, (Link, DestinationChannels)) {
     let (a, b) = (Host::new(), Host::new());
     b.trusts(&a);
     let (here, there) = attempt(&a, &b, Some(b.identity.key())).await;
@@ -73,7 +77,7 @@ async fn pair() -> ((Link, SourceChannels), (Link, DestinationChannels)) {
 
 #[tokio::test]
 async fn frames_arrive_whole_and_in_order_on_every_channel() {
-    let ((here, mut source), (there, mut destination)) = pair().await;
+    let ((here, mut source, mut wants), (there, mut destination)) = pair().await;
     let frames: Vec<Bytes> = (0..20u8).map(|i| vec![i; usize::from(i) * 5000].into()).collect();
     let sending = async {
         for frame in &frames {
@@ -94,7 +98,7 @@ async fn frames_arrive_whole_and_in_order_on_every_channel() {
         destination.control.send(Bytes::from_static(b"ready")).await.unwrap();
     };
     tokio::join!(sending, receiving);
-    assert_eq!(source.wants.next().await.unwrap().unwrap(), "want");
+    assert_eq!(wants.next().await.unwrap().unwrap(), "want");
     assert_eq!(source.control_in.next().await.unwrap().unwrap(), "ready");
     let (WanBytes { tx, .. }, WanBytes { rx, .. }) = (here.wan_bytes(), there.wan_bytes());
     let payload = 20 * 19 / 2 * 5000 * 3 / 2;
@@ -206,7 +210,7 @@ async fn a_ticket_for_another_key_is_refused_even_if_the_host_is_known() {
 
 #[tokio::test]
 async fn a_frame_beyond_the_bound_is_refused_by_both_ends() {
-    let ((_here, mut source), (_there, mut destination)) = pair().await;
+    let ((_here, mut source, _wants), (_there, mut destination)) = pair().await;
     let long = Bytes::from(vec![0; limits::MAX_NAMES_FRAME_BYTES + 1]);
     let error = source.names.send(long).await.unwrap_err();
     assert!(matches!(error, MigrateError::Frame { channel: "names", .. }), "{error:?}");
@@ -219,7 +223,7 @@ async fn a_frame_beyond_the_bound_is_refused_by_both_ends() {
 
 #[tokio::test]
 async fn a_frame_cut_short_is_an_error_and_an_end_between_frames_is_not() {
-    let ((_here, mut source), (_there, mut destination)) = pair().await;
+    let ((_here, mut source, _wants), (_there, mut destination)) = pair().await;
     source.names.stream.write_all(&[9, 0, 0, 0, 1]).await.unwrap();
     source.names.finish().unwrap();
     assert!(destination.names.next().await.unwrap_err().to_string().contains("within a frame"));
@@ -230,7 +234,7 @@ async fn a_frame_cut_short_is_an_error_and_an_end_between_frames_is_not() {
 
 #[tokio::test]
 async fn a_closed_connection_says_why_at_the_other_end() {
-    let ((here, mut source), (there, _channels)) = pair().await;
+    let ((here, mut source, _wants), (there, _channels)) = pair().await;
     there.close(Close::Failed, "the root does not match");
     let error = source.control_in.next().await.unwrap_err();
     assert!(matches!(error, MigrateError::ConnectionLost { .. }), "{error:?}");

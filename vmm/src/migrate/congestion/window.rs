@@ -62,8 +62,6 @@ pub(super) struct Window {
     base: Option<Duration>,
     seen: Instant,
     room: Duration,
-    /// Acknowledged packets of the round before.
-    packets: u32,
     /// Of the last rounds, bytes a second.
     rates: [u64; RATES],
 }
@@ -106,19 +104,30 @@ struct Round {
     limited: u64,
 }
 
-/// A short while of Start, an eighth of a round trip: a round that began before the queue did would show it a round trip later.
+/// A short while of Start, an eighth of a round trip: a round that began before the queue did would show it a round trip later, and its rate is that of a smaller window.
 #[derive(Clone, Copy, Debug)]
 struct Glance {
     began: Instant,
     least: Option<Duration>,
     samples: u32,
+    acked: u64,
+    /// When the one before began, and what was acknowledged in it.
+    before: (Instant, u64),
     /// Glances in a row before this one that saw a queue.
     queued: u32,
 }
 
 impl Glance {
-    fn new(began: Instant, queued: u32) -> Self {
-        Self { began, least: None, samples: 0, queued }
+    fn new(began: Instant) -> Self {
+        Self { began, least: None, samples: 0, acked: 0, before: (began, 0), queued: 0 }
+    }
+
+    /// The next one, and the rate of this one and the one before together: what was held up in one comes in the other.
+    fn over(&self, now: Instant, queue: bool) -> (Self, u64) {
+        let (began, acked) = self.before;
+        let rate = Round { acked: acked + self.acked, ..Round::new(began) }.rate(now);
+        let queued = if queue { self.queued + 1 } else { 0 };
+        (Self { before: (self.began, self.acked), queued, ..Self::new(now) }, rate)
     }
 }
 
@@ -157,11 +166,10 @@ impl Window {
             bytes: initial,
             phase: Phase::Start { best: 0 },
             round: Round::new(now),
-            glance: Glance::new(now, 0),
+            glance: Glance::new(now),
             base: None,
             seen: now,
             room: MIN_ROOM,
-            packets: 0,
             rates: [0; RATES],
         }
     }
@@ -217,36 +225,29 @@ impl Window {
         let long_enough = starts || now.saturating_duration_since(self.round.began) >= MIN_ROUND;
         if sent >= self.round.began && long_enough && self.round.samples >= SAMPLES {
             self.end_round(now);
-            self.packets = self.round.samples;
             self.round = Round::new(now);
         }
         self.round.least = Some(self.round.least.map_or(sample, |least| least.min(sample)));
         self.round.samples += 1;
         self.glance.least = Some(self.glance.least.map_or(sample, |least| least.min(sample)));
         self.glance.samples += 1;
+        self.glance.acked += bytes;
         self.round.acked += bytes;
         if app_limited {
             self.round.limited += bytes;
         } else if let Phase::Start { best } = self.phase {
-            self.grow(now, best, bytes);
+            self.grow(best, bytes);
         }
         self.look_for_a_queue(now);
     }
 
     /// `acked` bytes were acknowledged in Start. The window runs ahead of the rate by a round, and by no more: a queue of one bandwidth-delay product takes what is
     /// too much before that shows.
-    fn grow(&mut self, now: Instant, best: u64, acked: u64) {
-        let best = if self.is_judged(now) { best.max(self.round.rate(now)) } else { best };
+    fn grow(&mut self, best: u64, acked: u64) {
         let ahead = 2 * product(best, self.base.unwrap_or_default());
         if best == 0 || self.bytes < ahead.max(self.least()) {
             self.bytes = (self.bytes + acked).min(limits::WINDOW_MAX_BYTES);
         }
-    }
-
-    /// Whether there is enough of this round to go by: its first packets may have been held up together, and are heard of together then.
-    fn is_judged(&self, now: Instant) -> bool {
-        let lasted = now.saturating_duration_since(self.round.began);
-        self.round.samples >= SAMPLES.max(self.packets / 4) && lasted >= self.base.unwrap_or_default() / 8
     }
 
     /// Packets were lost.
@@ -267,15 +268,17 @@ impl Window {
     /// Start ends within a round: at its end the window would be twice as large.
     fn look_for_a_queue(&mut self, now: Instant) {
         let (Phase::Start { best }, Some(base)) = (self.phase, self.base) else { return };
-        let judged = self.is_judged(now);
-        let rate = if judged { best.max(self.round.rate(now)) } else { best };
-        let grown = base + (base / 8).clamp(START_MIN_GROWTH, START_MAX_GROWTH) + self.held_back(rate);
+        let mut best = best;
         if self.glance.samples >= SAMPLES && now.saturating_duration_since(self.glance.began) >= base / 8 {
+            let grown = base + (base / 8).clamp(START_MIN_GROWTH, START_MAX_GROWTH) + self.held_back(best);
             let queue = self.glance.least.is_some_and(|least| least >= grown);
-            self.glance = Glance::new(now, if queue { self.glance.queued + 1 } else { 0 });
+            let (next, rate) = self.glance.over(now, queue);
+            self.glance = next;
+            best = best.max(rate);
+            self.phase = Phase::Start { best };
         }
         if self.glance.queued >= START_GLANCES || self.lost_much() {
-            self.set(self.bytes.min(product(rate, base) / 2 * 3));
+            self.set(self.bytes.min(product(best, base) / 2 * 3));
             self.room = room(base);
             self.phase = Phase::Settle { rounds: 2 };
         }
@@ -291,7 +294,7 @@ impl Window {
             self.rates[0] = rate;
         }
         match self.phase {
-            Phase::Start { best } => self.phase = Phase::Start { best: best.max(rate) },
+            Phase::Start { .. } => {}
             Phase::Settle { rounds } if rounds > 1 => self.phase = Phase::Settle { rounds: rounds - 1 },
             Phase::Settle { .. } => {
                 self.room = room(base);
