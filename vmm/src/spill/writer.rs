@@ -206,3 +206,38 @@ fn remove(path: &Path) {
         tracing::warn!(path = %path.display(), %error, "the spill file, which holds guest memory and is needed no more, cannot be removed");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use page::RegionId;
+
+    use super::super::SpillFile;
+    use super::*;
+    use crate::memory::layout;
+
+    #[test]
+    fn a_file_that_was_begun_anew_holds_what_was_written_since_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let extents = layout(8 << 20).unwrap();
+        let memory = Memory::new(&extents).unwrap();
+        let domain = Domain::unkeyed();
+        let ids = (MigrationId([1; 16]), VmId([2; 16]), Epoch(3));
+        let all = migration_proto::Extent { first: RegionId(0), regions: 4 };
+        let whose = Layout::new(vec![all]).unwrap();
+        let mut writer = Writer::create(dir.path(), ids.0, ids.1, ids.2, whose).unwrap();
+        let (before, after) = ([1; PAGE_SIZE], [2; PAGE_SIZE]);
+        (0..300).for_each(|gfn| memory.write_page(Gfn(gfn), &before));
+        writer.write(&memory, &domain, &(0..300).map(Gfn).collect::<Vec<_>>()).unwrap();
+        memory.write_page(Gfn(7), &after);
+        writer.begin_anew().unwrap();
+        assert_eq!(writer.bytes(), 0);
+        writer.write(&memory, &domain, &[Gfn(7), Gfn(8)]).unwrap();
+        let sealed = writer.seal(&domain, &PageHash([9; 32])).unwrap();
+
+        let file = SpillFile::open(sealed.path()).unwrap();
+        let names: Vec<_> = file.names().into_iter().collect();
+        assert_eq!(names, [(Gfn(7), domain.name(&after)), (Gfn(8), domain.name(&before))]);
+        assert_eq!(*file.page(Gfn(7)).unwrap().1, after);
+        assert_eq!(std::fs::metadata(sealed.path()).unwrap().len(), sealed.bytes());
+    }
+}
