@@ -207,7 +207,7 @@ impl World {
             spill: self.source.terms.spills,
             resume_for: self.source.terms.resume_for,
         };
-        self.source.versions.kept.clear();
+        self.source.versions.begin();
         self.source.conn = Some(conn);
         self.source.told = Told::default();
         self.check.begins();
@@ -283,6 +283,7 @@ impl World {
             Action::SendLiterals { channel, pages } => match self.local(Local::Literals, 5_000) {
                 Some(span) => {
                     let rest = Span(self.rng.below(span.0));
+                    self.source.versions.give_out(&pages);
                     self.source_job_after(span, SourceJob::LiteralsRead { channel, pages, rest });
                 }
                 None => self.source_job_after(Span(1), SourceJob::Failed(Local::Literals)),

@@ -23,6 +23,8 @@ pub(crate) struct Versions {
     wrong: u64,
     rng: Rng,
     pub(crate) kept: BTreeMap<Gfn, (PageHash, Content)>,
+    /// What is to be read and kept then. What is dropped meanwhile is not.
+    awaited: BTreeMap<Gfn, PageHash>,
     /// What was last sent for a frame.
     sent: BTreeMap<Gfn, Content>,
 }
@@ -36,13 +38,27 @@ impl Versions {
             wrong: rng.pick(&[0, 0, 2, 60]),
             rng,
             kept: BTreeMap::new(),
+            awaited: BTreeMap::new(),
             sent: BTreeMap::new(),
         }
     }
 
-    /// Forgets what is kept of these frames.
+    /// Another migration begins.
+    pub(crate) fn begin(&mut self) {
+        self.kept.clear();
+        self.awaited.clear();
+    }
+
+    /// These are to be read and sent.
+    pub(crate) fn give_out(&mut self, literals: &[Literal]) {
+        let kept = literals.iter().filter(|literal| literal.keep);
+        self.awaited.extend(kept.map(|literal| (literal.gfn, literal.name)));
+    }
+
+    /// Forgets what is kept of these frames, or is to be.
     pub(crate) fn drop_those(&mut self, frames: &[Gfn]) {
         self.kept.retain(|gfn, _| !frames.contains(gfn));
+        self.awaited.retain(|gfn, _| !frames.contains(gfn));
     }
 
     /// What the literal of `content` is a delta against. The wrong base is the page itself: what the destination makes of that delta is what stands there.
@@ -84,7 +100,8 @@ impl World {
                 None => plain.push((gfn, page.bytes())),
             }
             versions.sent.insert(gfn, content);
-            if literal.keep {
+            if literal.keep && versions.awaited.get(&gfn) == Some(&literal.name) {
+                versions.awaited.remove(&gfn);
                 versions.kept.insert(gfn, (page.name(), content));
             }
         }

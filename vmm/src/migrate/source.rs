@@ -260,7 +260,7 @@ impl Driver {
             Action::SendLiterals { channel, pages } => {
                 let domain = self.core.domain().clone();
                 let pages: Vec<_> =
-                    pages.into_iter().map(|literal| (literal, self.versions.base(&literal))).collect();
+                    pages.into_iter().map(|literal| (literal, self.versions.give_out(&literal))).collect();
                 let level = self.levels.begin();
                 self.work(move |memory| {
                     Done::Encoded(channel, pages::encode(memory, &domain, level, &pages))

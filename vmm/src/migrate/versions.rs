@@ -27,6 +27,8 @@ pub struct Version {
 pub struct Versions {
     most: usize,
     kept: BTreeMap<Gfn, (PageHash, Arc<Page>)>,
+    /// What is being encoded and is to be kept then. What is dropped meanwhile is not.
+    awaited: BTreeMap<Gfn, PageHash>,
 }
 
 impl Versions {
@@ -36,7 +38,7 @@ impl Versions {
         let usual = (memory_bytes / MEMORY_SHARE).min(MOST_BYTES);
         let budget = budget_bytes.unwrap_or(usual).min(memory_bytes);
         let most = usize::try_from(budget / PAGE_SIZE as u64).unwrap_or(usize::MAX);
-        Self { most, kept: BTreeMap::new() }
+        Self { most, kept: BTreeMap::new(), awaited: BTreeMap::new() }
     }
 
     /// How many there may be.
@@ -45,16 +47,22 @@ impl Versions {
         self.most
     }
 
-    /// The base of a literal, if it has one and that is here.
-    #[must_use]
-    pub fn base(&self, literal: &Literal) -> Option<Arc<Page>> {
+    /// A literal is to be encoded: its base, if it has one and that is here.
+    pub fn give_out(&mut self, literal: &Literal) -> Option<Arc<Page>> {
+        if literal.keep {
+            self.awaited.insert(literal.gfn, literal.name);
+        }
         let (name, page) = self.kept.get(&literal.gfn)?;
         (Some(*name) == literal.base).then(|| Arc::clone(page))
     }
 
-    /// Keeps these, each in the place of its frame's older version.
+    /// Keeps those of these that are still to be kept, each in the place of its frame's older version.
     pub fn keep(&mut self, versions: Vec<Version>) {
         for Version { gfn, name, page } in versions {
+            if self.awaited.get(&gfn) != Some(&name) {
+                continue;
+            }
+            self.awaited.remove(&gfn);
             if self.kept.len() < self.most || self.kept.contains_key(&gfn) {
                 self.kept.insert(gfn, (name, page));
             }
@@ -65,6 +73,7 @@ impl Versions {
     pub fn drop_frames(&mut self, frames: &[Gfn]) {
         for gfn in frames {
             self.kept.remove(gfn);
+            self.awaited.remove(gfn);
         }
     }
 }
@@ -79,20 +88,36 @@ mod tests {
 
     fn literal(gfn: u64, base: u8) -> Literal {
         let base = Some(PageHash([base; 32]));
-        Literal { gfn: Gfn(gfn), name: PageHash([99; 32]), base, keep: true }
+        Literal { gfn: Gfn(gfn), name: PageHash([99; 32]), base, keep: false }
+    }
+
+    /// A page that is to be kept has been encoded.
+    fn sent(versions: &mut Versions, version: Version) {
+        let (gfn, name) = (version.gfn, version.name);
+        versions.give_out(&Literal { gfn, name, base: None, keep: true });
+        versions.keep(vec![version]);
     }
 
     #[test]
     fn a_base_is_the_version_that_is_asked_for_or_none() {
         let mut versions = Versions::new(Some(8192), 1 << 20);
-        versions.keep(vec![version(1, 1), version(2, 2), version(3, 3)]);
-        assert!(versions.base(&literal(3, 3)).is_none(), "there is room for two");
-        assert_eq!(versions.base(&literal(1, 1)).unwrap()[0], 1);
-        versions.keep(vec![version(1, 7)]);
-        assert!(versions.base(&literal(1, 1)).is_none(), "the older one is gone");
+        [version(1, 1), version(2, 2), version(3, 3)].map(|version| sent(&mut versions, version));
+        assert!(versions.give_out(&literal(3, 3)).is_none(), "there is room for two");
+        assert_eq!(versions.give_out(&literal(1, 1)).unwrap()[0], 1);
+        sent(&mut versions, version(1, 7));
+        assert!(versions.give_out(&literal(1, 1)).is_none(), "the older one is gone");
         versions.drop_frames(&[Gfn(2)]);
-        versions.keep(vec![version(3, 3)]);
-        assert!(versions.base(&literal(2, 2)).is_none() && versions.base(&literal(3, 3)).is_some());
+        sent(&mut versions, version(3, 3));
+        assert!(versions.give_out(&literal(2, 2)).is_none() && versions.give_out(&literal(3, 3)).is_some());
+    }
+
+    #[test]
+    fn what_is_dropped_while_it_is_encoded_is_not_kept() {
+        let mut versions = Versions::new(Some(8192), 1 << 20);
+        versions.give_out(&Literal { keep: true, name: PageHash([1; 32]), ..literal(1, 0) });
+        versions.drop_frames(&[Gfn(1)]);
+        versions.keep(vec![version(1, 1)]);
+        assert!(versions.give_out(&literal(1, 1)).is_none());
     }
 
     #[test]
