@@ -101,7 +101,7 @@ mod tests {
     #[test]
     fn a_base_is_the_version_that_is_asked_for_or_none() {
         let mut versions = Versions::new(Some(8192), 1 << 20);
-        [version(1, 1), version(2, 2), version(3, 3)].map(|version| sent(&mut versions, version));
+        (1..4u8).for_each(|n| sent(&mut versions, version(n.into(), n)));
         assert!(versions.give_out(&literal(3, 3)).is_none(), "there is room for two");
         assert_eq!(versions.give_out(&literal(1, 1)).unwrap()[0], 1);
         sent(&mut versions, version(1, 7));
