@@ -29,6 +29,8 @@ struct Conn {
     /// Ends that do not know of a loss and have not closed it.
     open: BTreeSet<Side>,
     broken: bool,
+    /// Whether its first control message has been handed to the destination, which reads no other channel before.
+    greeted: bool,
     /// When the last message of each direction and channel arrives.
     arrivals: BTreeMap<(Side, Channel), Time>,
     /// Directions and channels whose messages under way are lost.
@@ -100,7 +102,7 @@ impl Net {
         let conn = ConnId(u32::try_from(self.conns.len()).expect("few connections in a run"));
         let open = BTreeSet::from([caller, Side::Destination]);
         let (arrivals, cut) = (BTreeMap::new(), BTreeSet::new());
-        self.conns.insert(conn, Conn { caller, open, broken: false, arrivals, cut });
+        self.conns.insert(conn, Conn { caller, open, broken: false, greeted: false, arrivals, cut });
         (Span(self.habits.delay * 2 + rng.below(self.habits.jitter + 1)), Some(conn))
     }
 
@@ -135,17 +137,25 @@ impl Net {
         if conn.broken || !conn.open.contains(&to) {
             return (gone, None);
         }
-        let arrives = gone + Span(self.habits.delay + rng.below(self.habits.jitter + 1));
+        let mut arrives = gone + Span(self.habits.delay + rng.below(self.habits.jitter + 1));
+        if to == Side::Destination && !conn.greeted {
+            let greeting = conn.arrivals.get(&(to, Channel::Control)).copied();
+            arrives = arrives.max(greeting.unwrap_or_default());
+        }
         let last = conn.arrivals.entry((to, channel)).or_default();
         *last = arrives.max(*last);
         (gone, Some(*last))
     }
 
     /// Whether a message that arrives now is handed over.
-    pub(crate) fn arrives(&self, conn: ConnId, to: Side, channel: Channel) -> bool {
-        self.conns
-            .get(&conn)
-            .is_some_and(|conn| conn.open.contains(&to) && !conn.cut.contains(&(to, channel)))
+    pub(crate) fn arrives(&mut self, conn: ConnId, to: Side, channel: Channel) -> bool {
+        let Some(conn) = self.conns.get_mut(&conn) else { return false };
+        let comes = conn.open.contains(&to) && !conn.cut.contains(&(to, channel));
+        if to == Side::Source || to == Side::Spill {
+            return comes;
+        }
+        conn.greeted |= comes && channel == Channel::Control;
+        comes && conn.greeted
     }
 
     /// Whether this end takes the connection for alive.
